@@ -35,7 +35,9 @@ class Backbone(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role
-    source: str = Field(description="what the parameters named: a directory, hub id or built-in tag")
+    source: str = Field(
+        description="what the parameters named: a directory, hub id or built-in tag"
+    )
     path: str = Field(description="what the loader takes")
     revision: str | None = Field(description="the hub's commit; None for local files")
     fingerprint: str = Field(description="SHA-256 over the names and bytes of the model's files")
@@ -151,7 +153,9 @@ def _from_hub(source: str, revision: str | None, allow_download: bool) -> tuple[
             if allow_download
             else "set backbones.allow_download: true to fetch it, or name a local directory"
         )
-        raise BackboneError(f"{source}: no such directory, nor in the hub's cache; {hint}") from None
+        raise BackboneError(
+            f"{source}: no such directory, nor in the hub's cache; {hint}"
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise BackboneError(f"{source}: the hub refused: {error}") from error
     return Path(folder), Path(folder).name

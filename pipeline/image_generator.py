@@ -125,20 +125,18 @@ def load_image_generator(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    revision: str | None = None,
 ) -> ImageGenerator:
     """Load the UNet, decoder and scheduler of a diffusers pipeline from a directory or hub id.
 
     Raises BackboneError when a file is missing.
     """
-    declared = DiffusionPipeline.load_config(source, revision=revision)
+    declared = DiffusionPipeline.load_config(source)
     unused = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     unused += ("safety_checker", "feature_extractor", "image_encoder")
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             source,
-            torch_dtype=dtype,
-            revision=revision,
+            dtype=dtype,
             **{name: None for name in unused if name in declared},
         )
     except (OSError, ValueError) as error:

@@ -57,7 +57,6 @@ def load_text_conditioner(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    revision: str | None = None,
 ) -> TextConditioner:
     """Load the text side of a diffusers pipeline from a directory or a hub id.
 
@@ -65,7 +64,7 @@ def load_text_conditioner(
     """
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            source, unet=None, vae=None, torch_dtype=dtype, revision=revision, **_absent(source)
+            source, unet=None, vae=None, dtype=dtype, **_absent(source)
         ).to(device)
     except (OSError, ValueError) as error:
         raise BackboneError(f"cannot load the text side of {source}: {error}") from error

@@ -25,7 +25,9 @@ from pipeline.backbones import BackboneError
 class VisualEncoder:
     """A frozen open_clip model whose vision tower gives the vector before its projection."""
 
-    def __init__(self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], tokenizer: Any):
+    def __init__(
+        self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], tokenizer: Any
+    ):
         self.model = model.eval().requires_grad_(False)
         self._transform = preprocess
         self._tokenizer = tokenizer
@@ -104,5 +106,7 @@ def load_visual_encoder(
     except (RuntimeError, FileNotFoundError, ValueError, OSError) as error:
         raise BackboneError(f"cannot load the visual encoder {source}: {error}") from error
     return VisualEncoder(
-        cast(nn.Module, model).to(dtype), cast(Callable[[Image.Image], Tensor], preprocess), tokenizer
+        cast(nn.Module, model).to(dtype),
+        cast(Callable[[Image.Image], Tensor], preprocess),
+        tokenizer,
     )
