@@ -118,8 +118,8 @@ def check_widths(backbones: Backbones) -> None:
     widths = backbones.image_generator.widths
     if widths["text_width"] != widths["cross_attention_width"]:
         raise BackboneError(
-            f"image_generator {backbones.image_generator.source}: its text encoders give vectors of "
-            f"width {widths['text_width']}, but its UNet's cross-attention takes "
+            f"image_generator {backbones.image_generator.source}: its text encoders give vectors "
+            f"of width {widths['text_width']}, but its UNet's cross-attention takes "
             f"{widths['cross_attention_width']}; the directory mixes two models"
         )
 
