@@ -1,1 +1,1 @@
-
+"""What people wrote -> checked records. Knows pictures and text, no tensor and no store."""

@@ -1,0 +1,300 @@
+"""Opens any picture that a data set may hold as the 8-bit RGB picture that a person would see.
+
+EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled (not
+clipped), of several frames the first is taken. What cannot be shown whole is refused with a
+reason; nothing is ever repaired or replaced.
+
+CMYK is converted by the formula, without its ICC profile, as CLIP's own preprocessing did.
+"""
+
+import hashlib
+import io
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    IcoImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from corpora import tar_shards
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 512 * 2**20
+
+PictureErrorKind = Literal[
+    "missing",  # no such file or tar member
+    "url",  # an address: nothing is ever downloaded
+    "empty",  # no bytes, or no pixels
+    "truncated",  # the data end too early
+    "unreadable",  # not a picture, damaged, or not permitted to read
+    "unsupported",  # a picture without a defined 8-bit rendering (float, signed 16-bit)
+    "too large",  # more pixels or bytes than allowed
+]
+
+# An explicit list: Pillow would otherwise also try formats that start other programs (EPS).
+_FORMATS = (
+    JpegImagePlugin.JpegImageFile.format,  # and MPO, of which the first picture is taken
+    PngImagePlugin.PngImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+    GifImagePlugin.GifImageFile.format,
+    BmpImagePlugin.BmpImageFile.format,
+    TiffImagePlugin.TiffImageFile.format,
+    PpmImagePlugin.PpmImageFile.format,
+    AvifImagePlugin.AvifImageFile.format,
+    Jpeg2KImagePlugin.Jpeg2KImageFile.format,
+    IcoImagePlugin.IcoImageFile.format,
+)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:|pipe:", re.IGNORECASE)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(Exception):
+    """A picture that cannot be shown: a short `kind` to count by, a `detail` to read, and the
+    `reference` under which it was asked for."""
+
+    def __init__(self, kind: PictureErrorKind, detail: str, reference: str = "") -> None:
+        self.kind = kind
+        self.detail = detail
+        self.reference = reference
+        super().__init__(f"{reference}: {kind}: {detail}" if reference else f"{kind}: {detail}")
+
+
+class PictureStat(NamedTuple):
+    """Size in bytes, and a text that changes when the file is written anew."""
+
+    size: int
+    version: str
+
+
+def is_url(reference: str) -> bool:
+    """Whether a reference is an address rather than a path."""
+    return _URL.match(reference) is not None
+
+
+def open_picture(reference: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture behind a path, a tar member (`shard.tar#member`), or the bytes of a file.
+
+    Returns an upright 8-bit RGB `PIL.Image.Image` without metadata. Safe to call from several
+    threads.
+
+    Raises:
+        PictureError: with the kind, the detail and the reference.
+    """
+    data = reference if isinstance(reference, bytes) else read_picture(reference)
+    try:
+        return _decode(data, max_pixels)
+    except PictureError as error:
+        name = f"{len(data)} bytes" if isinstance(reference, bytes) else str(reference)
+        raise PictureError(error.kind, error.detail, name) from error.__cause__
+
+
+def read_picture(reference: str | Path) -> bytes:
+    """The undecoded bytes of a picture file or tar member. Raises PictureError."""
+    size = stat_picture(reference).size
+    if size > MAX_BYTES:
+        raise PictureError("too large", f"{size} bytes, at most {MAX_BYTES}", str(reference))
+    try:
+        member = tar_shards.split_reference(str(reference))
+        if member is None:
+            return Path(reference).read_bytes()
+        shard, name = member
+        location = tar_shards.locate(shard, name)
+        assert location is not None, "stat_picture has just found it"
+        return tar_shards.read(shard, location)
+    except OSError as error:
+        raise PictureError("unreadable", error.strerror or str(error), str(reference)) from error
+
+
+def stat_picture(reference: str | Path) -> PictureStat:
+    """Size and version of a picture file or tar member, without reading it. Raises PictureError."""
+    text = str(reference)
+    if is_url(text):
+        raise PictureError("url", "an address; pictures are never downloaded", text)
+    member = tar_shards.split_reference(text)
+    try:
+        if member is None:
+            status = os.stat(text)
+            if not stat.S_ISREG(status.st_mode):
+                raise PictureError("unreadable", "not a regular file", text)
+            return PictureStat(status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
+        shard, name = member
+        location = tar_shards.locate(shard, name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PictureError("missing", "no such file", text) from error
+    except (OSError, ValueError) as error:  # ShardError, an over-long name, a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PictureError("unreadable", reason, text) from error
+    if location is None:
+        raise PictureError("missing", f"{shard} has no member {name}", text)
+    return PictureStat(location.size, f"{location.version}:{location.offset}:{location.size}")
+
+
+def check_picture(
+    reference: str | Path, check: Literal["decode", "header", "exists"], max_pixels: int
+) -> bytes:
+    """Checks that a picture can be opened and returns its identity (16 bytes).
+
+    "decode" reads and decodes all of it; its identity is a hash of its bytes. "header" opens the
+    file without decoding and "exists" only looks it up; both identify it by size and time of
+    last change. Raises PictureError.
+    """
+    if check == "decode":
+        data = read_picture(reference)
+        try:
+            _decode(data, max_pixels, smallest=True)
+        except PictureError as error:
+            raise PictureError(error.kind, error.detail, str(reference)) from error
+        return hashlib.blake2b(data, digest_size=16).digest()
+    status = stat_picture(reference)
+    if status.size == 0:
+        raise PictureError("empty", "0 bytes", str(reference))
+    if check == "header":
+        in_tar = tar_shards.split_reference(str(reference)) is not None
+        source = io.BytesIO(read_picture(reference)) if in_tar else str(reference)
+        try:
+            _open(source, max_pixels).close()
+        except PictureError as error:
+            raise PictureError(error.kind, error.detail, str(reference)) from error
+    return hashlib.blake2b(status.version.encode(), digest_size=16).digest()
+
+
+def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(source, formats=_FORMATS)
+    except MemoryError:
+        raise
+    except Exception as error:  # plugins raise whatever their parsers stumble over
+        raise _explained(error) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise PictureError("too large", f"{width} x {height} pixels, at most {max_pixels}")
+    if width < 1 or height < 1:
+        raise PictureError("empty", f"{width} x {height} pixels")
+    return image
+
+
+def _decode(data: bytes, max_pixels: int, *, smallest: bool = False) -> Image.Image:
+    """`smallest` lets JPEG skip most of the inverse transform: every byte is still decoded."""
+    if not data:
+        raise PictureError("empty", "0 bytes")
+    with _open(io.BytesIO(data), max_pixels) as image:
+        try:
+            if smallest:
+                image.draft(None, (1, 1))
+            return _to_rgb(image)
+        except (MemoryError, PictureError):
+            raise
+        except Exception as error:  # decoders raise whatever they stumble over
+            raise _explained(error) from error
+
+
+def _explained(error: Exception) -> PictureError:
+    detail = str(error) or type(error).__name__
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return PictureError("too large", detail)
+    if isinstance(error, UnidentifiedImageError):
+        return PictureError("unreadable", "not a picture in a known format, or damaged")
+    if "too large" in detail.lower():
+        return PictureError("too large", detail)
+    if isinstance(error, EOFError) or re.search(
+        r"truncated|unexpected end|not enough image data", detail, re.IGNORECASE
+    ):
+        return PictureError("truncated", detail)
+    return PictureError("unreadable", detail)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    white_level = _white_level(image)
+    transparency = _transparency(image)
+    image.load()
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    orientation = _orientation(image)
+
+    if image.mode.startswith("I") or image.mode == "F":
+        rgb = _from_deep_grey(image, white_level)
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        rgb = Image.new("RGBA", rgba.size, "white")
+        rgb.alpha_composite(rgba)
+        rgb = rgb.convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    rgb.info.clear()  # a left-over orientation would be applied again by whoever reads it
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata of a good picture: shown as stored, as viewers do
+        return 1
+
+
+def _white_level(image: Image.Image) -> int | None:
+    """The sample value of white in a greyscale picture deeper than 8 bits; negative when the
+    scale runs from white to black; None when the file does not define one."""
+    if image.mode == "F":
+        return None
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if image.mode == "I":
+            return None  # signed, or 32 bits
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+        inverted = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        return (1 - 2**bits) if inverted else 2**bits - 1
+    return 65535  # PNG, JPEG 2000; Pillow scales PGM to this
+
+
+def _transparency(image: Image.Image) -> int | tuple[int, ...] | None:
+    """PNG's transparent colour in the units of the decoded samples, where Pillow keeps the
+    file's: greys of 2 and 4 bits, and colours of 16 bits."""
+    value = image.info.get("transparency")
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
+        return None
+    raw_mode = image.tile[0].args
+    if isinstance(value, int) and raw_mode in ("L;2", "L;4"):
+        return value * {"L;2": 85, "L;4": 17}[raw_mode]
+    if isinstance(value, tuple) and raw_mode == "RGB;16B":
+        return tuple(sample >> 8 for sample in value)
+    return None
+
+
+def _from_deep_grey(image: Image.Image, white_level: int | None) -> Image.Image:
+    if white_level is None:
+        raise PictureError("unsupported", f"samples of mode {image.mode} have no defined white")
+    samples = np.asarray(image).astype(np.int64)
+    scale = abs(white_level)
+    grey = (np.clip(samples, 0, scale) * 255 + scale // 2) // scale
+    if white_level < 0:
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[samples == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
