@@ -1,0 +1,140 @@
+"""Against the released annotations (all 1632 rows) and Fleiss' kappa of a published worked example."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from corpora.parti_prompts import (
+    PartiPrompt,
+    VotedPrompt,
+    agreed_label,
+    fleiss_kappa,
+    label_votes,
+    paper_split,
+    percent_agreement,
+    read_labels,
+    read_prompts,
+    read_votes,
+    write_labels,
+    write_votes,
+)
+from corpora.records import CorpusError
+
+
+@pytest.fixture(scope="module")
+def released(shared_data: Path) -> Path:
+    return shared_data / "parti_prompts"
+
+
+def test_the_agreement_rule_gives_the_released_labels(released: Path) -> None:
+    voted = read_votes(released / "PartiPromptsAllDecisions_Alignment.tsv")
+    labels = read_labels(released / "PartiPromptsDecisionsConfident.tsv")
+    assert label_votes(voted) == labels
+    assert Counter(row.label for row in labels) == {"gen": 592, "ret": 319, "same": 721}
+    assert Counter(len(row.votes) for row in voted) == {5: 1630, 4: 2}
+
+
+def test_votes_are_on_the_prompts_of_the_benchmark(released: Path) -> None:
+    prompts = read_prompts(released / "PartiPrompts.tsv")
+    assert len(prompts) == 1632
+    assert prompts[0] == PartiPrompt(
+        "bond", "Abstract", "Basic", "Biology-inspired concepts with multiple meanings"
+    )
+    assert prompts[1560].prompt.startswith('"G I G G L E" painted in thick')
+    voted = read_votes(released / "PartiPromptsAllDecisions_Realism.tsv")
+    assert [row.prompt.prompt for row in voted] == [row.prompt for row in prompts]
+
+
+def test_writing_gives_back_the_bytes_that_were_read(released: Path, tmp_path: Path) -> None:
+    voted = released / "PartiPromptsAllDecisions_Alignment.tsv"
+    write_votes(tmp_path / "votes.tsv", read_votes(voted))
+    assert (tmp_path / "votes.tsv").read_bytes() == voted.read_bytes()
+    labels = released / "PartiPromptsDecisionsConfident.tsv"
+    write_labels(tmp_path / "labels.tsv", read_labels(labels))
+    assert (tmp_path / "labels.tsv").read_bytes() == labels.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.tsv", "votes.tsv"]
+
+
+def test_paper_split_has_the_class_counts_of_appendix_c(released: Path) -> None:
+    labels = [row.label for row in read_labels(released / "PartiPromptsDecisionsConfident.tsv")]
+    train, test = paper_split(labels)
+    assert len(train) == 600
+    assert Counter(labels[position] for position in test) == {"gen": 201, "ret": 110}
+    assert not set(train) & set(test)
+    assert "same" not in {labels[position] for position in train}
+
+
+@pytest.mark.parametrize(
+    ("votes", "label"),
+    [
+        ("gen gen gen gen gen", "gen"),
+        ("gen gen gen same ret", "gen"),
+        ("ret gen ret ret same", "ret"),
+        ("ret ret gen ret gen", "same"),
+        ("ret ret same same gen", "same"),
+        ("same same same same same", "same"),
+        ("gen gen gen", "gen"),
+    ],
+)
+def test_agreed_label(votes: str, label: str) -> None:
+    assert agreed_label(votes.split()) == label
+
+
+# 10 subjects, 14 raters, 5 answers: the worked example of the encyclopedia article "Fleiss' kappa".
+WORKED_EXAMPLE = [
+    (0, 0, 0, 0, 14),
+    (0, 2, 6, 4, 2),
+    (0, 0, 3, 5, 6),
+    (0, 3, 9, 2, 0),
+    (2, 2, 8, 1, 1),
+    (7, 7, 0, 0, 0),
+    (3, 2, 6, 3, 0),
+    (2, 5, 3, 2, 2),
+    (6, 5, 2, 1, 0),
+    (0, 2, 2, 3, 7),
+]
+
+
+def test_fleiss_kappa_of_the_worked_example() -> None:
+    votes = [
+        [str(answer) for answer, number in enumerate(row) for _ in range(number)]
+        for row in WORKED_EXAMPLE
+    ]
+    assert percent_agreement(votes) == pytest.approx(0.378, abs=5e-4)
+    assert fleiss_kappa(votes) == pytest.approx(0.210, abs=5e-4)
+
+
+def test_agreement_of_few_votes() -> None:
+    assert percent_agreement([["gen", "gen"], ["gen", "ret"], ["same"]]) == 0.5
+    assert fleiss_kappa([["gen", "gen"], ["ret", "ret"]]) == 1.0
+    assert fleiss_kappa([["gen", "gen"]]) != fleiss_kappa(
+        [["gen", "gen"]]
+    )  # NaN: nothing but chance
+    with pytest.raises(ValueError, match="two votes"):
+        percent_agreement([["gen"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Prompt\tCategory\n", r"votes\.tsv: the header is"),
+        ("Prompt\tCategory\tChallenge\tNote\tDecisions\na\tb\tc\td\n", r"tsv:2: 4 fields"),
+        (
+            "Prompt\tCategory\tChallenge\tNote\tDecisions\na\tb\tc\td\tgen\na\tb\tc\td\tgen,yes\n",
+            r"tsv:3: vote 'yes'",
+        ),
+    ],
+)
+def test_a_bad_file_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "votes.tsv").write_text(text)
+    with pytest.raises(CorpusError, match=message):
+        read_votes(tmp_path / "votes.tsv")
+
+
+def test_what_the_format_cannot_store_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "votes.tsv"
+    path.write_text("old")
+    with pytest.raises(CorpusError, match="line break"):
+        write_votes(path, [VotedPrompt(PartiPrompt("a\nb", "", "", ""), ("gen",))])
+    assert path.read_text() == "old"
