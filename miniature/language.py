@@ -1,0 +1,256 @@
+"""What is said about scenes: captions, events, stories, dialogues, requests, and summaries.
+
+Captions name place and side before the object, because the image generator's text encoder is causal: what comes
+later in a text is known at later positions only. `story_prompt` and `dialogue_prompt` are the forms in which the
+language model was trained on longer texts, so evaluation builds its prompts with them.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from miniature.world import ATTRIBUTES, SCENES, SCENES_OF, VALUES, Scene, Split, draw_scene
+
+# The order in which a summary in words goes through the attributes.
+SUMMARY_ORDER = ("shape", "color", "size", "side", "place")
+# A summary with every value left blank: with the tiny language model's tokenizer exactly these eight tokens. Their
+# embeddings are a natural starting point for eight [IMG] embeddings.
+BLANK_SUMMARY = " picture: shape color size side place."
+
+CHANGEABLE = ("place", "color", "size", "side")  # what an event can change
+
+
+class Mention(NamedTuple):
+    """The probabilities with which a caption mentions each attribute (it always names the shape)."""
+
+    place: float
+    color: float
+    size: float
+    side: float
+
+
+EVERYTHING = Mention(1.0, 1.0, 1.0, 1.0)
+MOST = Mention(place=0.85, color=0.9, size=0.75, side=0.85)
+LITTLE = Mention(place=0.35, color=0.35, size=0.35, side=0.35)
+
+
+class Moment(NamedTuple):
+    """One picture of a story and its caption."""
+
+    scene: Scene
+    caption: str
+
+
+class Round(NamedTuple):
+    """One round of a dialogue; the question has no question mark, as in VisDial."""
+
+    question: str
+    answer: str
+
+
+def in_place(scene: Scene) -> str:
+    """For example `in the desert`."""
+    return f"in the {scene.place}"
+
+
+def on_side(scene: Scene) -> str:
+    """For example `on the left`, or `in the middle`."""
+    return _on_side(scene.side)
+
+
+def _on_side(side: str) -> str:
+    return "in the middle" if side == "middle" else f"on the {side}"
+
+
+def noun_phrase(scene: Scene, rng: random.Random, article: str, color: float, size: float) -> str:
+    """For example `a small red ring`, with the size and the colour each mentioned with the probability given."""
+    words = [article]
+    if rng.random() < size:
+        words.append(scene.size)
+    if rng.random() < color:
+        words.append(scene.color)
+    return " ".join([*words, scene.shape])
+
+
+def caption(scene: Scene, rng: random.Random, mention: Mention = EVERYTHING) -> str:
+    """Describes a picture, for example `in the desert on the left there is a small red ring.`"""
+    where = []
+    if rng.random() < mention.place:
+        where.append(in_place(scene))
+    if rng.random() < mention.side:
+        where.append(on_side(scene))
+    rng.shuffle(where)
+    if rng.random() < 0.3:
+        where.append("there is")
+    return " ".join([*where, noun_phrase(scene, rng, "a", mention.color, mention.size)]) + "."
+
+
+def event(scene: Scene, attribute: str, name: str, rng: random.Random) -> str:
+    """Says that an attribute has just become what it is in `scene`, for example `the ring turns blue.`"""
+    match attribute:
+        case "place":
+            return f"{name} {rng.choice(('goes', 'moves'))} to the {scene.place}."
+        case "color":
+            return f"{name} {rng.choice(('turns', 'becomes'))} {scene.color}."
+        case "size":
+            return f"{name} becomes {scene.size}."
+        case "side":
+            return f"{name} moves to the {scene.side}."
+    raise ValueError(f"an event changes one of {CHANGEABLE}, not {attribute!r}")
+
+
+def picture_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption as a set of captioned pictures has them: mostly descriptions, some events, few complete."""
+    if rng.random() < 0.7:
+        return caption(scene, rng, MOST)
+    changed = rng.choice(CHANGEABLE)
+    color, size = 0.4 * (changed != "color"), 0.3 * (changed != "size")
+    name = noun_phrase(scene, rng, rng.choice(("a", "the")), color, size)
+    return event(scene, changed, name, rng)
+
+
+def story(
+    rng: random.Random,
+    split: Split | None = None,
+    num_pictures: int = 5,
+    num_changing: int = 2,
+    mention: Mention = LITTLE,
+    rare_share: float | None = None,
+) -> list[Moment]:
+    """A story in pictures: the first caption says little, each later one tells the one attribute that changed.
+
+    Args:
+        rng: source of chance.
+        split: "train" keeps every picture to training scenes; "validation" and "test" take the last picture's scene
+            from that split and the others from anywhere; None does not care.
+        num_pictures: number of pictures, each with one caption.
+        num_changing: how many attributes change in the course of the story; never the same one twice in a row.
+        mention: what the first caption mentions.
+        rare_share: the probability that the first scene has a rare colour-shape pair, as in `draw_scene`.
+
+    Raises:
+        ValueError: fewer than two attributes that change.
+    """
+    if not 2 <= num_changing <= len(CHANGEABLE):
+        raise ValueError(f"num_changing must be 2 to {len(CHANGEABLE)}, got {num_changing}")
+    allowed = frozenset(SCENES if split is None else SCENES_OF[split])
+    while True:
+        scene = draw_scene(rng, "train" if split == "train" else None, rare_share)
+        changing = rng.sample(CHANGEABLE, num_changing)
+        moments = [Moment(scene, caption(scene, rng, mention))]
+        last_changed = None
+        while len(moments) < num_pictures:
+            attribute = rng.choice([name for name in changing if name != last_changed])
+            value = rng.choice([v for v in VALUES[attribute] if v != getattr(scene, attribute)])
+            scene = scene._replace(**{attribute: value})
+            last_changed = attribute
+            name = "it" if rng.random() < 0.5 else f"the {scene.shape}"
+            moments.append(Moment(scene, event(scene, attribute, name, rng)))
+        must_be_allowed = moments if split == "train" else moments[-1:]
+        if all(moment.scene in allowed for moment in must_be_allowed):
+            return moments
+
+
+def dialogue(scene: Scene, rng: random.Random, num_rounds: int = 10) -> list[Round]:
+    """Questions and answers about a picture; each attribute is asked for once, and guessed at in the other rounds.
+
+    The answer "no" is informative (`no it is blue`), so that no round is wasted.
+    """
+    yes_no = "yes" if scene.size == "big" else "no"
+    rounds = [
+        Round("what is this", f"a {scene.shape}"),
+        Round("what color is it", scene.color),
+        Round("is it big", f"{yes_no} it is {scene.size}"),
+        Round("which side is it on", on_side(scene)),
+        Round("what place is it in", in_place(scene)),
+    ]
+    rng.shuffle(rounds)
+    while len(rounds) < num_rounds:
+        attribute = rng.choice(ATTRIBUTES)
+        guess = rng.choice(VALUES[attribute])
+        truth = getattr(scene, attribute)
+        answer = "yes" if guess == truth else f"no it is {_as_predicate(attribute, truth)}"
+        rounds.append(Round(f"is it {_as_predicate(attribute, guess)}", answer))
+    rng.shuffle(rounds)
+    return rounds[:num_rounds]
+
+
+def _as_predicate(attribute: str, value: str) -> str:
+    match attribute:
+        case "place":
+            return f"in the {value}"
+        case "side":
+            return _on_side(value)
+        case "shape":
+            return f"a {value}"
+    return value
+
+
+def request(scene: Scene, attribute: str, rng: random.Random) -> str:
+    """Asks for a change, for example `make it blue.` or `move it to the left.`"""
+    match attribute:
+        case "place" | "side":
+            return f"move it to the {getattr(scene, attribute)}."
+    return f"{rng.choice(('make it', 'now it is'))} {getattr(scene, attribute)}."
+
+
+def opening_request(scene: Scene, rng: random.Random, mention: Mention = LITTLE) -> str:
+    """Asks for a picture, for example `show me a small red ring on the left.`"""
+    verb = rng.choice(("show me", "draw", "show me a picture of"))
+    parts = [verb, noun_phrase(scene, rng, "a", mention.color, mention.size)]
+    if rng.random() < mention.side:
+        parts.append(on_side(scene))
+    if rng.random() < mention.place:
+        parts.append(in_place(scene))
+    return " ".join(parts) + "."
+
+
+def story_prompt(captions: Sequence[str]) -> str:
+    """The captions of a story as one text: joined by single spaces."""
+    return " ".join(captions)
+
+
+def dialogue_prompt(rounds: Sequence[Round]) -> str:
+    """The rounds of a dialogue as one text: `Q: what color is it? A: red`, one round a line, no line end at the end."""
+    return "\n".join(f"Q: {question}? A: {answer}" for question, answer in rounds)
+
+
+def question_prompt(context: str, question: str) -> str:
+    """A question after a text that answers it (or after nothing, if the context is a picture), up to the `A:`."""
+    return f"{context}\nQ: {question}? A:" if context else f"Q: {question}? A:"
+
+
+def stated(text: str) -> frozenset[str]:
+    """The attributes that a caption, story or dialogue of one object has established, by name.
+
+    A question alone establishes nothing, except that a guess answered "yes" is right.
+    """
+    known: set[str] = set()
+    for line in text.split("\n"):
+        question, separator, answer = line.partition("? A: ")
+        said = question + " " + answer if answer == "yes" else (answer if separator else line)
+        words = set(said.replace(".", " ").replace("?", " ").split())
+        known.update(name for name, values in VALUES.items() if words & set(values))
+    return frozenset(known)
+
+
+def summary(scene: Scene, attributes: Sequence[str], blank: Iterable[str] = ()) -> str:
+    """Says in words what a picture shows, for example ` picture: shape ring color red.`
+
+    Args:
+        scene: what is shown.
+        attributes: which attributes the summary goes through, in this order.
+        blank: those of them of which only the name is said, not the value.
+    """
+    empty = frozenset(blank)
+    parts = [name if name in empty else f"{name} {getattr(scene, name)}" for name in attributes]
+    return " picture: " + " ".join(parts) + "."
+
+
+def words() -> list[str]:
+    """Every word that the functions above use, without punctuation, each once."""
+    said = """a the on in there is it goes moves turns becomes to and
+        Q A what this color which side place yes no picture shape size
+        show me draw of make move now"""
+    values = [value for options in VALUES.values() for value in options]
+    return list(dict.fromkeys([*said.split(), *values]))

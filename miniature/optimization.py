@@ -1,0 +1,113 @@
+"""How every tiny backbone is optimised: Muon for the matrices, Adam for the rest, one schedule, visible progress."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+Report = Callable[[str], None]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update of a matrix is made orthogonal by Newton-Schulz iterations (Jordan et al., 2024).
+
+    Tensors of more than two dimensions (convolutions) are matrices [first, rest]. The update is scaled by
+    `sqrt(max(1, rows / columns))`.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
+                momentum.lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonalize(
+                    parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
+                )
+                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrix: Tensor, iterations: int = 4) -> Tensor:
+    """Pushes all singular values towards 1 with the quintic Newton-Schulz iteration; [rows, columns] both."""
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
+
+
+class Optimization:
+    """Updates parameters over a fixed number of steps: linear warm-up, plateau, linear decay over the last part."""
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        num_steps: int,
+        matrix_rate: float,
+        other_rate: float,
+        decay_share: float = 0.5,
+        betas: tuple[float, float] = (0.9, 0.95),
+    ) -> None:
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in named_parameters:
+            is_matrix = parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8
+            (matrices if is_matrix and "embed" not in name else others).append(parameter)
+        self._parameters = matrices + others
+        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(others, other_rate, betas)]
+        if matrices:
+            self._optimizers.append(Muon(matrices, matrix_rate))
+        self._rates = [other_rate, matrix_rate]
+        self._num_steps, self._decay_share, self._done = num_steps, decay_share, 0
+
+    def step(self, loss: Tensor) -> None:
+        """Backpropagates a scalar loss and updates; gradients are clipped to a norm of 1."""
+        left = 1 - self._done / self._num_steps
+        self._done += 1
+        factor = min(1.0, self._done / 30) * max(0.01, min(1.0, left / self._decay_share))
+        for optimizer, rate in zip(self._optimizers, self._rates):
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+
+class Progress:
+    """Counts steps and reports rate, time left and the running mean of the loss, every few seconds."""
+
+    def __init__(self, what: str, num_steps: int, report: Report, every_seconds: float = 15.0) -> None:
+        self.what, self.num_steps, self.report, self.every = what, num_steps, report, every_seconds
+        self.loss: float | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        start = last = time.monotonic()
+        for step in range(self.num_steps):
+            yield step
+            now = time.monotonic()
+            if now - last > self.every or step + 1 == self.num_steps:
+                last = now
+                rate = (step + 1) / (now - start)
+                left = (self.num_steps - step - 1) / rate
+                self.report(
+                    f"{self.what}: step {step + 1}/{self.num_steps}, {rate:.2f} steps/s, "
+                    f"{left:.0f} s left, loss {self.loss or float('nan'):.4f}"
+                )
+
+    def seen(self, loss: Tensor) -> None:
+        """Takes the loss of a step into the running mean."""
+        value = float(loss.detach())
+        self.loss = value if self.loss is None else 0.98 * self.loss + 0.02 * value

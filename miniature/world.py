@@ -1,0 +1,183 @@
+"""The procedural world: 576 scenes of one object each, how they are split, and how they are drawn.
+
+A scene is one value of each of five attributes. Six of the 24 colour-shape pairs are rare. The scenes, not the
+pictures, are split: a held-out scene is in no picture and no text that a backbone or GILL is trained on.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "validation", "test"]
+
+PICTURE_SIZE = 32  # pixels, both ways
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "place": ("desert", "meadow", "sea", "night"),
+    "color": ("red", "yellow", "purple", "white", "green", "blue"),
+    "shape": ("ring", "square", "triangle", "cross"),
+    "size": ("small", "big"),
+    "side": ("left", "middle", "right"),
+}
+ATTRIBUTES = tuple(VALUES)
+
+
+class Scene(NamedTuple):
+    """What a picture shows, in words; the fields are `ATTRIBUTES`, their values those of `VALUES`."""
+
+    place: str
+    color: str
+    shape: str
+    size: str
+    side: str
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """The index of each value within its attribute: `(place, color, shape, size, side)`."""
+        return tuple(VALUES[name].index(value) for name, value in zip(ATTRIBUTES, self))
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether its colour and shape seldom occur together."""
+        return (self.color, self.shape) in RARE_PAIRS
+
+
+RARE_PAIRS = frozenset(
+    {
+        ("red", "cross"),
+        ("yellow", "ring"),
+        ("purple", "triangle"),
+        ("white", "square"),
+        ("green", "ring"),
+        ("blue", "triangle"),
+    }
+)
+SCENES: tuple[Scene, ...] = tuple(Scene(*values) for values in product(*VALUES.values()))
+
+
+def scene_from_codes(codes: Sequence[int]) -> Scene:
+    """The scene whose `codes` these are."""
+    return Scene(*(VALUES[name][code] for name, code in zip(ATTRIBUTES, codes)))
+
+
+def _split_scenes() -> dict[Split, tuple[Scene, ...]]:
+    order = list(SCENES)
+    random.Random("scenes of the miniature world").shuffle(order)
+    num_test, num_validation = len(order) // 10, len(order) // 20
+    return {
+        "test": tuple(order[:num_test]),
+        "validation": tuple(order[num_test : num_test + num_validation]),
+        "train": tuple(order[num_test + num_validation :]),
+    }
+
+
+SCENES_OF: dict[Split, tuple[Scene, ...]] = _split_scenes()
+SPLIT_OF: dict[Scene, Split] = {scene: name for name, part in SCENES_OF.items() for scene in part}
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def draw_scene(
+    rng: random.Random, split: Split | None = None, rare_share: float | None = None
+) -> Scene:
+    """A random scene.
+
+    Args:
+        rng: source of chance.
+        split: only scenes of this split; of all three if None.
+        rare_share: the probability of a rare colour-shape pair; None draws uniformly, which makes it 1/4.
+    """
+    scenes = SCENES if split is None else SCENES_OF[split]
+    if rare_share is not None:
+        rare = rng.random() < rare_share
+        scenes = tuple(scene for scene in scenes if scene.is_rare == rare)
+    return rng.choice(scenes)
+
+
+# --- how a scene looks -------------------------------------------------------------------------------------------
+
+COLOR_RGB = np.array(
+    [
+        [215, 30, 30],
+        [250, 225, 40],
+        [150, 40, 200],
+        [245, 245, 245],
+        [0, 125, 40],
+        [25, 45, 235],
+    ],
+    np.float32,
+)
+PLACE_RGB = np.array(  # above the horizon, below it
+    [
+        [[238, 208, 165], [205, 160, 105]],
+        [[175, 215, 238], [150, 195, 115]],
+        [[185, 210, 225], [85, 150, 185]],
+        [[22, 22, 50], [62, 62, 85]],
+    ],
+    np.float32,
+)
+SIDE_X = np.array([8.5, 16.0, 23.5], np.float32)  # centre of the object, pixels
+SIZE_RADIUS = np.array([5.0, 8.0], np.float32)  # half the extent of the object, pixels
+_SUPERSAMPLING = 3
+
+
+def shape_coverage(
+    shape: int, x: NDArray[np.floating], y: NDArray[np.floating], radius: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """How much of each pixel a shape covers, for n centres and radii in pixels: float32 [n, 32, 32] in 0..1."""
+    grid = (np.arange(PICTURE_SIZE * _SUPERSAMPLING, dtype=np.float32) + 0.5) / _SUPERSAMPLING
+    dx = ((grid[None, :] - x[:, None]) / radius[:, None]).astype(np.float32)[:, None, :]
+    dy = ((grid[None, :] - y[:, None]) / radius[:, None]).astype(np.float32)[:, :, None]
+    match VALUES["shape"][shape]:
+        case "ring":
+            squared = dx * dx + dy * dy
+            inside = (squared < 1) & (squared > 0.2)
+        case "square":
+            inside = (abs(dx) < 0.88) & (abs(dy) < 0.88)
+        case "triangle":
+            inside = (dy < 0.9) & (abs(dx) < (dy + 0.95) * 0.54)
+        case _:  # cross
+            inside = ((abs(dx) < 0.36) & (abs(dy) < 1)) | ((abs(dy) < 0.36) & (abs(dx) < 1))
+    cells = inside.reshape(len(x), PICTURE_SIZE, _SUPERSAMPLING, PICTURE_SIZE, _SUPERSAMPLING)
+    return cells.mean((2, 4), dtype=np.float32)
+
+
+def render(scenes: Sequence[Scene], seed: int) -> NDArray[np.uint8]:
+    """Draws one picture per scene: uint8 [N, 32, 32, 3].
+
+    The horizon, the exact place, size and brightness of the object and the noise vary from picture to picture.
+    """
+    pictures = [
+        _render_block(scenes[start : start + 256], np.random.default_rng([seed, start]))
+        for start in range(0, len(scenes), 256)
+    ]
+    return (
+        np.concatenate(pictures)
+        if pictures
+        else np.zeros((0, PICTURE_SIZE, PICTURE_SIZE, 3), np.uint8)
+    )
+
+
+def _render_block(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]:
+    n = len(scenes)
+    place, color, shape, size, side = np.array([scene.codes for scene in scenes]).T
+    horizon = rng.integers(14, 19, n)
+    daylight = rng.uniform(0.97, 1.03, n).astype(np.float32)
+    gloss = rng.uniform(0.95, 1.03, n).astype(np.float32)
+    radius = SIZE_RADIUS[size] + rng.uniform(-0.2, 0.2, n)
+    x = SIDE_X[side] + rng.uniform(-0.5, 0.5, n)
+    y = 16 + rng.uniform(-1, 1, n)
+
+    above = (np.arange(PICTURE_SIZE)[None, :] < horizon[:, None])[:, :, None, None]
+    ground = np.where(above, PLACE_RGB[place, 0][:, None, None], PLACE_RGB[place, 1][:, None, None])
+    ground = ground * daylight[:, None, None, None]
+    coverage = np.empty((n, PICTURE_SIZE, PICTURE_SIZE, 1), np.float32)
+    for code in range(len(VALUES["shape"])):
+        chosen = shape == code
+        coverage[chosen, ..., 0] = shape_coverage(code, x[chosen], y[chosen], radius[chosen])
+    paint = (COLOR_RGB[color] * gloss[:, None])[:, None, None]
+    noise = rng.standard_normal((n, PICTURE_SIZE, PICTURE_SIZE, 3), np.float32)
+    return np.clip(ground * (1 - coverage) + paint * coverage + noise, 0, 255).astype(np.uint8)
