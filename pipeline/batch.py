@@ -1,0 +1,91 @@
+"""The training batch: ragged captions as one token vector, and what was precomputed for them.
+
+B examples, S caption tokens in all, d visual width, L x D the target of the image generator.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """B captions with their pictures' features and their targets.
+
+    `offsets` stays on the CPU: the shapes of a step are decided there, without waiting for a device.
+    """
+
+    tokens: Int64[Tensor, " S"]
+    """Caption ids one after the other: no start ids, no padding, no [IMG] tokens."""
+    offsets: Int64[Tensor, " bounds"]
+    """Caption i is `tokens[offsets[i] : offsets[i + 1]]`; B + 1 numbers, on the CPU."""
+    pooled: Float[Tensor, "B d"]
+    """v_phi(x): the visual encoder's pooled vector before any projection."""
+    targets: Float[Tensor, "B L D"]
+    """T_psi(y): the output of the image generator's text encoder at every position."""
+    rows: Int64[Tensor, " B"]
+    """Rows of the caption table these examples come from."""
+    pooled_targets: Float[Tensor, "B D_pooled"] | None = None
+    """The pooled text vector, for generators that also need one."""
+
+    def __post_init__(self) -> None:
+        lengths = self.offsets.diff()
+        if len(lengths) != len(self.pooled) or int(self.offsets[0]) != 0:
+            raise ValueError(
+                f"offsets describe {len(lengths)} captions from token {int(self.offsets[0])}, "
+                f"but there are {len(self.pooled)} pooled vectors"
+            )
+        if int(self.offsets[-1]) != len(self.tokens):
+            raise ValueError(
+                f"offsets end at {int(self.offsets[-1])}, but there are {len(self.tokens)} tokens"
+            )
+        if int(lengths.min()) < 1:
+            empty = int(lengths.argmin())
+            raise ValueError(
+                f"example {empty} (row {int(self.rows[empty])}): the caption has no tokens"
+            )
+
+    @classmethod
+    def from_lists(
+        cls,
+        captions: Sequence[Sequence[int]],
+        pooled: Float[Tensor, "B d"],
+        targets: Float[Tensor, "B L D"],
+        rows: Int64[Tensor, " B"],
+        max_tokens: int,
+        pooled_targets: Float[Tensor, "B D_pooled"] | None = None,
+    ) -> "CaptionBatch":
+        """Pack `captions` (ids without start ids), each cut after `max_tokens` tokens.
+
+        The released code allows 32 positions for start id, caption and r [IMG] tokens, that is
+        `max_tokens = 23` at r = 8 (UPSTREAM 24).
+
+        Raises:
+            ValueError: a caption is empty, or the counts do not agree.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        cut = [list(caption[:max_tokens]) for caption in captions]
+        offsets = torch.tensor([0, *map(len, cut)], dtype=torch.int64).cumsum(0)
+        tokens = torch.tensor([i for caption in cut for i in caption], dtype=torch.int64)
+        return cls(tokens, offsets, pooled, targets, rows, pooled_targets)
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens per caption."""
+        return self.offsets.diff().tolist()
+
+    def to(self, device: torch.device | str) -> "CaptionBatch":
+        """The same batch with every tensor but `offsets` on `device`."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if field.name != "offsets" and getattr(self, field.name) is not None
+        }
+        return replace(self, **moved)

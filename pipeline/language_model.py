@@ -1,0 +1,204 @@
+"""The frozen language model: any causal decoder of transformers that accepts `inputs_embeds`.
+
+Legend: e width of the embedding rows (OPT's `word_embed_proj_dim`), n rows of the frozen vocabulary,
+S packed tokens. Hidden states are those after the final norm and, where there is one, OPT's
+`project_out`: they have width e as well, which is what ties `E_img` to both ends of the model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.packing import ATTENTION, Packing
+
+
+class LanguageModel:
+    """A causal language model that is never trained, never resized, and always in `eval()`.
+
+    For a model whose output head is not tied to its input embedding, the [IMG] tokens are still one
+    parameter for both ends: `E_img` is input row and output row, as in OPT (UPSTREAM 20).
+
+    Attributes:
+        model: the transformers model; ordinary calls (with caches, masks) work as usual.
+        tokenizer: its tokenizer.
+        num_rows: n, the rows of the frozen vocabulary in the softmax; [IMG] ids start here.
+        start_ids: ids that begin a text: `[bos]` for OPT, `[]` where the tokenizer adds none.
+        max_positions: the longest sequence, in tokens.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, num_rows: int | None = None) -> None:
+        """Freeze `model` and prove on a few tokens that it can be run packed.
+
+        Args:
+            num_rows: by default the tokenizer's length plus one, at most the rows of the table: the
+                released code has one more row, `<|image|>`, before the [IMG] rows (UPSTREAM 19).
+
+        Raises:
+            ValueError: the model cannot serve; the message says why.
+        """
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        _refuse_unfit(model, name)
+        rows = min(len(self.input_rows), len(model.get_output_embeddings().weight))
+        self.num_rows = min(len(tokenizer) + 1, rows) if num_rows is None else num_rows
+        if not 2 <= self.num_rows <= rows:
+            raise ValueError(f"{name}: num_rows = {self.num_rows}, but its table has {rows} rows")
+        self.start_ids = _start_ids(tokenizer)
+        self.max_positions = int(model.config.get_text_config().max_position_embeddings)
+        model.set_attn_implementation(ATTENTION)
+        self._prove_packing(name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.input_rows.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of embeddings and hidden states."""
+        return self.input_rows.dtype
+
+    @property
+    def width(self) -> int:
+        """e, the width of the input embedding rows."""
+        return self.input_rows.shape[1]
+
+    @property
+    def input_rows(self) -> Float[Tensor, "V e"]:
+        """The whole input table, rows outside the softmax included."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def output_rows(self) -> Float[Tensor, "n e"]:
+        """The rows of the softmax."""
+        return self.model.get_output_embeddings().weight[: self.num_rows]
+
+    @property
+    def output_bias(self) -> Float[Tensor, " n"] | None:
+        """The bias of the softmax, for the few models that have one; [IMG] rows have none."""
+        bias = getattr(self.model.get_output_embeddings(), "bias", None)
+        return None if bias is None else bias[: self.num_rows]
+
+    def mean_row_norm(self) -> float:
+        """Mean norm of the n frozen input rows."""
+        rows = self.input_rows[: self.num_rows]
+        return float(torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).mean())
+
+    def embed(self, ids: Int64[Tensor, "*shape"]) -> Float[Tensor, "*shape e"]:
+        """Input embeddings of ids of the frozen vocabulary."""
+        return self.model.get_input_embeddings()(ids.to(self.device))
+
+    def hidden_states(
+        self, inputs: Float[Tensor, "S e"], packing: Packing
+    ) -> Float[Tensor, "S e"]:
+        """Run packed sequences, without padding.
+
+        Raises:
+            ValueError: a sequence is longer than the model's positions.
+        """
+        if packing.longest > self.max_positions:
+            raise ValueError(
+                f"a sequence of {packing.longest} tokens exceeds the language model's "
+                f"{self.max_positions} positions: shorten the captions or contexts"
+            )
+        out = self.model.base_model(
+            inputs_embeds=inputs[None],
+            position_ids=packing.positions[None],
+            # Anything with four axes keeps transformers from building a mask that nobody reads.
+            attention_mask=inputs.new_zeros(1, 1, 1, 1),
+            use_cache=False,
+            packing=packing,
+        )
+        return out.last_hidden_state[0]
+
+    @torch.no_grad()
+    def _prove_packing(self, name: str) -> None:
+        """Compare packed logits, prefix and suffix, with the model's own on two short sequences."""
+        if self.device.type == "meta":
+            return
+        ids = torch.arange(1, 6, device=self.device) % self.num_rows
+        texts = [ids, ids[1:4]]
+        try:
+            cut = Packing.of([2, 1], self.device, record=True)
+            head = self.hidden_states(self.embed(torch.cat([t[:n] for t, n in zip(texts, (2, 1))])), cut)
+            rest = Packing.of([3, 2], self.device, prefix=cut.recorded)
+            tail = self.hidden_states(self.embed(torch.cat([ids[2:], ids[2:4]])), rest)
+            states = torch.cat([head[:2], tail[:3], head[2:], tail[3:]])
+            ours = states @ self.output_rows.T
+            if self.output_bias is not None:
+                ours = ours + self.output_bias
+            own = torch.cat([self.model(input_ids=text[None]).logits[0] for text in texts])
+        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} cannot serve as the language model: it does not run packed ({error})"
+            ) from error
+        own = own[:, : self.num_rows].to(ours.dtype)
+        error = float((ours - own).abs().max() / own.abs().max())
+        allowed = 1e-3 if torch.finfo(self.dtype).bits >= 32 else 5e-2
+        if not error <= allowed:
+            raise ValueError(
+                f"{name} cannot serve as the language model: packed, its logits differ from its own "
+                f"by {error:.1e} (allowed {allowed:.0e}). Models whose attention is not plain causal "
+                "attention with explicit positions, or whose logits are not hidden states times the "
+                "output rows, are not supported"
+            )
+
+
+def load_language_model(
+    path_or_id: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> LanguageModel:
+    """Load a frozen causal language model and its tokenizer.
+
+    Args:
+        path_or_id: a directory in transformers' format, or a hub id.
+        dtype: always applied; a checkpoint's own dtype (OPT's float16) is never kept unasked.
+        local_files_only: never ask the hub; implied by a directory.
+
+    Raises:
+        ValueError: the model cannot serve; the message says why.
+    """
+    source = {
+        "revision": revision,
+        "local_files_only": local_files_only or Path(path_or_id).is_dir(),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(path_or_id, **source)
+    model = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **source)
+    return LanguageModel(model.to(device), tokenizer)
+
+
+def _refuse_unfit(model: Any, name: str) -> None:
+    reason = None
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if getattr(model.config, "is_encoder_decoder", False):
+        reason = "it is an encoder-decoder; a causal decoder is needed"
+    elif output is None:
+        reason = "it has no language-modelling head"
+    elif output.weight.shape[1] != model.get_input_embeddings().weight.shape[1]:
+        reason = (
+            f"its input rows have width {model.get_input_embeddings().weight.shape[1]} and its output "
+            f"rows {output.weight.shape[1]}; an [IMG] row is both"
+        )
+    elif getattr(model.config.get_text_config(), "max_position_embeddings", None) is None:
+        reason = "its configuration states no max_position_embeddings"
+    elif not getattr(model, "_supports_attention_backend", False):
+        reason = "its architecture does not use transformers' exchangeable attention functions"
+    if reason:
+        raise ValueError(f"{name} cannot serve as the language model: {reason}")
+
+
+def _start_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text: its ids with special tokens, less those without."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start]
+    return []

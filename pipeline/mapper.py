@@ -1,0 +1,177 @@
+"""From the language model's [IMG] hidden states to the image generator's text space (Eq. 3, Table 3).
+
+Legend: B batch, r [IMG] tokens, e language-model width, m mapper width, L x D generator text space.
+Every mapper turns (hidden [B, r, e], embeddings [r, e]) into [B, L, D].
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+MapperKind = Literal["gill_mapper", "linear", "mlp", "encoder"]
+
+
+class MapperSizes(BaseModel):
+    """Kind and depth of the mapping network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: MapperKind = Field(
+        "gill_mapper",
+        description="gill_mapper: encoder-decoder with L learnt queries (the paper's); linear, mlp, "
+        "encoder: the three baselines of the paper's Table 3",
+    )
+    encoder_layers: int = Field(4, ge=1, description="layers over the r [IMG] states")
+    decoder_layers: int = Field(
+        4,
+        ge=1,
+        description="layers over the L queries (gill_mapper only). The paper says '4-layer'; 4 + 4 "
+        "is what was trained and what gives its 50 M parameters",
+    )
+    feedforward: int = Field(4, ge=1, description="feed-forward width, in multiples of m")
+    num_heads: int = Field(4, ge=1, description="attention heads")
+    adds_embedding: bool = Field(
+        True,
+        description="gill_mapper only. true: its input is hidden state + input embedding of each "
+        "[IMG] token, as released; false: hidden states alone, as in Eq. 3",
+    )
+
+
+class GILLMapper(nn.Module):
+    """Encoder over the [IMG] states, decoder over L learnt queries (section 3.2, Fig. 4).
+
+    Pre-norm with final norms, ReLU, no dropout, no positions on the r inputs, decoder not causal.
+    Parameters start as torch's own (Xavier-uniform matrices in the transformer), queries as N(0, 1).
+    """
+
+    def __init__(self, e: int, r: int, L: int, D: int, m: int, sizes: MapperSizes) -> None:
+        super().__init__()
+        del r  # any number of [IMG] states can be attended to
+        self.adds_embedding = sizes.adds_embedding
+        self.queries = nn.Parameter(torch.randn(L, m))
+        self.input = nn.Linear(e, m)
+        self.transformer = nn.Transformer(
+            d_model=m,
+            nhead=sizes.num_heads,
+            num_encoder_layers=sizes.encoder_layers,
+            num_decoder_layers=sizes.decoder_layers,
+            dim_feedforward=sizes.feedforward * m,
+            dropout=0.0,
+            batch_first=True,
+            norm_first=True,
+        )
+        self.transformer.encoder.enable_nested_tensor = False
+        self.output = nn.Linear(m, D)
+
+    def forward(
+        self, hidden: Float[Tensor, "B r e"], embeddings: Float[Tensor, "r e"]
+    ) -> Float[Tensor, "B L D"]:
+        inputs = hidden + embeddings if self.adds_embedding else hidden
+        memory = self.transformer.encoder(self.input(inputs))
+        decoder = self.transformer.decoder
+        states = self._first_decoder_layer(decoder.layers[0], memory)
+        for layer in decoder.layers[1:]:
+            states = layer(states, memory)
+        return self.output(decoder.norm(states))
+
+    def _first_decoder_layer(
+        self, layer: nn.TransformerDecoderLayer, memory: Float[Tensor, "B r m"]
+    ) -> Float[Tensor, "B L m"]:
+        """The queries' self-attention and cross-attention query are the same for every example."""
+        queries = self.queries[None]
+        normed = layer.norm1(queries)
+        queries = queries + layer.self_attn(normed, normed, normed, need_weights=False)[0]
+        attended = _attend_from_shared(layer.multihead_attn, layer.norm2(queries), memory)
+        states = queries + attended
+        return states + layer.linear2(F.relu(layer.linear1(layer.norm3(states))))
+
+
+def _attend_from_shared(
+    attention: nn.MultiheadAttention, query: Float[Tensor, "1 L m"], memory: Float[Tensor, "B r m"]
+) -> Float[Tensor, "B L m"]:
+    """Cross-attention from one query sequence, projected once, to every example's memory."""
+    m, num_heads = attention.embed_dim, attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    q = F.linear(query, weight[:m], bias[:m]).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    kv = F.linear(memory, weight[m:], bias[m:]).unflatten(-1, (2, num_heads, -1))
+    k, v = kv.permute(2, 0, 3, 1, 4)
+    out = F.scaled_dot_product_attention(q.expand(len(memory), -1, -1, -1), k, v)
+    return attention.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class _SharedOut(nn.Module):
+    """What the three baselines have in common: each [IMG] state yields 1/r of the L x D output.
+
+    The paper leaves open how r vectors become L; this keeps them comparable in size and exact in r.
+    """
+
+    def __init__(self, r: int, L: int, D: int) -> None:
+        super().__init__()
+        if (L * D) % r:
+            raise ValueError(f"this mapper needs L * D = {L} * {D} to be divisible by r = {r}")
+        self.share = L * D // r
+        self.L, self.D = L, D
+
+    def network(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B r share"]:
+        raise NotImplementedError
+
+    def forward(
+        self, hidden: Float[Tensor, "B r e"], embeddings: Float[Tensor, "r e"]
+    ) -> Float[Tensor, "B L D"]:
+        return self.network(hidden).reshape(len(hidden), self.L, self.D)
+
+
+class LinearMapper(_SharedOut):
+    """Baseline (1) of Table 3: a linear layer."""
+
+    def __init__(self, e: int, r: int, L: int, D: int, m: int, sizes: MapperSizes) -> None:
+        super().__init__(r, L, D)
+        self.output = nn.Linear(e, self.share)
+
+    def network(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B r share"]:
+        return self.output(hidden)
+
+
+class MLPMapper(_SharedOut):
+    """Baseline (2) of Table 3: a 3-layer perceptron with LeakyReLU."""
+
+    def __init__(self, e: int, r: int, L: int, D: int, m: int, sizes: MapperSizes) -> None:
+        super().__init__(r, L, D)
+        self.layers = nn.Sequential(
+            nn.Linear(e, m), nn.LeakyReLU(), nn.Linear(m, m), nn.LeakyReLU(), nn.Linear(m, self.share)
+        )
+
+    def network(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B r share"]:
+        return self.layers(hidden)
+
+
+class EncoderMapper(_SharedOut):
+    """Baseline (3) of Table 3: a bidirectional transformer encoder over the r [IMG] states."""
+
+    def __init__(self, e: int, r: int, L: int, D: int, m: int, sizes: MapperSizes) -> None:
+        super().__init__(r, L, D)
+        self.input = nn.Linear(e, m)
+        layer = nn.TransformerEncoderLayer(
+            m, sizes.num_heads, sizes.feedforward * m, 0.0, batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, sizes.encoder_layers, nn.LayerNorm(m), enable_nested_tensor=False
+        )
+        self.output = nn.Linear(m, self.share)
+
+    def network(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B r share"]:
+        return self.output(self.encoder(self.input(hidden)))
+
+
+MAPPERS: dict[str, Callable[[int, int, int, int, int, MapperSizes], nn.Module]] = {
+    "gill_mapper": GILLMapper,
+    "linear": LinearMapper,
+    "mlp": MLPMapper,
+    "encoder": EncoderMapper,
+}
+"""Constructors by `MapperSizes.kind`, called with (e, r, L, D, m, sizes)."""

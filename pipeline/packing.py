@@ -1,0 +1,153 @@
+"""Ragged batches without padding: S tokens of many sequences in one row, attention within each sequence.
+
+Hidden states stay packed as [1, S, e] through every layer of the language model, whatever its
+architecture. Only inside attention are queries, keys and values laid out per sequence. The attention
+function is registered with transformers under `ATTENTION`; a call that carries a `packing` keyword
+is packed, any other call is transformers' own scaled-dot-product attention.
+
+Legend: S packed tokens of this pass, B sequences, T longest sequence of this pass, P longest prefix,
+H heads, h head width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ATTENTION = "gill_packed"
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of sequences already read, after positions were applied, one pair per layer."""
+
+    lengths: list[int]
+    keys: dict[int, Float[Tensor, "B H P h"]]
+    values: dict[int, Float[Tensor, "B H P h"]]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How S packed tokens fall into B sequences, and what each sequence follows."""
+
+    lengths: list[int]
+    positions: Int64[Tensor, " S"]
+    """Position of each token in its sequence, the prefix included."""
+    slots: Int64[Tensor, " S"] | None
+    """Place of each token in the [B * T] grid; None when all sequences are equally long."""
+    mask: Bool[Tensor, "B 1 T K"] | None
+    """Who sees whom, K = P + T; None means causal with no prefix."""
+    prefix: Prefix | None
+    recorded: Prefix | None
+    """Filled during the pass when keys and values are wanted afterwards."""
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        prefix: Prefix | None = None,
+        record: bool = False,
+    ) -> "Packing":
+        """The packing of sequences of these lengths (each at least 1), each following its prefix."""
+        lengths = list(lengths)
+        longest = max(lengths)
+        counts = torch.tensor(lengths)
+        grid = torch.arange(longest).expand(len(lengths), longest)
+        inside = grid < counts[:, None]
+        ragged = min(lengths) < longest
+        slots = inside.flatten().nonzero()[:, 0] if ragged else None
+        positions, mask = grid, None
+        if prefix is not None:
+            before = torch.tensor(prefix.lengths)[:, None]
+            positions = grid + before
+            past = torch.arange(int(before.max())) < before
+            causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+            mask = torch.cat(
+                [
+                    past[:, None, :].expand(-1, longest, -1),
+                    causal[None].expand(len(lengths), -1, -1),
+                ],
+                dim=2,
+            )[:, None]
+        return cls(
+            lengths=lengths,
+            positions=positions[inside].to(device, non_blocking=True),
+            slots=None if slots is None else slots.to(device, non_blocking=True),
+            mask=None if mask is None else mask.to(device, non_blocking=True),
+            prefix=prefix,
+            recorded=Prefix(lengths, {}, {}) if record else None,
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, its prefix included."""
+        before = self.prefix.lengths if self.prefix else [0] * len(self.lengths)
+        return max(a + b for a, b in zip(self.lengths, before, strict=True))
+
+    def unpack(self, states: Float[Tensor, "1 H S h"]) -> Float[Tensor, "B H T h"]:
+        """Lay packed states out per sequence; places past a sequence's end are zero."""
+        num_sequences, longest = len(self.lengths), max(self.lengths)
+        rows = states[0].transpose(0, 1)
+        if self.slots is not None:
+            grid = rows.new_zeros(num_sequences * longest, *rows.shape[1:])
+            rows = grid.index_copy(0, self.slots, rows)
+        return rows.unflatten(0, (num_sequences, longest)).transpose(1, 2)
+
+    def pack(self, states: Float[Tensor, "B H T h"]) -> Float[Tensor, "1 S H h"]:
+        """The inverse of `unpack`, in the order of axes that transformers expects back."""
+        rows = states.transpose(1, 2).flatten(0, 1)
+        return (rows if self.slots is None else rows.index_select(0, self.slots))[None]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "..."],
+    key: Float[Tensor, "..."],
+    value: Float[Tensor, "..."],
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function in transformers' calling convention; packed when given a `packing`.
+
+    Raises:
+        ValueError: the layer attends through a sliding window shorter than a sequence of the batch.
+    """
+    if packing is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    window = kwargs.get("sliding_window")
+    if window is not None and packing.longest > window:
+        raise ValueError(
+            f"a sequence of {packing.longest} tokens does not fit the model's sliding window of "
+            f"{window}: shorten the captions or contexts"
+        )
+    q, k, v = packing.unpack(query), packing.unpack(key), packing.unpack(value)
+    layer: Any = module.layer_idx
+    if packing.recorded is not None:
+        packing.recorded.keys[layer], packing.recorded.values[layer] = k, v
+    if packing.prefix is not None:
+        k = torch.cat([packing.prefix.keys[layer], k], dim=2)
+        v = torch.cat([packing.prefix.values[layer], v], dim=2)
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=packing.mask, is_causal=packing.mask is None, scale=scaling
+    )
+    return packing.pack(out), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
