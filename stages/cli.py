@@ -5,17 +5,181 @@ Imports that cost seconds wait until a command runs, so that `--help` is quick.
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-app = typer.Typer()
+# Nothing calls home: hub ids are fetched only where backbones.allow_download says so.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+    help="The stages of dvc.yaml, each a command that runs alone. Numbers come from params.yaml.",
+)
+
+ParamsFile = Annotated[
+    Path, typer.Option("--params", help="The params file.", show_default=True, dir_okay=False)
+]
+PARAMS = Path("params.yaml")
 
 
-@app.callback()
-def cb() -> None:
-    "Stages."
+def _run(stage: Callable[[], None]) -> None:
+    """Run a stage; what a person can mend is one clear line and exit code 1, not a traceback."""
+    from stages.failures import expected_failures
+
+    try:
+        stage()
+    except expected_failures() as failure:
+        typer.secho(f"error: {failure}", fg="red", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.secho("stopped; the next run goes on from here", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
-def precompute_targets(x: int = 0) -> None:
-    "Targets"
-    print("targets", x)
+def check_params(params: ParamsFile = PARAMS) -> None:
+    """Check the whole params file before any work.
+
+    Reads params.yaml. Writes nothing; exits with 1 naming every wrong key.
+    """
+    from stages.params import read_params
+
+    _run(lambda: typer.echo(f"{params} is good: {read_params(params).captions.table}"))
+
+
+@app.command()
+def prepare_captions(params: ParamsFile = PARAMS) -> None:
+    """Draw the miniature world, or check the user's own caption table.
+
+    Reads the table that `captions.table` names (TSV with header caption<TAB>image, Parquet, or
+    webdataset tar shards) and its pictures. Writes artifacts/captions: captions.parquet, and
+    report.json and excluded.tsv with every row left out and why; and for the miniature world
+    artifacts/miniature.
+    """
+    from stages import prepare_captions as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params)))
+
+
+@app.command()
+def prepare_backbones(
+    params: ParamsFile = PARAMS,
+    retrain: Annotated[
+        bool, typer.Option(help="Train the miniature backbones anew instead of unpacking them.")
+    ] = False,
+) -> None:
+    """Find the frozen models and pin their exact revision and weights.
+
+    Reads the sources that `backbones` names. Writes artifacts/backbones/backbones.json.
+    """
+    from stages import prepare_backbones as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params), retrain=retrain))
+
+
+@app.command()
+def precompute_features(
+    params: ParamsFile = PARAMS,
+    rebuild: Annotated[bool, typer.Option(help="Start the store over on purpose.")] = False,
+) -> None:
+    """Run the visual encoder once over every picture.
+
+    Reads artifacts/captions and the pictures. Writes artifacts/features.zarr and its manifest
+    artifacts/features.json.
+    """
+    from stages import precompute_features as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
+
+
+@app.command()
+def precompute_targets(
+    params: ParamsFile = PARAMS,
+    rebuild: Annotated[bool, typer.Option(help="Start the store over on purpose.")] = False,
+) -> None:
+    """Run the generator's text encoder once over every caption: T_psi(y), the targets of Eq. 3.
+
+    Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest artifacts/targets.json.
+    """
+    from stages import precompute_targets as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
+
+
+@app.command()
+def train(params: ParamsFile = PARAMS) -> None:
+    """Train the heads against the frozen language model; goes on where a killed run stopped.
+
+    Reads both stores and artifacts/captions. Writes artifacts/model and metrics/train.
+    """
+    from stages import train as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params)))
+
+
+@app.command()
+def build_index(params: ParamsFile = PARAMS) -> None:
+    """Embed the candidate pictures with W_i2t and index them.
+
+    Reads artifacts/features.zarr and artifacts/model. Writes artifacts/index.
+    """
+    from stages import build_index as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params)))
+
+
+@app.command()
+def fit_decision(params: ParamsFile = PARAMS) -> None:
+    """Fit the retrieve-or-generate classifier (section 3.3, appendix C).
+
+    Reads artifacts/model, artifacts/index and the labelled prompts. Writes artifacts/decision and
+    metrics/decision.json.
+    """
+    from stages import fit_decision as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params)))
+
+
+@app.command()
+def evaluate(params: ParamsFile = PARAMS) -> None:
+    """Generate, retrieve and score on held-out examples.
+
+    Reads artifacts/model, artifacts/index and the test split. Writes artifacts/evaluation and
+    metrics/evaluation.json.
+    """
+    from stages import evaluate as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params)))
+
+
+@app.command()
+def report(params: ParamsFile = PARAMS) -> None:
+    """Put everything on one self-contained page.
+
+    Reads artifacts/evaluation, metrics and artifacts/captions. Writes artifacts/report/index.html.
+    """
+    from stages import report as stage
+    from stages.params import read_params
+
+    _run(lambda: stage.run(read_params(params)))
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(app())

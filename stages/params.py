@@ -1,0 +1,179 @@
+"""params.yaml as frozen models: an unknown or impossible key is an error that names it.
+
+Every section belongs to a stage, but for `model`, `run` and `generation`, which several share.
+Sections that a room owns are defined there and only put together here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.decision import DecisionSettings
+from pipeline.image_generator import GenerationSettings
+from pipeline.mapper import MapperSizes
+from pipeline.objective import Objective
+from pipeline.retrieval import IndexSettings
+from pipeline.training import TrainingSettings
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunParams(Section):
+    device: str = Field("auto", description="`auto` takes a GPU where there is one, else the CPU")
+    threads: int = Field(1, ge=1, description="CPU threads of torch")
+
+
+class MiniatureParams(Section):
+    pictures: int = Field(6000, ge=1, description="training pictures to draw")
+    captions_per_picture: int = Field(2, ge=1)
+    held_out_pictures: int = Field(600, ge=1, description="pictures for each of val and test")
+    stories: int = Field(100, ge=1)
+    dialogues: int = Field(100, ge=1)
+    prompts: int = Field(300, ge=1)
+    seed: int = 0
+
+
+class CaptionsParams(Section):
+    table: str = Field(
+        "miniature",
+        description="`miniature`, or a caption table: .tsv, .parquet, .tar, or a folder of tars",
+    )
+    pictures_dir: str | None = Field(
+        None, description="folder that pictures are relative to; the table's own by default"
+    )
+    check: Literal["decode", "header", "exists"] = Field(
+        "decode", description="how far each picture is read when the table is checked"
+    )
+    max_characters: int = Field(1000, ge=1, description="longer captions are excluded")
+    val_fraction: float = Field(0.05, ge=0, lt=1, description="where the table names no splits")
+    test_fraction: float = Field(0.05, ge=0, lt=1)
+    miniature: MiniatureParams = MiniatureParams()
+
+
+class BackbonesParams(Section):
+    language_model: str = Field("miniature", description="`miniature`, a directory, or a hub id")
+    visual_encoder: str = Field(
+        "miniature", description="as above, or an open_clip ARCHITECTURE:TAG"
+    )
+    image_generator: str = Field("miniature", description="as language_model: a diffusers pipeline")
+    language_model_revision: str | None = None
+    visual_encoder_revision: str | None = None
+    image_generator_revision: str | None = None
+    allow_download: bool = Field(False, description="whether hub ids may be fetched")
+    language_model_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    image_generator_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    visual_encoder_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class PrecomputeParams(Section):
+    batch_size: int = Field(64, ge=1, description="rows per forward pass")
+    rows_per_shard: int = Field(1024, ge=1, description="rows that one writer writes at once")
+    scheduler: str = Field(
+        "threads", description="`threads`, `processes`, `local-cluster` or `tcp://HOST:PORT`"
+    )
+    workers: int = Field(1, ge=1, description="shards computed at the same time")
+
+
+class FeaturesParams(PrecomputeParams):
+    pass
+
+
+class TargetsParams(PrecomputeParams):
+    codec: str = Field("float16", description="how the embeddings are stored; see cache.codec")
+
+
+class ImageTokenInit(Section):
+    kind: Literal["mean", "words"] = Field(
+        "mean", description="rows around the mean of the vocabulary, or the rows of given words"
+    )
+    text: str = Field("", description="for `words`: text of at least r tokens")
+
+
+class ModelParams(Section):
+    k: int = Field(4, ge=1, description="visual tokens per picture")
+    r: int = Field(8, ge=1, description="[IMG] tokens per picture")
+    m: int = Field(512, ge=1, description="width of the mapping network")
+    p: int = Field(256, ge=1, description="width of the retrieval space")
+    mapper: MapperSizes = MapperSizes()
+    image_token_init: ImageTokenInit = ImageTokenInit()
+    max_caption_tokens: int = Field(23, ge=1, description="longer captions are cut, [IMG] kept")
+    seed: int = Field(0, description="of the trained parts' first values")
+
+
+class EvaluationParams(Section):
+    captions: int = Field(100, ge=1, description="test captions to generate from")
+    stories: int = Field(60, ge=0, description="miniature stories")
+    dialogues: int = Field(60, ge=0, description="miniature dialogues")
+    retrieval_scenes: int = Field(500, ge=2, description="distinct candidates for recall@k")
+    examples_shown: int = Field(12, ge=1, description="rows per grid of the report")
+    seed: int = 0
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    run: RunParams = RunParams()
+    captions: CaptionsParams = CaptionsParams()
+    backbones: BackbonesParams = BackbonesParams()
+    features: FeaturesParams = FeaturesParams()
+    targets: TargetsParams = TargetsParams()
+    model: ModelParams = ModelParams()
+    objective: Objective
+    training: TrainingSettings
+    index: IndexSettings = IndexSettings()
+    decision: DecisionSettings = DecisionSettings()
+    generation: GenerationSettings = GenerationSettings()
+    evaluation: EvaluationParams = EvaluationParams()
+
+
+class ParamsError(Exception):
+    """params.yaml cannot be used; one line per key says why."""
+
+
+def read_params(path: Path) -> Params:
+    """Parse and check a params file.
+
+    Raises ParamsError with one line per wrong key: its name, what it holds, what is allowed.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{path} is missing: run in the repository root, or copy a file of presets/ to it"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} must hold sections, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(path, e) for e in error.errors())) from None
+
+
+def _explain(path: Path, error: object) -> str:
+    """One error of pydantic as a line for the person who edits the file."""
+    assert isinstance(error, dict)
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "(the whole file)"
+    if error["type"] == "extra_forbidden":
+        allowed = ", ".join(sorted(_fields_at(location[:-1])))
+        return f"{path}: {key}: unknown key; allowed here: {allowed}"
+    found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
+    return f"{path}: {key}: {error['msg']}{found}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Params
+    for name in location:
+        inner = model.model_fields[name].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
