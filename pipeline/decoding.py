@@ -1,0 +1,441 @@
+"""Text and images out: decoding with a key-value cache that lives across the turns of a talk.
+
+Letters: B rows, T positions of one read, V frozen output rows, e language-model width,
+r [IMG] tokens. The token ids of an answer are those of the tokenizer below V, and V .. V+r-1 for
+[IMG1] .. [IMGr].
+
+Only [IMG1] is ever chosen by the model; [IMG2..r] follow it by force and are read in the same pass
+of the language model, whose hidden states at the r positions are what GILL retrieves and generates
+from (section 3.3 of the paper).
+
+The rows of a batch advance by different numbers of tokens (ragged prompts; 1 token or r of an
+image; none when finished). Each read is therefore right-aligned: shorter rows are padded on the
+left, no later position attends to the padding, and positions count real tokens only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from transformers import DynamicCache
+
+from pipeline.gill import Gill
+from pipeline.language_model import LanguageModel
+
+ImageLogit = Callable[[Float[Tensor, "B"]], Float[Tensor, "B"]]
+
+
+class DecodingSettings(BaseModel):
+    """How an answer is decoded; the defaults are greedy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(32, ge=1, description="longest answer; an image counts as one token")
+    max_images: int = Field(1, ge=0, description="most images in one answer")
+    min_tokens_before_image: int = Field(
+        0, ge=0, description="text tokens of this answer before its first image is allowed"
+    )
+    image_bias: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="added to the logit of [IMG1]; 1e4 makes an image come as soon as it may",
+    )
+    temperature: float = Field(0.0, ge=0, description="0 is greedy, 1 samples the model's own odds")
+    top_k: int | None = Field(None, ge=1, description="sample among the k likeliest tokens only")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample among the fewest tokens that hold this probability"
+    )
+    repetition_penalty: float = Field(
+        1.0, ge=1, description="divides the odds of text tokens already in this answer (CTRL's)"
+    )
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """Some text of row `row`: whole characters, and the token ids behind them."""
+
+    row: int
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImagePiece:
+    """An image of row `row`: the language model's hidden states at [IMG1..r]."""
+
+    row: int
+    hidden: Float[Tensor, "r e"]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EndPiece:
+    """The end of row `row`: a stop token, the wanted length, or no position left."""
+
+    row: int
+    reason: Literal["stop", "max_tokens", "max_positions"]
+
+
+Piece = TextPiece | ImagePiece | EndPiece
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row's answer: text and images in their order, and why it ended."""
+
+    pieces: tuple[TextPiece | ImagePiece, ...]
+    end: Literal["stop", "max_tokens", "max_positions"]
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for piece in self.pieces for token in piece.token_ids]
+
+    @property
+    def images(self) -> list[ImagePiece]:
+        return [piece for piece in self.pieces if isinstance(piece, ImagePiece)]
+
+    @property
+    def text(self) -> str:
+        """The text without the images."""
+        return "".join(piece.text for piece in self.pieces if isinstance(piece, TextPiece))
+
+
+class Context:
+    """All that the language model has read so far in B rows: keys, values and positions.
+
+    Keep it between the turns of a conversation: a turn then reads its own tokens only.
+    """
+
+    def __init__(self, language_model: LanguageModel, num_rows: int = 1) -> None:
+        self._language_model = language_model
+        self._cache = DynamicCache(config=language_model.model.config)
+        self._real = torch.zeros(num_rows, 0, dtype=torch.bool, device=language_model.device)
+        self._pending: list[list[Tensor]] = [[] for _ in range(num_rows)]
+        self._has_padding = False
+        self.last_hidden = torch.zeros(
+            num_rows, language_model.width, dtype=language_model.dtype, device=self._real.device
+        )
+        """[B, e]: final hidden state of each row's last position read."""
+        self.num_rows = num_rows
+        self.lengths = [0] * num_rows
+        """Positions used per row, those noted and not yet read included."""
+
+    def room(self, row: int) -> int:
+        """Positions left in `row`."""
+        return self._language_model.max_positions - self.lengths[row]
+
+    def note(self, row: int, embeddings: Float[Tensor, "T e"]) -> None:
+        """Append embeddings to `row`; they are read together with the next ones.
+
+        Raises ValueError when the row would pass the language model's last position.
+        """
+        if len(embeddings) > self.room(row):
+            raise ValueError(
+                f"row {row}: {len(embeddings)} positions after the {self.lengths[row]} already "
+                f"used pass the language model's limit of {self._language_model.max_positions}; "
+                "shorten the prompt or start a new context"
+            )
+        self._pending[row].append(embeddings)
+        self.lengths[row] += len(embeddings)
+
+    @torch.no_grad()
+    def read(self) -> Float[Tensor, "B T e"]:
+        """Run the language model over what was noted; T is the longest row's share.
+
+        Returns the final hidden states, right-aligned: a row with n noted positions has them at
+        [-n:]; what lies before is padding and means nothing.
+        """
+        language_model, device = self._language_model, self._real.device
+        counts = [sum(len(part) for part in parts) for parts in self._pending]
+        width = max(counts)
+        if width == 0:
+            return self.last_hidden.new_zeros(self.num_rows, 0, language_model.width)
+        embeddings = torch.zeros(
+            self.num_rows, width, language_model.width, dtype=language_model.dtype, device=device
+        )
+        for row, (parts, count) in enumerate(zip(self._pending, counts)):
+            if count:
+                embeddings[row, width - count :] = torch.cat(parts).to(embeddings)
+            parts.clear()
+        column = torch.arange(width, device=device)
+        count = torch.tensor(counts, device=device)[:, None]
+        real = column >= width - count
+        before = torch.tensor(self.lengths, device=device)[:, None] - count
+        positions = (before + column - (width - count)).clamp(min=0)
+        self._has_padding |= min(counts) < width
+        self._real = torch.cat([self._real, real], dim=1)
+        output = language_model.model.base_model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask=self._mask(width, embeddings.dtype) if self._has_padding else None,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state
+        self.last_hidden = torch.where(count > 0, hidden[:, -1], self.last_hidden)
+        return hidden
+
+    def _mask(self, width: int, dtype: torch.dtype) -> Float[Tensor, "B 1 T S"]:
+        """Additive mask of the last `width` positions over all S: causal, real, or itself.
+
+        That padding sees itself keeps its softmax from being empty (NaN).
+        """
+        total = self._real.shape[1]
+        key = torch.arange(total, device=self._real.device)
+        query = key[total - width :, None]
+        seen: Bool[Tensor, "B T S"] = (self._real[:, None] & (key <= query)) | (key == query)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def decode(
+    gill: Gill,
+    context: Context,
+    prompts: Sequence[Float[Tensor, "_ e"]],
+    settings: DecodingSettings,
+    *,
+    seeds: Sequence[int] | None = None,
+    stop_ids: Sequence[int] | None = None,
+    image_logit: ImageLogit | None = None,
+) -> list[Answer]:
+    """The whole answers of `stream`, one per row.
+
+    >>> context = Context(gill.language_model)
+    >>> [answer] = decode(gill, context, [prompt], DecodingSettings(max_tokens=32))
+    >>> answer.text, [image.hidden for image in answer.images]
+    """
+    pieces: list[list[TextPiece | ImagePiece]] = [[] for _ in prompts]
+    ends: dict[int, EndPiece] = {}
+    for piece in stream(
+        gill,
+        context,
+        prompts,
+        settings,
+        seeds=seeds,
+        stop_ids=stop_ids,
+        image_logit=image_logit,
+    ):
+        if isinstance(piece, EndPiece):
+            ends[piece.row] = piece
+            continue
+        own = pieces[piece.row]
+        if isinstance(piece, TextPiece) and own and isinstance(own[-1], TextPiece):
+            last = own.pop()
+            piece = TextPiece(piece.row, last.text + piece.text, last.token_ids + piece.token_ids)
+        own.append(piece)
+    return [Answer(tuple(own), ends[row].reason) for row, own in enumerate(pieces)]
+
+
+@torch.no_grad()
+def stream(
+    gill: Gill,
+    context: Context,
+    prompts: Sequence[Float[Tensor, "_ e"]],
+    settings: DecodingSettings,
+    *,
+    seeds: Sequence[int] | None = None,
+    stop_ids: Sequence[int] | None = None,
+    image_logit: ImageLogit | None = None,
+) -> Iterator[Piece]:
+    """Continue every row of `context` with its prompt, and yield the answers as they come.
+
+    `prompts`: one [T, e] per row, words and visual tokens already embedded; T differs freely, and
+    may be 0 in a context that has been read before. The context afterwards holds prompt and answer
+    (not the stop token), so that the next turn only adds its own.
+    `seeds`: one per row, needed when the temperature is not 0; a row's answer depends on its own
+    seed and never on the rest of the batch.
+    `stop_ids`: tokens that end an answer and are not part of it; default: the tokenizer's end of
+    text. The released code stops at none: pass ().
+    `image_logit`: replaces the logit [B] of [IMG1], before `settings.image_bias` is added; see
+    `released_image_logit`.
+
+    Raises ValueError for an empty prompt in a fresh row, a prompt beyond the last position, or
+    missing seeds.
+    """
+    _check_request(context, prompts, settings, seeds)
+    language_model, tokenizer = gill.language_model, gill.language_model.tokenizer
+    if stop_ids is None:
+        stop_ids = [tokenizer.eos_token_id]
+    image_id = language_model.num_rows
+    image_embeddings = gill.heads.image_embeddings
+    image_ids = tuple(range(image_id, image_id + len(image_embeddings)))
+    rows = [
+        _Row(index, None if seeds is None else torch.Generator().manual_seed(seeds[index]))
+        for index in range(len(prompts))
+    ]
+    for row, prompt in zip(rows, prompts):
+        context.note(row.index, prompt)
+    context.read()
+
+    while active := [row for row in rows if row.reason is None]:
+        logits = _next_logits(gill, context.last_hidden[[row.index for row in active]])
+        if image_logit is not None:
+            logits[:, image_id] = image_logit(logits[:, image_id])
+        logits[:, image_id] += settings.image_bias
+        banned = [not _image_allowed(row, context, settings, len(image_ids)) for row in active]
+        logits[torch.tensor(banned, device=logits.device), image_id] = -torch.inf
+        _penalise_repetition(logits, active, settings.repetition_penalty)
+        chosen = _choose(logits, [row.generator for row in active], settings)
+
+        with_image = []
+        for row, token in zip(active, chosen):
+            if token in stop_ids:
+                row.reason = "stop"
+                continue
+            if token == image_id:
+                context.note(row.index, image_embeddings)
+                row.num_images += 1
+                with_image.append(row)
+            else:
+                context.note(
+                    row.index, language_model.embed(torch.tensor([token]).to(logits.device))
+                )
+                row.text_ids.append(token)
+                row.unshown.append(token)
+            row.num_tokens += 1
+            if row.num_tokens == settings.max_tokens:
+                row.reason = "max_tokens"
+            elif context.room(row.index) == 0:
+                row.reason = "max_positions"
+
+        for row in active:
+            if piece := row.show(tokenizer, flush=row.reason is not None or row in with_image):
+                yield piece
+        # The very last text tokens need no pass of their own; an image needs its hidden states.
+        states = None
+        if with_image or any(row.reason is None for row in active):
+            states = context.read()
+        for row in active:
+            if row in with_image:
+                assert states is not None
+                yield ImagePiece(row.index, states[row.index, -len(image_ids) :], image_ids)
+            if row.reason is not None:
+                yield EndPiece(row.index, row.reason)
+
+
+def released_image_logit(
+    ret_scale_factor: float = 1.0, gen_scale_factor: float = 1.0
+) -> ImageLogit:
+    """What the released code does to the logit of [IMG1]: |logit| times each factor above 1.
+
+    Its two factors act on the same token and so multiply (UPSTREAM 35). A magnitude turns an
+    unlikely image into a likely one, which is why `image_bias` is the setting of this project.
+    """
+
+    def adjust(logit: Float[Tensor, B]) -> Float[Tensor, B]:
+        for factor in (ret_scale_factor, gen_scale_factor):
+            if factor > 1:
+                logit = logit.abs() * factor
+        return logit
+
+    return adjust
+
+
+@dataclass(eq=False)
+class _Row:
+    """One row of a batch while its answer is being decoded."""
+
+    index: int
+    generator: torch.Generator | None
+    num_tokens: int = 0
+    num_images: int = 0
+    text_ids: list[int] = field(default_factory=list)
+    shown: list[int] = field(default_factory=list)
+    unshown: list[int] = field(default_factory=list)
+    reason: Literal["stop", "max_tokens", "max_positions"] | None = None
+
+    def show(self, tokenizer: Any, *, flush: bool) -> TextPiece | None:
+        """The text not shown yet, unless its last character is still incomplete.
+
+        Decoded behind the piece before it, because some tokenizers drop a leading space.
+        """
+        if not self.unshown:
+            return None
+        before = tokenizer.decode(self.shown, clean_up_tokenization_spaces=False)
+        text = tokenizer.decode(self.shown + self.unshown, clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd") and not flush:
+            return None
+        piece = TextPiece(self.index, text[len(before) :], tuple(self.unshown))
+        self.shown, self.unshown = self.unshown, []
+        return piece
+
+
+def _check_request(
+    context: Context,
+    prompts: Sequence[Tensor],
+    settings: DecodingSettings,
+    seeds: Sequence[int] | None,
+) -> None:
+    if len(prompts) != context.num_rows:
+        raise ValueError(f"{len(prompts)} prompts for a context of {context.num_rows} rows")
+    for row, prompt in enumerate(prompts):
+        if len(prompt) + context.lengths[row] == 0:
+            raise ValueError(f"row {row}: the prompt is empty and nothing was read before it")
+    if settings.temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
+        raise ValueError(
+            f"temperature {settings.temperature} samples and needs one seed per row: "
+            f"{len(prompts)} rows, {0 if seeds is None else len(seeds)} seeds"
+        )
+
+
+def _next_logits(gill: Gill, hidden: Float[Tensor, "B e"]) -> Float[Tensor, "B V+1"]:
+    """Logits of the frozen rows and of [IMG1], float32."""
+    frozen = hidden @ gill.language_model.output_rows.T
+    image = hidden @ gill.heads.image_embeddings[0].to(hidden.dtype)
+    return torch.cat([frozen, image[:, None]], dim=1).float()
+
+
+def _image_allowed(row: _Row, context: Context, settings: DecodingSettings, r: int) -> bool:
+    return (
+        row.num_images < settings.max_images
+        and len(row.text_ids) >= settings.min_tokens_before_image
+        and context.room(row.index) >= r
+    )
+
+
+def _penalise_repetition(
+    logits: Float[Tensor, "B V+1"], rows: Sequence[_Row], penalty: float
+) -> None:
+    """In place: a logit of a text token already in the answer moves towards less likely."""
+    if penalty == 1.0:
+        return
+    for logit, row in zip(logits, rows):
+        seen = torch.tensor(sorted(set(row.text_ids)), dtype=torch.long, device=logits.device)
+        old = logit[seen]
+        logit[seen] = torch.where(old < 0, old * penalty, old / penalty)
+
+
+def _choose(
+    logits: Float[Tensor, "B V+1"],
+    generators: Sequence[torch.Generator | None],
+    settings: DecodingSettings,
+) -> list[int]:
+    """The next token of each row: the likeliest, or drawn with the row's own generator."""
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1).tolist()
+    odds = _filtered_probabilities(logits / settings.temperature, settings.top_k, settings.top_p)
+    cumulative = odds.double().cumsum(dim=-1)
+    draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+    threshold = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].tolist()
+
+
+def _filtered_probabilities(
+    logits: Float[Tensor, "B V+1"], top_k: int | None, top_p: float
+) -> Float[Tensor, "B V+1"]:
+    """Softmax over the `top_k` likeliest tokens, of these over the fewest that hold `top_p`."""
+    if top_k is not None and top_k < logits.shape[1]:
+        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    odds = logits.softmax(dim=-1)
+    if top_p < 1:
+        ranked, order = odds.sort(dim=-1, descending=True)
+        beyond = ranked.cumsum(dim=-1) - ranked >= top_p
+        odds = odds.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
+    return odds
