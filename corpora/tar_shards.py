@@ -84,7 +84,8 @@ def scan(shard: str | Path) -> Scan:
                     break
                 if info.isreg() and not info.issparse():
                     members.append(Member(info.name, info.offset_data, info.size))
-                archive.members = []  # tarfile keeps every header otherwise
+                # tarfile keeps every header otherwise (the attribute is missing from its stub).
+                archive.members = []  # type: ignore[attr-defined]
             end = archive.offset
     except tarfile.TarError as error:
         if not members:

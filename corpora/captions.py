@@ -1,0 +1,385 @@
+"""A caption table is checked once; every later stage reads only what passed.
+
+Each row of the source is either kept or written down with file, row and reason. The checked
+table (`corpora.caption_table`), the list of excluded rows and the summary appear together, and
+only when the whole source has been read.
+"""
+
+import array
+import hashlib
+import itertools
+import json
+import os
+import posixpath
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from corpora import tar_shards
+from corpora.caption_sources import (
+    CaptionSource,
+    CaptionTableError,
+    SourceRow,
+    open_source,
+)
+from corpora.caption_table import SPLITS, CaptionTable, CaptionTableWriter, CheckedRow
+from corpora.picture_checks import CheckLevel, PictureChecks, Verdict
+from corpora.pictures import MAX_PIXELS, is_url
+from corpora.records import Exclusion
+
+__all__ = [
+    "CaptionParams",
+    "CaptionReport",
+    "CaptionTable",
+    "CaptionTableError",
+    "Progress",
+    "check_captions",
+]
+
+_BLOCK_ROWS = 1024
+_NUM_EXAMPLES = 20
+# C0, DEL and C1 controls, and the byte-order mark; str.split takes care of other white space.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufeff]")
+
+
+class CaptionParams(BaseModel):
+    """The parameters of the caption table and its check."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    table: str = Field(
+        description="TSV with header caption<TAB>image, Parquet, or tar shards (file, folder, glob)"
+    )
+    images_dir: str | None = Field(
+        None, description="what the table's image column is relative to; default: its folder"
+    )
+    check: CheckLevel = Field(
+        "decode",
+        description="decode every picture whole, read its header, or see that it exists; only "
+        "decode identifies a picture by its content rather than by size and time of change",
+    )
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, le=178_956_970, description="larger pictures are excluded"
+    )
+    max_caption_chars: int = Field(2000, ge=1, description="longer captions are excluded")
+    val_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the images in split val, if the table has no split"
+    )
+    test_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the images in split test, likewise"
+    )
+    allow_outside: bool = Field(
+        False, description="accept absolute paths and paths that leave images_dir"
+    )
+    workers: int = Field(0, ge=0, description="threads that check pictures; 0: one per core")
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train(self) -> "CaptionParams":
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction + test_fraction must be less than 1")
+        return self
+
+
+@dataclass(frozen=True)
+class CaptionReport:
+    """The summary of a check; `reasons` counts the excluded rows, `examples` are the first.
+
+    `pictures_in_several_splits` counts pictures (by identity) that the kept rows put into more
+    than one split, so that the splits leak.
+    """
+
+    source: str
+    check: CheckLevel
+    fingerprint: str
+    rows: int
+    kept: int
+    excluded: int
+    reasons: dict[str, int]
+    splits: dict[str, int]
+    captions_cleaned: int
+    pictures: int
+    pictures_in_several_splits: int
+    ignored_columns: tuple[str, ...]
+    examples: tuple[str, ...]
+
+
+class Progress(NamedTuple):
+    """How far a check has come; `fraction` of the source read, `seconds` since the start."""
+
+    rows: int
+    excluded: int
+    fraction: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Rows per second."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    @property
+    def eta(self) -> float:
+        """Seconds left, if the rest goes like what is done."""
+        return self.seconds * (1 / self.fraction - 1) if self.fraction else float("inf")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fraction:.0%}, {self.rows} rows, {self.excluded} excluded, "
+            f"{self.rate:.0f} rows/s, {self.eta:.0f} s left"
+        )
+
+
+def check_captions(
+    params: CaptionParams,
+    out: Path,
+    progress: Callable[[Progress], None] | None = None,
+) -> CaptionReport:
+    """Checks a caption table and writes, beside each other and each of them atomically,
+
+        OUT.parquet        the kept rows in the order of the source
+        OUT.report.json    the CaptionReport
+        OUT.excluded.tsv   file, row, reason and detail of each row that was left out
+        OUT.pictures.sqlite   the verdicts on the pictures, so that the next check is cheap
+
+    `out` names the first of them. The same source gives the same bytes, except the last. Rows
+    added at the end of a source leave the earlier rows of the table as they were.
+
+    Raises:
+        CaptionTableError: the source cannot be used, or no row of it can.
+    """
+    source = open_source(params.table, params.images_dir)
+    started = time.monotonic()
+    tally = _Tally()
+    with (
+        PictureChecks(
+            out.with_suffix(".pictures.sqlite"), params.check, params.max_pixels, params.workers
+        ) as pictures,
+        CaptionTableWriter(out, source.root) as table,
+        _ExclusionWriter(out.with_suffix(".excluded.tsv")) as excluded,
+    ):
+        for row in _checked_rows(source, params, pictures, tally):
+            if isinstance(row, Exclusion):
+                excluded.append(row)
+                tally.add_excluded(row)
+            else:
+                table.append(row)
+                tally.add_kept(row)
+            if progress is not None and tally.rows % _BLOCK_ROWS == 0:
+                seconds = time.monotonic() - started
+                progress(Progress(tally.rows, tally.excluded, source.fraction(), seconds))
+        if progress is not None:
+            progress(Progress(tally.rows, tally.excluded, 1.0, time.monotonic() - started))
+        excluded.close()
+        report = tally.report(source, params, table.close() if tally.kept else "")
+    _write_json(asdict(report), out.with_suffix(".report.json"))
+    if not report.kept:
+        raise CaptionTableError(_nothing_left(report, out.with_suffix(".excluded.tsv")))
+    return report
+
+
+def split_of(image: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of an image, from a hash of its path: the same for all its captions, in every
+    run and on every machine. A larger fraction keeps what a smaller one had chosen."""
+    digest = hashlib.blake2b(image.encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    if place < test_fraction:
+        return "test"
+    return "val" if place >= 1 - val_fraction else "train"
+
+
+def _checked_rows(
+    source: CaptionSource, params: CaptionParams, pictures: PictureChecks, tally: "_Tally"
+) -> Iterator[CheckedRow | Exclusion]:
+    seen, seen_ids = _Seen(), _Seen()
+    for block in _blocks(source, _BLOCK_ROWS):
+        parsed = [row if isinstance(row, Exclusion) else _clean(row, params) for row in block]
+        wanted = [row.image for row in parsed if isinstance(row, SourceRow)]
+        references = {image: os.path.join(source.root, image) for image in wanted}
+        verdicts = pictures.verdicts(list(references.values()))
+        for written, row in zip(block, parsed):
+            if isinstance(row, SourceRow):
+                checked = _judge(row, verdicts[references[row.image]], seen, seen_ids, params)
+                if isinstance(checked, CheckedRow):
+                    tally.captions_cleaned += checked.caption != written.caption  # type: ignore[union-attr]
+                yield checked
+            else:
+                yield row
+
+
+def _clean(row: SourceRow, params: CaptionParams) -> SourceRow | Exclusion:
+    """Collapses white space and control characters, and refuses what no picture can mend."""
+
+    def excluded(reason: str, detail: str = "") -> Exclusion:
+        return Exclusion(row.file, str(row.row), reason, detail)
+
+    try:
+        "".join((row.image, row.caption, row.id or "", row.split or "")).encode()
+    except UnicodeEncodeError:
+        return excluded("bad encoding", "half of a surrogate pair")
+    caption = " ".join(_CONTROL.sub(" ", row.caption).split())
+    if not caption:
+        return excluded("no caption")
+    if len(caption) > params.max_caption_chars:
+        return excluded(
+            "caption too long", f"{len(caption)} characters, at most {params.max_caption_chars}"
+        )
+    if not row.image:
+        return excluded("no image")
+    if is_url(row.image):
+        return excluded("url", f"{row.image}: pictures are never downloaded")
+    path, member = tar_shards.split_reference(row.image) or (row.image, "")
+    path = posixpath.normpath(path)
+    outside = posixpath.isabs(path) or path.split("/")[0] == ".."
+    if outside and not params.allow_outside:
+        return excluded("outside images_dir", row.image)
+    if row.id == "":
+        return excluded("no id")
+    if row.split is not None and row.split not in SPLITS:
+        return excluded("unknown split", f"{row.split!r}; known: {', '.join(SPLITS)}")
+    return row._replace(image=f"{path}#{member}" if member else path, caption=caption)
+
+
+def _judge(
+    row: SourceRow, verdict: Verdict, seen: "_Seen", seen_ids: "_Seen", params: CaptionParams
+) -> CheckedRow | Exclusion:
+    def excluded(reason: str, detail: str = "") -> Exclusion:
+        return Exclusion(row.file, str(row.row), reason, detail)
+
+    if verdict.kind is not None:
+        return excluded(f"picture {verdict.kind}", f"{row.image}: {verdict.detail}")
+    if not seen.first(f"{row.image}\0{row.caption}"):
+        return excluded("duplicate", f"an earlier row has {row.image} with this caption")
+    if row.id is not None and not seen_ids.first(row.id):
+        return excluded("duplicate id", row.id)
+    return CheckedRow(
+        str(row.row) if row.id is None else row.id,
+        row.image,
+        row.caption,
+        row.split or split_of(row.image, params.val_fraction, params.test_fraction),
+        row.row,
+        verdict.identity,
+    )
+
+
+class _Seen:
+    """Which texts have come before, by 64-bit hashes: some 100 bytes a text."""
+
+    def __init__(self) -> None:
+        self._hashes: set[int] = set()
+
+    def first(self, text: str) -> bool:
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        before = len(self._hashes)
+        self._hashes.add(int.from_bytes(digest, "little"))
+        return len(self._hashes) > before
+
+
+class _Tally:
+    """Everything that the report counts."""
+
+    def __init__(self) -> None:
+        self.rows = self.kept = self.excluded = self.captions_cleaned = 0
+        self._reasons: Counter[str] = Counter()
+        self._splits: Counter[str] = Counter()
+        self._examples: list[str] = []
+        self._pictures = array.array("Q")
+        self._split_codes = array.array("B")
+
+    def add_kept(self, row: CheckedRow) -> None:
+        self.rows += 1
+        self.kept += 1
+        self._splits[row.split] += 1
+        self._pictures.append(int.from_bytes(row.picture[:8], "little"))
+        self._split_codes.append(SPLITS.index(row.split))
+
+    def add_excluded(self, exclusion: Exclusion) -> None:
+        self.rows += 1
+        self.excluded += 1
+        self._reasons[exclusion.reason] += 1
+        if len(self._examples) < _NUM_EXAMPLES:
+            self._examples.append(str(exclusion))
+
+    def report(
+        self, source: CaptionSource, params: CaptionParams, fingerprint: str
+    ) -> CaptionReport:
+        pictures = np.frombuffer(self._pictures, np.uint64) if self.kept else np.empty(0)
+        codes = np.frombuffer(self._split_codes, np.uint8) if self.kept else np.empty(0)
+        num_pictures = len(np.unique(pictures))
+        in_splits = sum(len(np.unique(pictures[codes == code])) for code in range(len(SPLITS)))
+        return CaptionReport(
+            source=params.table,
+            check=params.check,
+            fingerprint=fingerprint,
+            rows=self.rows,
+            kept=self.kept,
+            excluded=self.excluded,
+            reasons=dict(self._reasons.most_common()),
+            splits={split: self._splits[split] for split in SPLITS},
+            captions_cleaned=self.captions_cleaned,
+            pictures=num_pictures,
+            pictures_in_several_splits=in_splits - num_pictures,
+            ignored_columns=source.ignored_columns,
+            examples=tuple(self._examples),
+        )
+
+
+class _ExclusionWriter:
+    """Writes excluded rows as they come; the file appears when `close` is called."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._file = self._partial.open("w", encoding="utf-8", errors="backslashreplace")
+        self._file.write("file\trow\treason\tdetail\n")
+
+    def append(self, exclusion: Exclusion) -> None:
+        cells = (exclusion.file, exclusion.row, exclusion.reason, exclusion.detail)
+        self._file.write("\t".join(_CONTROL.sub(" ", cell) for cell in cells) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+        os.replace(self._partial, self._path)
+
+    def __enter__(self) -> "_ExclusionWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def _nothing_left(report: CaptionReport, excluded: Path) -> str:
+    if not report.rows:
+        return f"{report.source}: the table has no rows"
+    reasons = ", ".join(f"{reason} {n}" for reason, n in report.reasons.items())
+    return (
+        f"{report.source}: none of its {report.rows} rows can be used: {reasons}. "
+        f"First: {report.examples[0]}. All of them: {excluded}"
+    )
+
+
+def _write_json(content: dict, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+_T = TypeVar("_T")
+
+
+def _blocks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while block := list(itertools.islice(iterator, size)):
+        yield block

@@ -1,0 +1,127 @@
+"""Checks many pictures in parallel, each of them once, and remembers the verdicts.
+
+The journal is a SQLite file beside the checked table: an interrupted check continues where it
+stopped, and a table that has grown is checked at the price of its new pictures. A picture is
+looked at again when its size or time of change differs, or when the rules do.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+import PIL
+
+from corpora.pictures import PictureError, PictureErrorKind, check_picture, stat_picture
+from corpora.records import CorpusError
+
+CheckLevel = Literal["decode", "header", "exists"]
+_FORMAT = 1
+_QUERY_SIZE = 500  # SQLite allows 999 variables in older builds
+
+
+class Verdict(NamedTuple):
+    """`identity` (16 bytes) of a good picture; otherwise `kind` and `detail` of the refusal."""
+
+    identity: bytes
+    kind: PictureErrorKind | None = None
+    detail: str = ""
+
+
+class PictureChecks:
+    """A pool of threads (Pillow decodes without the interpreter's lock) and the journal.
+
+    Use as a context manager. Raises CorpusError for a damaged journal.
+    """
+
+    def __init__(self, journal: Path, check: CheckLevel, max_pixels: int, workers: int) -> None:
+        self._check = check
+        self._max_pixels = max_pixels
+        self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "pictures")
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        self._path = journal
+        self._journal = sqlite3.connect(journal)
+        with self._transaction():
+            self._begin(f"{_FORMAT} {check} {max_pixels} Pillow {PIL.__version__}")
+
+    def __enter__(self) -> "PictureChecks":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._journal.close()
+
+    def verdicts(self, references: Sequence[str]) -> dict[str, Verdict]:
+        """The verdict on each distinct reference; those of unchanged pictures are remembered."""
+        distinct = list(dict.fromkeys(references))
+        verdicts: dict[str, Verdict] = {}
+        versions: dict[str, str] = {}
+        for reference, version in zip(distinct, self._pool.map(_version, distinct)):
+            if isinstance(version, Verdict):
+                verdicts[reference] = version
+            else:
+                versions[reference] = version
+        with self._transaction():
+            verdicts |= self._remembered(versions)
+        new = [reference for reference in versions if reference not in verdicts]
+        fresh = dict(zip(new, self._pool.map(self._look, new)))
+        with self._transaction():
+            self._journal.executemany(
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
+                [(name, versions[name], *verdict) for name, verdict in fresh.items()],
+            )
+        return verdicts | fresh
+
+    def _look(self, reference: str) -> Verdict:
+        try:
+            return Verdict(check_picture(reference, self._check, self._max_pixels))
+        except PictureError as error:
+            return Verdict(b"", error.kind, error.detail)
+
+    def _remembered(self, versions: dict[str, str]) -> dict[str, Verdict]:
+        found: dict[str, Verdict] = {}
+        names = list(versions)
+        for start in range(0, len(names), _QUERY_SIZE):
+            some = names[start : start + _QUERY_SIZE]
+            query = f"SELECT * FROM pictures WHERE reference IN ({','.join('?' * len(some))})"
+            for name, version, identity, kind, detail in self._journal.execute(query, some):
+                if versions[name] == version:
+                    found[name] = Verdict(identity, kind, detail)
+        return found
+
+    def _begin(self, rules: str) -> None:
+        self._journal.execute("CREATE TABLE IF NOT EXISTS rules (rules TEXT)")
+        if self._journal.execute("SELECT rules FROM rules").fetchall() != [(rules,)]:
+            self._journal.execute("DELETE FROM rules")
+            self._journal.execute("DROP TABLE IF EXISTS pictures")
+            self._journal.execute("INSERT INTO rules VALUES (?)", (rules,))
+        self._journal.execute(
+            "CREATE TABLE IF NOT EXISTS pictures (reference TEXT PRIMARY KEY, version TEXT, "
+            "identity BLOB, kind TEXT, detail TEXT) WITHOUT ROWID"
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            with self._journal:
+                yield
+        except sqlite3.DatabaseError as error:
+            raise CorpusError(
+                f"{self._path}: cannot be used ({error}); if nothing else is using it, delete it"
+            ) from error
+
+
+def _version(reference: str) -> str | Verdict:
+    try:
+        return stat_picture(reference).version
+    except PictureError as error:  # never remembered: the file may appear later
+        return Verdict(b"", error.kind, error.detail)
