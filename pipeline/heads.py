@@ -71,7 +71,9 @@ def mean_image_embeddings(
     return rows.mean(0) + noise * rows.std(0)
 
 
-def word_image_embeddings(language_model: "LanguageModel", r: int, text: str) -> Float[Tensor, "r e"]:
+def word_image_embeddings(
+    language_model: "LanguageModel", r: int, text: str
+) -> Float[Tensor, "r e"]:
     """The embedding rows of the first r tokens of `text`, in float32.
 
     Raises:

@@ -7,10 +7,14 @@ The frozen model is never resized. A frozen vocabulary of n rows (`LanguageModel
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipeline.language_model import LanguageModel
 
 
 def image_token_ids(num_rows: int, r: int) -> list[int]:
@@ -51,13 +55,13 @@ def force_image_tokens(
 
 def embed_with_image_tokens(
     ids: Int64[Tensor, " T"],
-    input_rows: Float[Tensor, "V e"],
+    language_model: "LanguageModel",
     image_embeddings: Float[Tensor, "r e"],
-    num_rows: int,
 ) -> Float[Tensor, "T e"]:
-    """Input embeddings of ids that may contain [IMG] tokens, in the dtype of `input_rows`."""
+    """Input embeddings of ids that may contain [IMG] tokens, in the language model's dtype."""
+    num_rows = language_model.num_rows
     is_image = ids >= num_rows
-    words = input_rows[ids.masked_fill(is_image, 0)]
+    words = language_model.embed(ids.masked_fill(is_image, 0))
     images = image_embeddings.to(words.dtype)[(ids - num_rows).clamp(min=0)]
     return torch.where(is_image[:, None], images, words)
 

@@ -143,7 +143,11 @@ class MLPMapper(_SharedOut):
     def __init__(self, e: int, r: int, L: int, D: int, m: int, sizes: MapperSizes) -> None:
         super().__init__(r, L, D)
         self.layers = nn.Sequential(
-            nn.Linear(e, m), nn.LeakyReLU(), nn.Linear(m, m), nn.LeakyReLU(), nn.Linear(m, self.share)
+            nn.Linear(e, m),
+            nn.LeakyReLU(),
+            nn.Linear(m, m),
+            nn.LeakyReLU(),
+            nn.Linear(m, self.share),
         )
 
     def network(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B r share"]:
