@@ -1,0 +1,61 @@
+"""Finds the pictures of a data set whose annotations name them by id, not by file."""
+
+import os
+import re
+from pathlib import Path
+
+from corpora.caption_sources import PICTURE_SUFFIXES
+from corpora.picture_checks import CheckLevel
+from corpora.pictures import MAX_PIXELS, PictureError, check_picture
+from corpora.records import CorpusError
+
+_NUMBER = re.compile(r"\d+$")
+
+
+class PictureFolder:
+    """One folder of pictures, listed once; each picture that is asked for is checked once.
+
+    Raises CorpusError if there is no such folder.
+    """
+
+    def __init__(
+        self, folder: str | Path, check: CheckLevel = "header", max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self._folder = str(folder)
+        self._check = check
+        self._max_pixels = max_pixels
+        self._checked: dict[str, PictureError | None] = {}
+        self._by_stem: dict[str, str] = {}
+        self._by_number: dict[int, str] = {}
+        if not os.path.isdir(folder):
+            raise CorpusError(f"{folder}: no such folder of pictures")
+        for name in sorted(os.listdir(folder)):
+            stem, suffix = os.path.splitext(name)
+            if suffix[1:].lower() in PICTURE_SUFFIXES:
+                self._by_stem.setdefault(stem, name)
+                if number := _NUMBER.search(stem):
+                    self._by_number.setdefault(int(number[0]), name)
+
+    def with_stem(self, stem: str) -> str:
+        """The path of STEM.jpg, STEM.png, ... Raises PictureError."""
+        return self._good(self._by_stem.get(stem), f"{stem}.*")
+
+    def with_number(self, number: int) -> str:
+        """The path of the picture whose name ends in a number, as COCO's do in every release:
+        42 finds COCO_val2014_000000000042.jpg and 000000000042.jpg. Raises PictureError."""
+        return self._good(self._by_number.get(number), f"*{number:012d}.*")
+
+    def _good(self, name: str | None, wanted: str) -> str:
+        if name is None:
+            raise PictureError("missing", f"no {wanted} in {self._folder}")
+        path = os.path.join(self._folder, name)
+        if path not in self._checked:
+            try:
+                check_picture(path, self._check, self._max_pixels)
+                self._checked[path] = None
+            except PictureError as error:
+                self._checked[path] = error
+        error_ = self._checked[path]
+        if error_ is not None:
+            raise PictureError(error_.kind, error_.detail, error_.reference)
+        return path
