@@ -1,0 +1,205 @@
+"""The plain formulation of a training step: the reference of the tests and of the benchmark.
+
+Written from the equations and the description of the released code alone: three separate padded
+passes (captioning, retrieval, generation) through transformers' own forward, full logits, one table
+of input embeddings whose last r rows are the [IMG] tokens. It shares only parameters with the fast
+step, and neither packing, streams nor losses.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.heads import Heads
+from pipeline.objective import Objective, PackingDraws
+
+IGNORED = -100
+Piece = tuple[Tensor, list[int]]
+"""Input vectors [t, e] and the labels of their own places."""
+
+
+class Plain(nn.Module):
+    """The released structure: whole tables are parameters, frozen rows included.
+
+    Args:
+        model: a transformers causal model; it is copied.
+        heads: copied too; their `image_embeddings` become the last r rows of the tables.
+        num_rows: frozen rows in the softmax.
+        start_ids: what begins a text.
+        pad_to: width of every padded batch of single captions; packed ones take twice as much.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        heads: Heads,
+        num_rows: int,
+        start_ids: list[int],
+        pad_to: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.lm = copy.deepcopy(model).requires_grad_(False).eval()
+        self.lm.set_attn_implementation("sdpa")
+        self.heads = copy.deepcopy(heads)
+        self.n, self.r, self.k = num_rows, heads.sizes.r, heads.sizes.k
+        self.start, self.pad_to = list(start_ids), pad_to
+        images = heads.image_embeddings.detach()
+        inputs = self.lm.get_input_embeddings().weight.detach()
+        outputs = self.lm.get_output_embeddings().weight.detach()
+        tied = inputs.data_ptr() == outputs.data_ptr()
+        self.input_table = nn.Parameter(torch.cat([inputs[:num_rows], images.to(inputs.dtype)]))
+        self.output_table = (
+            self.input_table
+            if tied
+            else nn.Parameter(torch.cat([outputs[:num_rows], images.to(inputs.dtype)]))
+        )
+
+    def losses(
+        self,
+        captions: list[list[int]],
+        pooled: Tensor,
+        targets: Tensor,
+        objective: Objective,
+        draws: PackingDraws,
+    ) -> dict[str, Tensor]:
+        """The unweighted parts and the weighted total, named as in `Losses`."""
+        captioning, _ = self._captioning(captions, pooled, objective, draws.captioning)
+        retrieval_ce, hidden = self._images(captions, objective, draws.retrieval)
+        text_to_image, image_to_text = self._retrieval(hidden[:, 0], pooled)
+        generation_ce, hidden = self._images(captions, objective, draws.generation)
+        generation = self._generation(hidden, targets, objective)
+        image_token = (retrieval_ce + generation_ce) / 2
+        total = (
+            objective.captioning_weight * captioning
+            + objective.image_token_weight * image_token
+            + objective.retrieval_weight * (text_to_image + image_to_text)
+            + objective.generation_weight * generation
+        )
+        return {
+            "captioning": captioning,
+            "image_token": image_token,
+            "text_to_image": text_to_image,
+            "image_to_text": image_to_text,
+            "generation": generation,
+            "total": total,
+        }
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients under the names of `Heads`; those of E_img are summed over both its uses."""
+        named = {n: p.grad for n, p in self.heads.named_parameters() if p.grad is not None}
+        tables = {id(t): t for t in (self.input_table, self.output_table)}.values()
+        named["image_embeddings"] = sum(t.grad[-self.r :] for t in tables if t.grad is not None)
+        return named
+
+    def _embed(self, ids: list[int]) -> Tensor:
+        return F.embedding(torch.tensor(ids, dtype=torch.int64), self.input_table)
+
+    def _images_of(self) -> list[int]:
+        return list(range(self.n, self.n + self.r))
+
+    def _run(self, rows: list[list[Piece]], num_examples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Right-padded: shifted logits and labels, and hidden states [rows, T, e]."""
+        widths = [sum(len(vectors) for vectors, _ in row) for row in rows]
+        width = max(widths)
+        if self.pad_to is not None:
+            width = max(width, self.pad_to * (2 if len(rows) < num_examples else 1))
+        inputs, labels, mask = [], [], []
+        for row, length in zip(rows, widths):
+            vectors = torch.cat([v for v, _ in row])
+            inputs.append(F.pad(vectors, (0, 0, 0, width - length)))
+            ids = [i for _, piece in row for i in piece]
+            labels.append(torch.tensor(ids + [IGNORED] * (width - length)))
+            mask.append(torch.tensor([1] * length + [0] * (width - length)))
+        attention_mask = torch.stack(mask)
+        hidden = self.lm.base_model(
+            inputs_embeds=torch.stack(inputs), attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        logits = F.linear(hidden, self.output_table)
+        goal = torch.stack(labels)
+        return logits[:, :-1], goal[:, 1:], hidden
+
+    def _reduce(self, logits: Tensor, goal: Tensor, objective: Objective, n: int) -> Tensor:
+        flat = F.cross_entropy(
+            logits.flatten(0, 1), goal.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return flat / ((goal != IGNORED).sum() if objective.token_reduction == "tokens" else n)
+
+    def _captioning(
+        self, captions: list[list[int]], pooled: Tensor, objective: Objective, packed: list[bool]
+    ) -> tuple[Tensor, Tensor]:
+        visual = self.heads.caption_projection(pooled).view(len(captions), self.k, -1)
+        visual = visual.to(self.input_table.dtype)
+        rows = []
+        for row in grouped(len(captions), packed):
+            pieces: list[Piece] = []
+            for place, i in enumerate(row):
+                pieces.append((visual[i], [IGNORED] * self.k))
+                if place == 0 and self.start:
+                    labels = self.start if objective.supervise_start else [IGNORED] * len(self.start)
+                    pieces.append((self._embed(self.start), labels))
+                pieces.append((self._embed(captions[i]), captions[i]))
+            rows.append(pieces)
+        logits, goal, hidden = self._run(rows, len(captions))
+        if objective.captioning_softmax == "words":
+            logits = logits[..., : self.n]
+        return self._reduce(logits, goal, objective, len(captions)), hidden
+
+    def _images(
+        self, captions: list[list[int]], objective: Objective, packed: list[bool]
+    ) -> tuple[Tensor, Tensor]:
+        rows, places = [], []
+        for number, row in enumerate(grouped(len(captions), packed)):
+            pieces: list[Piece] = []
+            if self.start:
+                pieces.append((self._embed(self.start), [IGNORED] * len(self.start)))
+            length = len(self.start)
+            for place, i in enumerate(row):
+                supervised = place == 0 or objective.supervise_second
+                words = objective.image_token_targets == "caption_and_image_token" and supervised
+                pieces.append(
+                    (self._embed(captions[i]), captions[i] if words else [IGNORED] * len(captions[i]))
+                )
+                image = self._images_of()
+                labels = [image[0] if supervised else IGNORED] + [IGNORED] * (self.r - 1)
+                pieces.append((self._embed(image), labels))
+                length += len(captions[i])
+                places.append((number, list(range(length, length + self.r))))
+                length += self.r
+            rows.append(pieces)
+        logits, goal, hidden = self._run(rows, len(captions))
+        picked = torch.stack([hidden[number, at] for number, at in places])
+        return self._reduce(logits, goal, objective, len(captions)), picked
+
+    def _retrieval(self, first: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        wide = self.heads.logit_scale.dtype
+        text = F.normalize(self.heads.text_to_image(first.to(wide)), dim=-1)
+        image = F.normalize(self.heads.image_to_text(pooled), dim=-1)
+        logits = image @ text.T * self.heads.logit_scale.exp()
+        own = torch.arange(len(logits))
+        return F.cross_entropy(logits.T, own), F.cross_entropy(logits, own)
+
+    def _generation(self, hidden: Tensor, targets: Tensor, objective: Objective) -> Tensor:
+        mapper = self.heads.mapper
+        inputs = hidden
+        if objective.mapper_adds_embedding:
+            inputs = inputs + self.input_table[-self.r :]
+        queries = mapper.queries.expand(len(hidden), -1, -1)
+        inputs = mapper.input(inputs.to(mapper.queries.dtype))
+        difference = mapper.output(mapper.transformer(inputs, queries)) - targets
+        if objective.generation_loss == "distance":
+            return (difference**2).sum(-1).sqrt().mean()
+        return (difference**2).mean()
+
+
+def grouped(num_examples: int, packed: list[bool]) -> list[list[int]]:
+    """Neighbours (2i, 2i + 1) together where `packed[i]`."""
+    rows: list[list[int]] = []
+    for i in range(num_examples):
+        if i % 2 and packed[i // 2]:
+            rows[-1].append(i)
+        else:
+            rows.append([i])
+    return rows
