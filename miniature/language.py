@@ -1,8 +1,9 @@
 """What is said about scenes: captions, events, stories, dialogues, requests, and summaries.
 
-Captions name place and side before the object, because the image generator's text encoder is causal: what comes
-later in a text is known at later positions only. `story_prompt` and `dialogue_prompt` are the forms in which the
-language model was trained on longer texts, so evaluation builds its prompts with them.
+Captions name place and side before the object, because the image generator's text encoder is
+causal: what comes later in a text is known at later positions only. `story_prompt` and
+`dialogue_prompt` are the forms in which the language model was trained on longer texts, so
+evaluation builds its prompts with them.
 """
 
 import random
@@ -13,8 +14,8 @@ from miniature.world import ATTRIBUTES, SCENES, SCENES_OF, VALUES, Scene, Split,
 
 # The order in which a summary in words goes through the attributes.
 SUMMARY_ORDER = ("shape", "color", "size", "side", "place")
-# A summary with every value left blank: with the tiny language model's tokenizer exactly these eight tokens. Their
-# embeddings are a natural starting point for eight [IMG] embeddings.
+# A summary with every value left blank: with the tiny language model's tokenizer exactly these
+# eight tokens. Their embeddings are a natural starting point for eight [IMG] embeddings.
 BLANK_SUMMARY = " picture: shape color size side place."
 
 CHANGEABLE = ("place", "color", "size", "side")  # what an event can change
@@ -42,7 +43,7 @@ class Moment(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One round of a dialogue; the question has no question mark, as in VisDial."""
+    """One round of a dialogue."""
 
     question: str
     answer: str
@@ -63,7 +64,9 @@ def _on_side(side: str) -> str:
 
 
 def noun_phrase(scene: Scene, rng: random.Random, article: str, color: float, size: float) -> str:
-    """For example `a small red ring`, with the size and the colour each mentioned with the probability given."""
+    """For example `a small red ring`, with the size and the colour each mentioned with the
+    probability given.
+    """
     words = [article]
     if rng.random() < size:
         words.append(scene.size)
@@ -86,7 +89,9 @@ def caption(scene: Scene, rng: random.Random, mention: Mention = EVERYTHING) -> 
 
 
 def event(scene: Scene, attribute: str, name: str, rng: random.Random) -> str:
-    """Says that an attribute has just become what it is in `scene`, for example `the ring turns blue.`"""
+    """Says that an attribute has just become what it is in `scene`, for example `the ring turns
+    blue.`
+    """
     match attribute:
         case "place":
             return f"{name} {rng.choice(('goes', 'moves'))} to the {scene.place}."
@@ -100,7 +105,9 @@ def event(scene: Scene, attribute: str, name: str, rng: random.Random) -> str:
 
 
 def picture_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption as a set of captioned pictures has them: mostly descriptions, some events, few complete."""
+    """A caption as a set of captioned pictures has them: mostly descriptions, some events, few
+    complete.
+    """
     if rng.random() < 0.7:
         return caption(scene, rng, MOST)
     changed = rng.choice(CHANGEABLE)
@@ -117,16 +124,19 @@ def story(
     mention: Mention = LITTLE,
     rare_share: float | None = None,
 ) -> list[Moment]:
-    """A story in pictures: the first caption says little, each later one tells the one attribute that changed.
+    """A story in pictures: the first caption says little, each later one tells the one attribute
+    that changed.
 
     Args:
         rng: source of chance.
-        split: "train" keeps every picture to training scenes; "validation" and "test" take the last picture's scene
-            from that split and the others from anywhere; None does not care.
+        split: "train" keeps every picture to training scenes; "val" and "test" take the last
+            picture's scene from that split and the others from anywhere; None does not care.
         num_pictures: number of pictures, each with one caption.
-        num_changing: how many attributes change in the course of the story; never the same one twice in a row.
+        num_changing: how many attributes change in the course of the story; never the same
+            one twice in a row.
         mention: what the first caption mentions.
-        rare_share: the probability that the first scene has a rare colour-shape pair, as in `draw_scene`.
+        rare_share: the probability that the first scene has a rare colour-shape pair, as in
+            `draw_scene`.
 
     Raises:
         ValueError: fewer than two attributes that change.
@@ -152,17 +162,18 @@ def story(
 
 
 def dialogue(scene: Scene, rng: random.Random, num_rounds: int = 10) -> list[Round]:
-    """Questions and answers about a picture; each attribute is asked for once, and guessed at in the other rounds.
+    """Questions and answers about a picture; each attribute is asked for once, and guessed at in
+    the other rounds.
 
     The answer "no" is informative (`no it is blue`), so that no round is wasted.
     """
     yes_no = "yes" if scene.size == "big" else "no"
     rounds = [
-        Round("what is this", f"a {scene.shape}"),
-        Round("what color is it", scene.color),
-        Round("is it big", f"{yes_no} it is {scene.size}"),
-        Round("which side is it on", on_side(scene)),
-        Round("what place is it in", in_place(scene)),
+        Round("what is this?", f"a {scene.shape}"),
+        Round("what color is it?", scene.color),
+        Round("is it big?", f"{yes_no} it is {scene.size}"),
+        Round("which side is it on?", on_side(scene)),
+        Round("what place is it in?", in_place(scene)),
     ]
     rng.shuffle(rounds)
     while len(rounds) < num_rounds:
@@ -170,7 +181,7 @@ def dialogue(scene: Scene, rng: random.Random, num_rounds: int = 10) -> list[Rou
         guess = rng.choice(VALUES[attribute])
         truth = getattr(scene, attribute)
         answer = "yes" if guess == truth else f"no it is {_as_predicate(attribute, truth)}"
-        rounds.append(Round(f"is it {_as_predicate(attribute, guess)}", answer))
+        rounds.append(Round(f"is it {_as_predicate(attribute, guess)}?", answer))
     rng.shuffle(rounds)
     return rounds[:num_rounds]
 
@@ -211,13 +222,17 @@ def story_prompt(captions: Sequence[str]) -> str:
 
 
 def dialogue_prompt(rounds: Sequence[Round]) -> str:
-    """The rounds of a dialogue as one text: `Q: what color is it? A: red`, one round a line, no line end at the end."""
-    return "\n".join(f"Q: {question}? A: {answer}" for question, answer in rounds)
+    """The rounds of a dialogue as one text: `Q: what color is it? A: red`, one round a line, no
+    line end at the end.
+    """
+    return "\n".join(f"Q: {question} A: {answer}" for question, answer in rounds)
 
 
 def question_prompt(context: str, question: str) -> str:
-    """A question after a text that answers it (or after nothing, if the context is a picture), up to the `A:`."""
-    return f"{context}\nQ: {question}? A:" if context else f"Q: {question}? A:"
+    """A question after a text that answers it (or after nothing, if the context is a picture), up
+    to the `A:`.
+    """
+    return f"{context}\nQ: {question} A:" if context else f"Q: {question} A:"
 
 
 def stated(text: str) -> frozenset[str]:

@@ -1,4 +1,6 @@
-"""How every tiny backbone is optimised: Muon for the matrices, Adam for the rest, one schedule, visible progress."""
+"""How every tiny backbone is optimised: Muon for the matrices, Adam for the rest, one schedule,
+visible progress.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,13 +12,16 @@ Report = Callable[[str], None]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of a matrix is made orthogonal by Newton-Schulz iterations (Jordan et al., 2024).
+    """Momentum whose update of a matrix is made orthogonal by Newton-Schulz iterations (Jordan et
+    al., 2024).
 
-    Tensors of more than two dimensions (convolutions) are matrices [first, rest]. The update is scaled by
-    `sqrt(max(1, rows / columns))`.
+    Tensors of more than two dimensions (convolutions) are matrices [first, rest]. The update is
+    scaled by `sqrt(max(1, rows / columns))`.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -30,15 +35,15 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"]
                 momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonalize(
-                    parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
-                )
+                update = orthogonalize(parameter.grad.lerp(momentum, group["momentum"]).flatten(1))
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
                 parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 4) -> Tensor:
-    """Pushes all singular values towards 1 with the quintic Newton-Schulz iteration; [rows, columns] both."""
+    """Pushes all singular values towards 1 with the quintic Newton-Schulz iteration; [rows,
+    columns] both.
+    """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(iterations):
@@ -48,7 +53,9 @@ def orthogonalize(matrix: Tensor, iterations: int = 4) -> Tensor:
 
 
 class Optimization:
-    """Updates parameters over a fixed number of steps: linear warm-up, plateau, linear decay over the last part."""
+    """Updates parameters over a fixed number of steps: linear warm-up, plateau, linear decay over
+    the last part.
+    """
 
     def __init__(
         self,
@@ -56,19 +63,36 @@ class Optimization:
         num_steps: int,
         matrix_rate: float,
         other_rate: float,
+        share_of_rate: Callable[[str], float] = lambda name: 1.0,
         decay_share: float = 0.5,
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
+        """Sorts the parameters: matrices and convolutions to Muon; embeddings, vectors and the
+        narrow to Adam.
+
+        Args:
+            named_parameters: what to update.
+            num_steps: how often `step` will be called.
+            matrix_rate: Muon's learning rate on the plateau.
+            other_rate: Adam's.
+            share_of_rate: which share of these a parameter gets, by its name.
+            decay_share: the share of the steps over which the rates fall.
+            betas: Adam's.
+        """
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in named_parameters:
             is_matrix = parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8
-            (matrices if is_matrix and "embed" not in name else others).append(parameter)
-        self._parameters = matrices + others
-        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(others, other_rate, betas)]
-        if matrices:
-            self._optimizers.append(Muon(matrices, matrix_rate))
-        self._rates = [other_rate, matrix_rate]
+            kind = (is_matrix and "embed" not in name, share_of_rate(name))
+            groups.setdefault(kind, []).append(parameter)
+        self._parameters = [parameter for group in groups.values() for parameter in group]
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._rates: list[float] = []
+        for (for_muon, share), group in groups.items():
+            rate = share * (matrix_rate if for_muon else other_rate)
+            self._rates.append(rate)
+            self._optimizers.append(
+                Muon(group, rate) if for_muon else torch.optim.Adam(group, rate, betas)
+            )
         self._num_steps, self._decay_share, self._done = num_steps, decay_share, 0
 
     def step(self, loss: Tensor) -> None:
@@ -87,9 +111,13 @@ class Optimization:
 
 
 class Progress:
-    """Counts steps and reports rate, time left and the running mean of the loss, every few seconds."""
+    """Counts steps and reports rate, time left and the running mean of the loss, every few
+    seconds.
+    """
 
-    def __init__(self, what: str, num_steps: int, report: Report, every_seconds: float = 15.0) -> None:
+    def __init__(
+        self, what: str, num_steps: int, report: Report, every_seconds: float = 15.0
+    ) -> None:
         self.what, self.num_steps, self.report, self.every = what, num_steps, report, every_seconds
         self.loss: float | None = None
 

@@ -1,4 +1,6 @@
-"""Reads what a picture shows from its pixels, so that pictures are judged by truth and not by a learned model."""
+"""Reads what a picture shows from its pixels, so that pictures are judged by truth and not by a
+learned model.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -29,7 +31,9 @@ Pictures = NDArray[np.uint8] | Sequence[Image.Image]
 
 @cache
 def _templates() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All shapes at slightly different sizes and places: coverage [M, 1024] and (shape, size, side) [M, 3]."""
+    """All shapes at slightly different sizes and places: coverage [M, 1024] and (shape, size,
+    side) [M, 3].
+    """
     covers, labels = [], []
     for shape in range(len(VALUES["shape"])):
         grid = np.array(
@@ -65,12 +69,15 @@ def as_pixels(pictures: Pictures) -> NDArray[np.uint8]:
         return pictures
     size = (PICTURE_SIZE, PICTURE_SIZE)
     converted = [picture.convert("RGB") for picture in pictures]
-    rows = [np.asarray(p if p.size == size else p.resize(size, Image.Resampling.BOX)) for p in converted]
+    rows = [
+        np.asarray(p if p.size == size else p.resize(size, Image.Resampling.BOX)) for p in converted
+    ]
     return np.stack(rows) if rows else np.zeros((0, PICTURE_SIZE, PICTURE_SIZE, 3), np.uint8)
 
 
 def read_scenes(pictures: Pictures) -> NDArray[np.int64]:
-    """Reads the attributes of each picture: int64 [N, 5] of codes in the order of `ATTRIBUTES`, -1 where unknown.
+    """Reads the attributes of each picture: int64 [N, 5] of codes in the order of `ATTRIBUTES`, -1
+    where unknown.
 
     Args:
         pictures: uint8 [N, 32, 32, 3], or PIL pictures.
@@ -90,7 +97,8 @@ def _read_block(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     distance += ((PLACE_RGB[None, :, 1] - bottom[:, None]) ** 2).sum(-1)
     found[:, 0] = distance.argmin(1)
 
-    # Every pixel goes to the nearest of the six colours and the picture's own two background colours.
+    # Every pixel goes to the nearest of the six colours and the picture's own two background
+    # colours.
     num_colors = len(COLOR_RGB)
     palette = np.concatenate(
         [np.broadcast_to(COLOR_RGB, (n, num_colors, 3)), top[:, None], bottom[:, None]], 1
@@ -118,15 +126,18 @@ def score(pictures: Pictures, scenes: Sequence[Scene]) -> dict[str, float]:
     """How well pictures show what they should.
 
     Returns:
-        `attributes`: share of attributes shown correctly; `exact`: share of pictures with all five correct;
-        `standard_error`: of `attributes`, over pictures; and the share correct of each attribute, by its name.
+        `attributes`: share of attributes shown correctly; `exact`: share of pictures with all
+        five correct; `standard_error`: of `attributes`, over pictures; and the share correct of
+        each attribute, by its name.
 
     Raises:
         ValueError: no pictures, or not one scene per picture.
     """
     found = read_scenes(pictures)
     if len(found) != len(scenes) or not len(found):
-        raise ValueError(f"one scene per picture needed, got {len(found)} pictures and {len(scenes)}")
+        raise ValueError(
+            f"one scene per picture needed, got {len(found)} pictures and {len(scenes)}"
+        )
     right = found == np.array([scene.codes for scene in scenes])
     per_picture = right.mean(1)
     return {

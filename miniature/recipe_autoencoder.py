@@ -1,4 +1,6 @@
-"""The tiny autoencoder: pictures of 32 x 32 x 3 to latents of 8 x 8 x 4 and back, a diffusers `AutoencoderKL`."""
+"""The tiny autoencoder: pictures of 32 x 32 x 3 to latents of 8 x 8 x 4 and back, a diffusers
+`AutoencoderKL`.
+"""
 
 import numpy as np
 import torch
@@ -46,8 +48,12 @@ def _differences(picture: Tensor) -> Tensor:
     return down + across
 
 
-def train(recipe: AutoencoderRecipe, seed: int, report: Report) -> tuple[AutoencoderKL, dict[str, float]]:
-    """Trains on pictures of training scenes; returns the autoencoder, latents scaled to deviation 1, and its scores."""
+def train(
+    recipe: AutoencoderRecipe, seed: int, report: Report
+) -> tuple[AutoencoderKL, dict[str, float]]:
+    """Trains on pictures of training scenes; returns the autoencoder, latents scaled to deviation
+    1, and its scores.
+    """
     torch.manual_seed(seed)
     levels = len(recipe.widths)
     autoencoder = AutoencoderKL(
@@ -90,10 +96,16 @@ def encode(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(autoencoder: AutoencoderKL, scenes: tuple[Scene, ...], seed: int = 1) -> dict[str, float]:
-    """What the oracle still reads after encoding and decoding, without and with some noise on the latents."""
+def measure(
+    autoencoder: AutoencoderKL, scenes: tuple[Scene, ...], seed: int = 1
+) -> dict[str, float]:
+    """What the oracle still reads after encoding and decoding, without and with some noise on the
+    latents.
+    """
     latents = encode(autoencoder, as_tensor(render(scenes, seed)))
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)) * latents.std()
+    noise = (
+        torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)) * latents.std()
+    )
     scores = {}
     for name, level in (("reconstruction", 0.0), ("with_10_percent_noise", 0.1)):
         decoded = [autoencoder.decode(z).sample for z in (latents + level * noise).split(200)]

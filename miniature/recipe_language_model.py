@@ -1,10 +1,13 @@
-"""The tiny language model: an OPT that reads what was said about a scene, answers questions and sums it up.
+"""The tiny language model: an OPT that reads what was said about a scene, answers questions and
+sums it up.
 
-Its texts are captions, stories, dialogues and requests of training scenes. Many end with a summary in words of what
-they established, which teaches the model to collect it; names in a summary are often left without their value, so
-that what is known of an attribute is read from the text and not from the summary so far.
+Its texts are captions, stories, dialogues and requests of training scenes. Many end with a
+summary in words of what they established, which teaches the model to collect it; names in a
+summary are often left without their value, so that what is known of an attribute is read from the
+text and not from the summary so far.
 """
 
+import itertools
 import random
 from collections.abc import Iterator
 from copy import deepcopy
@@ -52,7 +55,7 @@ class LanguageModelRecipe(BaseModel):
     other_rate: float = 3e-3
 
 
-# --- texts -------------------------------------------------------------------------------------------------------
+# --- texts --------------------------------------------------------------------------------------
 
 
 def document(rng: random.Random) -> str:
@@ -81,7 +84,7 @@ def document(rng: random.Random) -> str:
 def _requests(rng: random.Random) -> tuple[Scene, str]:
     moments = story(rng, "train", rng.choice((1, 2, 3, 4)), rng.choice((2, 3, 4)))
     texts = [opening_request(moments[0].scene, rng)]
-    for before, after in zip(moments, moments[1:]):
+    for before, after in itertools.pairwise(moments):
         changed = next(a for a in CHANGEABLE if getattr(before.scene, a) != getattr(after.scene, a))
         texts.append(request(after.scene, changed, rng))
     return moments[-1].scene, " ".join(texts)
@@ -106,7 +109,9 @@ def _summary_of_stated(text: str, scene: Scene, rng: random.Random) -> str:
 
 
 def _windows(tokenizer: GPT2Tokenizer, length: int, seed: str) -> Iterator[list[int]]:
-    """Endless windows of whole texts, each begun by `</s>`, filled to `length` with the start of one more."""
+    """Endless windows of whole texts, each begun by `</s>`, filled to `length` with the start of
+    one more.
+    """
     rng = random.Random(seed)
     while True:
         window: list[int] = []
@@ -118,11 +123,15 @@ def _windows(tokenizer: GPT2Tokenizer, length: int, seed: str) -> Iterator[list[
                 window = []
 
 
-# --- training ----------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------
 
 
-def train(directory: Path, recipe: LanguageModelRecipe, seed: int, report: Report) -> dict[str, float]:
-    """Trains the model, writes model and tokenizer to `directory` in float16, and returns its scores."""
+def train(
+    directory: Path, recipe: LanguageModelRecipe, seed: int, report: Report
+) -> dict[str, float]:
+    """Trains the model, writes model and tokenizer to `directory` in float16, and returns its
+    scores.
+    """
     torch.manual_seed(seed)
     tokenizer = language_model_tokenizer()
     model = OPTForCausalLM(
@@ -159,26 +168,30 @@ def train(directory: Path, recipe: LanguageModelRecipe, seed: int, report: Repor
         optimization.step(loss)
         progress.seen(loss)
         if (step + 1) % 500 == 0:
-            report(f"language model: {measure(model, tokenizer, 'validation', 100)}")
+            report(f"language model: {measure(model, tokenizer, 'val', 100)}")
             write(model, tokenizer, directory)
     write(model, tokenizer, directory)
     return measure(model, tokenizer, "test", 200)
 
 
 def write(model: OPTForCausalLM, tokenizer: GPT2Tokenizer, directory: Path) -> None:
-    """Writes a directory that `AutoModelForCausalLM` and `AutoTokenizer` load; the weights in float16."""
+    """Writes a directory that `AutoModelForCausalLM` and `AutoTokenizer` load; the weights in
+    float16.
+    """
     deepcopy(model).half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-# --- what it knows -----------------------------------------------------------------------------------------------
+# --- what it knows ------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def known_attributes(
     model: OPTForCausalLM, tokenizer: GPT2Tokenizer, text: str, scene: Scene
 ) -> dict[str, bool]:
-    """For each attribute that a text states, whether the model's own summary of the text gets it right."""
+    """For each attribute that a text states, whether the model's own summary of the text gets it
+    right.
+    """
     names = [name for name in SUMMARY_ORDER if name in stated(text)]
     known = {}
     so_far = text + " picture:"
@@ -186,9 +199,11 @@ def known_attributes(
     for name in names:
         tokens = tokens + tokenizer(f" {name}", add_special_tokens=False)["input_ids"]
         logits: Tensor = model(input_ids=torch.tensor([tokens])).logits[0, -1]
-        values = [tokenizer(f" {v}", add_special_tokens=False)["input_ids"][0] for v in VALUES[name]]
+        values = [
+            tokenizer(f" {v}", add_special_tokens=False)["input_ids"][0] for v in VALUES[name]
+        ]
         known[name] = VALUES[name][int(logits[values].argmax())] == getattr(scene, name)
-        tokens = tokens + [int(logits.argmax())]
+        tokens = [*tokens, int(logits.argmax())]
     return known
 
 

@@ -1,4 +1,6 @@
-"""The tiny CLIP: an open_clip model and its tokenizer, in a directory that open_clip loads as `local-dir:`."""
+"""The tiny CLIP: an open_clip model and its tokenizer, in a directory that open_clip loads as
+`local-dir:`.
+"""
 
 import json
 import random
@@ -60,7 +62,8 @@ def model_config(recipe: VisualEncoderRecipe, vocabulary_size: int) -> dict:
             "heads": recipe.text_heads,
             "layers": recipe.text_layers,
             "hf_tokenizer_name": "the tokenizer in this directory",
-            # What the Hugging Face tokenizer has to be told to give CLIP's own token layout: see `tokenize`.
+            # What the Hugging Face tokenizer has to be told to give CLIP's own token layout: see
+            # `tokenize`.
             "tokenizer_kwargs": {"strip_sep_token": False},
         },
     }
@@ -72,8 +75,12 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return torch.tensor(tokens["input_ids"])
 
 
-def train(directory: Path, recipe: VisualEncoderRecipe, seed: int, report: Report) -> dict[str, float]:
-    """Trains on captioned pictures of training scenes, writes the directory in float16, and returns its scores."""
+def train(
+    directory: Path, recipe: VisualEncoderRecipe, seed: int, report: Report
+) -> dict[str, float]:
+    """Trains on captioned pictures of training scenes, writes the directory in float16, and
+    returns its scores.
+    """
     torch.manual_seed(seed)
     rng = random.Random(f"captions for the visual encoder {seed}")
     tokenizer = clip_tokenizer()
@@ -139,10 +146,11 @@ def write(model: CLIP, tokenizer: CLIPTokenizer, config: dict, directory: Path) 
 
 @torch.no_grad()
 def measure(model: CLIP, tokenizer: CLIPTokenizer, seed: int = 1) -> dict[str, float]:
-    """How often a complete caption finds its scene's picture among one picture of each of the 576 scenes.
+    """How often a complete caption finds its scene's picture among one picture of each of the 576
+    scenes.
 
-    `recall_at_1` over all captions; `recall_at_1_held_out` over those of validation and test scenes; `attributes` is
-    the share of attributes that the found picture has right.
+    `recall_at_1` over all captions; `recall_at_1_held_out` over those of validation and test
+    scenes; `attributes` is the share of attributes that the found picture has right.
     """
     rng = random.Random(f"captions to find pictures with {seed}")
     tokens = tokenize(tokenizer, [caption(scene, rng) for scene in SCENES])

@@ -1,9 +1,11 @@
-"""The tokenizers of the tiny backbones: byte-level BPE of the real kinds, in which every word is one token.
+"""The tokenizers of the tiny backbones: byte-level BPE of the real kinds, in which every word is
+one token.
 
-Bytes cover everything else, so that any text can be tokenized; a word the world does not know comes out in pieces
-that no backbone has seen.
+Bytes cover everything else, so that any text can be tokenized; a word the world does not know
+comes out in pieces that no backbone has seen.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -12,7 +14,9 @@ from transformers import CLIPTokenizer, GPT2Tokenizer
 
 from miniature.language import words
 
-TEXT_LENGTH = 24  # L: text positions of the tiny CLIP and of the image generator, BOS and EOS included
+TEXT_LENGTH = (
+    24  # L: text positions of the tiny CLIP and of the image generator, BOS and EOS included
+)
 MAX_POSITIONS = 256  # of the tiny language model, BOS included
 
 _SPACE = "Ġ"  # how byte-level BPE writes a space
@@ -27,7 +31,7 @@ def learn_merges(pieces: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
     """
     merges: list[tuple[str, str]] = []
     cut = list(pieces)
-    while pairs := Counter(pair for word in cut for pair in zip(word, word[1:])):
+    while pairs := Counter(pair for word in cut for pair in itertools.pairwise(word)):
         first, second = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append((first, second))
         cut = [_merge(word, first, second) for word in cut]
@@ -37,7 +41,8 @@ def learn_merges(pieces: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
 def _merge(word: tuple[str, ...], first: str, second: str) -> tuple[str, ...]:
     merged: list[str] = []
     for symbol in word:
-        # A pair never overlaps itself here unless its halves are equal, as in "ee"; then the left one wins.
+        # A pair never overlaps itself here unless its halves are equal, as in "ee"; then the left
+        # one wins.
         if merged and merged[-1] == first and symbol == second:
             merged[-1] = first + second
         else:
@@ -50,7 +55,9 @@ def _number(symbols: Iterable[str]) -> dict[str, int]:
 
 
 def language_model_tokenizer() -> GPT2Tokenizer:
-    """OPT's kind of tokenizer: `</s>` (2) begins every text and ends it, `<pad>` is 1, case and spaces count."""
+    """OPT's kind of tokenizer: `</s>` (2) begins every text and ends it, `<pad>` is 1, case and
+    spaces count.
+    """
     merges = learn_merges(tuple(form) for word in words() for form in (word, _SPACE + word))
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet())]
     return GPT2Tokenizer(
@@ -66,12 +73,17 @@ def language_model_tokenizer() -> GPT2Tokenizer:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's kind of tokenizer: lower case, `<|startoftext|> ... <|endoftext|>`, padded with the latter."""
+    """CLIP's kind of tokenizer: lower case, `<|startoftext|> ... <|endoftext|>`, padded with the
+    latter.
+    """
     lower = dict.fromkeys(word.lower() for word in words())
     merges = learn_merges((*word[:-1], word[-1] + _WORD_END) for word in lower)
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [*alphabet, *(byte + _WORD_END for byte in alphabet)]
-    special = ("<|startoftext|>", "<|endoftext|>")  # last, so that CLIP finds the end as the largest id
+    special = (
+        "<|startoftext|>",
+        "<|endoftext|>",
+    )  # last, so that CLIP finds the end as the largest id
     return CLIPTokenizer(
         vocab=_number([*symbols, *(a + b for a, b in merges), *special]),
         merges=merges,

@@ -1,7 +1,8 @@
 """The procedural world: 576 scenes of one object each, how they are split, and how they are drawn.
 
-A scene is one value of each of five attributes. Six of the 24 colour-shape pairs are rare. The scenes, not the
-pictures, are split: a held-out scene is in no picture and no text that a backbone or GILL is trained on.
+A scene is one value of each of five attributes. Six of the 24 colour-shape pairs are rare. The
+scenes, not the pictures, are split: a held-out scene is in no picture and no text that a backbone
+or GILL is trained on.
 """
 
 import random
@@ -12,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "val", "test"]
 
 PICTURE_SIZE = 32  # pixels, both ways
 
@@ -27,7 +28,9 @@ ATTRIBUTES = tuple(VALUES)
 
 
 class Scene(NamedTuple):
-    """What a picture shows, in words; the fields are `ATTRIBUTES`, their values those of `VALUES`."""
+    """What a picture shows, in words; the fields are `ATTRIBUTES`, their values those of
+    `VALUES`.
+    """
 
     place: str
     color: str
@@ -67,17 +70,17 @@ def scene_from_codes(codes: Sequence[int]) -> Scene:
 def _split_scenes() -> dict[Split, tuple[Scene, ...]]:
     order = list(SCENES)
     random.Random("scenes of the miniature world").shuffle(order)
-    num_test, num_validation = len(order) // 10, len(order) // 20
+    num_test, num_val = len(order) // 10, len(order) // 20
     return {
         "test": tuple(order[:num_test]),
-        "validation": tuple(order[num_test : num_test + num_validation]),
-        "train": tuple(order[num_test + num_validation :]),
+        "val": tuple(order[num_test : num_test + num_val]),
+        "train": tuple(order[num_test + num_val :]),
     }
 
 
 SCENES_OF: dict[Split, tuple[Scene, ...]] = _split_scenes()
 SPLIT_OF: dict[Scene, Split] = {scene: name for name, part in SCENES_OF.items() for scene in part}
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def draw_scene(
@@ -88,7 +91,8 @@ def draw_scene(
     Args:
         rng: source of chance.
         split: only scenes of this split; of all three if None.
-        rare_share: the probability of a rare colour-shape pair; None draws uniformly, which makes it 1/4.
+        rare_share: the probability of a rare colour-shape pair; None draws uniformly, which
+            makes it 1/4.
     """
     scenes = SCENES if split is None else SCENES_OF[split]
     if rare_share is not None:
@@ -97,7 +101,7 @@ def draw_scene(
     return rng.choice(scenes)
 
 
-# --- how a scene looks -------------------------------------------------------------------------------------------
+# --- how a scene looks --------------------------------------------------------------------------
 
 COLOR_RGB = np.array(
     [
@@ -127,7 +131,9 @@ _SUPERSAMPLING = 3
 def shape_coverage(
     shape: int, x: NDArray[np.floating], y: NDArray[np.floating], radius: NDArray[np.floating]
 ) -> NDArray[np.float32]:
-    """How much of each pixel a shape covers, for n centres and radii in pixels: float32 [n, 32, 32] in 0..1."""
+    """How much of each pixel a shape covers, for n centres and radii in pixels: float32 [n, 32,
+    32] in 0..1.
+    """
     grid = (np.arange(PICTURE_SIZE * _SUPERSAMPLING, dtype=np.float32) + 0.5) / _SUPERSAMPLING
     dx = ((grid[None, :] - x[:, None]) / radius[:, None]).astype(np.float32)[:, None, :]
     dy = ((grid[None, :] - y[:, None]) / radius[:, None]).astype(np.float32)[:, :, None]
@@ -148,7 +154,8 @@ def shape_coverage(
 def render(scenes: Sequence[Scene], seed: int) -> NDArray[np.uint8]:
     """Draws one picture per scene: uint8 [N, 32, 32, 3].
 
-    The horizon, the exact place, size and brightness of the object and the noise vary from picture to picture.
+    The horizon, the exact place, size and brightness of the object and the noise vary from
+    picture to picture.
     """
     pictures = [
         _render_block(scenes[start : start + 256], np.random.default_rng([seed, start]))
