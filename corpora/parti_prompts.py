@@ -15,7 +15,6 @@ bytes back.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -201,11 +200,9 @@ def _write(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[PartiPromp
                     f"{path}: {field!r} holds a tab or a line break, which this format cannot store"
                 )
         lines.append("\t".join(fields))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(("\n".join(lines) + "\n").encode())
+        temporary.write_bytes(("\n".join(lines) + "\n").encode())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
