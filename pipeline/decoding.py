@@ -1,6 +1,7 @@
 """Text and images out: decoding with a key-value cache that lives across the turns of a talk.
 
-Letters: B rows, T positions of one read, V frozen output rows, e language-model width,
+Letters: B rows, T positions of one read, V frozen output rows, C = V + 1 candidates for the next
+token (the frozen rows and [IMG1]), e language-model width,
 r [IMG] tokens. The token ids of an answer are those of the tokenizer below V, and V .. V+r-1 for
 [IMG1] .. [IMGr].
 
@@ -26,9 +27,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pipeline.gill import Gill
+from pipeline.image_tokens import append_image_logits, image_token_ids
 from pipeline.language_model import LanguageModel
 
-ImageLogit = Callable[[Float[Tensor, "B"]], Float[Tensor, "B"]]
+ImageLogit = Callable[[Float[Tensor, " B"]], Float[Tensor, " B"]]
 
 
 class DecodingSettings(BaseModel):
@@ -36,23 +38,34 @@ class DecodingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_tokens: int = Field(32, ge=1, description="longest answer; an image counts as one token")
-    max_images: int = Field(1, ge=0, description="most images in one answer")
+    max_tokens: int = Field(
+        default=32, ge=1, description="longest answer; an image counts as one token"
+    )
+    max_images: int = Field(default=1, ge=0, description="most images in one answer")
     min_tokens_before_image: int = Field(
-        0, ge=0, description="text tokens of this answer before its first image is allowed"
+        default=0, ge=0, description="text tokens of this answer before its first image is allowed"
     )
     image_bias: float = Field(
-        0.0,
+        default=0.0,
         allow_inf_nan=False,
         description="added to the logit of [IMG1]; 1e4 makes an image come as soon as it may",
     )
-    temperature: float = Field(0.0, ge=0, description="0 is greedy, 1 samples the model's own odds")
-    top_k: int | None = Field(None, ge=1, description="sample among the k likeliest tokens only")
+    temperature: float = Field(
+        default=0.0, ge=0, description="0 is greedy, 1 samples the model's own odds"
+    )
+    top_k: int | None = Field(
+        default=None, ge=1, description="sample among the k likeliest tokens only"
+    )
     top_p: float = Field(
-        1.0, gt=0, le=1, description="sample among the fewest tokens that hold this probability"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="sample among the fewest tokens that hold this probability",
     )
     repetition_penalty: float = Field(
-        1.0, ge=1, description="divides the odds of text tokens already in this answer (CTRL's)"
+        default=1.0,
+        ge=1,
+        description="divides the odds of text tokens already in this answer (CTRL's)",
     )
 
 
@@ -114,7 +127,12 @@ class Context:
 
     def __init__(self, language_model: LanguageModel, num_rows: int = 1) -> None:
         self._language_model = language_model
-        self._cache = DynamicCache(config=language_model.model.config)
+        # Without the configuration: layers with a sliding window would drop what masks still count.
+        self._cache = DynamicCache()
+        window = getattr(language_model.model.config, "sliding_window", None)
+        self.max_positions = min(
+            language_model.max_positions, window or language_model.max_positions
+        )
         self._real = torch.zeros(num_rows, 0, dtype=torch.bool, device=language_model.device)
         self._pending: list[list[Tensor]] = [[] for _ in range(num_rows)]
         self._has_padding = False
@@ -128,7 +146,7 @@ class Context:
 
     def room(self, row: int) -> int:
         """Positions left in `row`."""
-        return self._language_model.max_positions - self.lengths[row]
+        return self.max_positions - self.lengths[row]
 
     def note(self, row: int, embeddings: Float[Tensor, "T e"]) -> None:
         """Append embeddings to `row`; they are read together with the next ones.
@@ -138,7 +156,7 @@ class Context:
         if len(embeddings) > self.room(row):
             raise ValueError(
                 f"row {row}: {len(embeddings)} positions after the {self.lengths[row]} already "
-                f"used pass the language model's limit of {self._language_model.max_positions}; "
+                f"used pass the language model's limit of {self.max_positions}; "
                 "shorten the prompt or start a new context"
             )
         self._pending[row].append(embeddings)
@@ -164,10 +182,11 @@ class Context:
                 embeddings[row, width - count :] = torch.cat(parts).to(embeddings)
             parts.clear()
         column = torch.arange(width, device=device)
-        count = torch.tensor(counts, device=device)[:, None]
-        real = column >= width - count
-        before = torch.tensor(self.lengths, device=device)[:, None] - count
-        positions = (before + column - (width - count)).clamp(min=0)
+        share = torch.tensor(counts, device=device)[:, None]
+        padding = width - share
+        real = column >= padding
+        before = torch.tensor(self.lengths, device=device)[:, None] - share
+        positions = (before + column - padding).clamp(min=0)
         self._has_padding |= min(counts) < width
         self._real = torch.cat([self._real, real], dim=1)
         output = language_model.model.base_model(
@@ -178,7 +197,7 @@ class Context:
             use_cache=True,
         )
         hidden = output.last_hidden_state
-        self.last_hidden = torch.where(count > 0, hidden[:, -1], self.last_hidden)
+        self.last_hidden = torch.where(share > 0, hidden[:, -1], self.last_hidden)
         return hidden
 
     def _mask(self, width: int, dtype: torch.dtype) -> Float[Tensor, "B 1 T S"]:
@@ -225,10 +244,11 @@ def decode(
             ends[piece.row] = piece
             continue
         own = pieces[piece.row]
-        if isinstance(piece, TextPiece) and own and isinstance(own[-1], TextPiece):
-            last = own.pop()
-            piece = TextPiece(piece.row, last.text + piece.text, last.token_ids + piece.token_ids)
-        own.append(piece)
+        last = own[-1] if own else None
+        if isinstance(piece, TextPiece) and isinstance(last, TextPiece):
+            own[-1] = TextPiece(piece.row, last.text + piece.text, last.token_ids + piece.token_ids)
+        else:
+            own.append(piece)
     return [Answer(tuple(own), ends[row].reason) for row, own in enumerate(pieces)]
 
 
@@ -262,9 +282,9 @@ def stream(
     language_model, tokenizer = gill.language_model, gill.language_model.tokenizer
     if stop_ids is None:
         stop_ids = [tokenizer.eos_token_id]
-    image_id = language_model.num_rows
     image_embeddings = gill.heads.image_embeddings
-    image_ids = tuple(range(image_id, image_id + len(image_embeddings)))
+    image_ids = tuple(image_token_ids(language_model.num_rows, len(image_embeddings)))
+    image_id = image_ids[0]
     rows = [
         _Row(index, None if seeds is None else torch.Generator().manual_seed(seeds[index]))
         for index in range(len(prompts))
@@ -384,11 +404,13 @@ def _check_request(
         )
 
 
-def _next_logits(gill: Gill, hidden: Float[Tensor, "B e"]) -> Float[Tensor, "B V+1"]:
-    """Logits of the frozen rows and of [IMG1], float32."""
-    frozen = hidden @ gill.language_model.output_rows.T
-    image = hidden @ gill.heads.image_embeddings[0].to(hidden.dtype)
-    return torch.cat([frozen, image[:, None]], dim=1).float()
+def _next_logits(gill: Gill, hidden: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
+    """Logits of the V frozen rows and of [IMG1], float32."""
+    language_model = gill.language_model
+    words = hidden @ language_model.output_rows.T
+    if language_model.output_bias is not None:
+        words = words + language_model.output_bias
+    return append_image_logits(words, hidden, gill.heads.image_embeddings[:1]).float()
 
 
 def _image_allowed(row: _Row, context: Context, settings: DecodingSettings, r: int) -> bool:
@@ -400,7 +422,7 @@ def _image_allowed(row: _Row, context: Context, settings: DecodingSettings, r: i
 
 
 def _penalise_repetition(
-    logits: Float[Tensor, "B V+1"], rows: Sequence[_Row], penalty: float
+    logits: Float[Tensor, "B C"], rows: Sequence[_Row], penalty: float
 ) -> None:
     """In place: a logit of a text token already in the answer moves towards less likely."""
     if penalty == 1.0:
@@ -412,7 +434,7 @@ def _penalise_repetition(
 
 
 def _choose(
-    logits: Float[Tensor, "B V+1"],
+    logits: Float[Tensor, "B C"],
     generators: Sequence[torch.Generator | None],
     settings: DecodingSettings,
 ) -> list[int]:
@@ -427,8 +449,8 @@ def _choose(
 
 
 def _filtered_probabilities(
-    logits: Float[Tensor, "B V+1"], top_k: int | None, top_p: float
-) -> Float[Tensor, "B V+1"]:
+    logits: Float[Tensor, "B C"], top_k: int | None, top_p: float
+) -> Float[Tensor, "B C"]:
     """Softmax over the `top_k` likeliest tokens, of these over the fewest that hold `top_p`."""
     if top_k is not None and top_k < logits.shape[1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]

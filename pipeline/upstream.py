@@ -285,6 +285,7 @@ def _sizes(path: Path, arguments: ReleasedArguments, state: dict[str, Tensor]) -
         D=arguments.gen_emb_dim,
         m=m,
         p=arguments.ret_emb_dim,
+        D_pooled=None,
         mapper=MapperSizes(
             kind="gill_mapper",
             encoder_layers=depth["encoder"],
