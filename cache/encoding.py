@@ -1,0 +1,217 @@
+"""Shards through three roles: read -> encode -> write, overlapped.
+
+Reading runs in threads ahead of the encoder, encoding in the caller's thread, and the write of one
+shard beside the encoding of the next. Queues are bounded: memory does not grow with the number of
+rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.checksums import row_checksums
+from cache.codec import encode
+from cache.location import explained
+from cache.lock import current_run
+from cache.shards import shard_bytes, shard_path
+from cache.store import EmbeddingStore, RowStatus, ShardResult
+
+
+class Roles(NamedTuple):
+    """What the cache does not know: pictures, captions, models. Made by a factory where the work
+    runs.
+
+    read: row -> payload, called from several threads; raises to have the row recorded as failed.
+    encode: list of b payloads -> {array name: float [b, *shape]}, called from one thread at a time
+    per
+        shard in work. An exception ends the run: it is not one row's fault.
+    group: payload -> key; only payloads of equal key share a batch (captions of equal length).
+    constants: () -> {name: float [*axes]}, the arrays kept once (the empty prompt's embedding).
+    """
+
+    read: Callable[[Any], Any]
+    encode: Callable[[list[Any]], Mapping[str, np.ndarray]]
+    group: Callable[[Any], Hashable] | None = None
+    constants: Callable[[], Mapping[str, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to do: the unit of work of every scheduler.
+
+    rows: the shard's rows of the table; todo bool [n]: those to encode; the others are kept if they
+    still match checksums (uint32 [n] per array).
+    """
+
+    shard: int
+    rows: Sequence[Any]
+    todo: NDArray[np.bool_]
+    checksums: dict[str, NDArray[np.uint32]]
+
+
+class SupersededRunError(RuntimeError):
+    """The run that handed out this shard is over, or another one holds the store."""
+
+
+def encode_shards(
+    store: EmbeddingStore,
+    run: str,
+    tasks: Iterable[ShardTask],
+    roles: Roles,
+    *,
+    batch_size: int,
+    num_readers: int,
+) -> Iterator[ShardResult]:
+    """Encode and write shards; yields each result once its files are in place, in order."""
+    reading = ThreadPoolExecutor(num_readers, "cache-read")
+    writing = ThreadPoolExecutor(1, "cache-write")
+    drafts = _drafts(store, tasks)
+    ahead: deque[tuple[_Draft, int, Future]] = deque()
+    written: deque[Future[ShardResult]] = deque()
+    rows = ((draft, position) for draft in drafts for position in [*draft.positions, None])
+    try:
+        exhausted = False
+        while not exhausted or ahead:
+            while not exhausted and len(ahead) < max(2 * batch_size, 2 * num_readers):
+                draft, position = next(rows, (None, None))
+                if draft is None:
+                    exhausted = True
+                elif position is None:
+                    ahead.append((draft, -1, Future()))
+                else:
+                    job = reading.submit(roles.read, draft.task.rows[position])
+                    ahead.append((draft, int(position), job))
+            if not ahead:
+                break
+            if written and written[0].done():
+                yield written.popleft().result()
+            draft, position, job = ahead.popleft()
+            if position >= 0:
+                _take(draft, position, job, roles, batch_size)
+                continue
+            for group in list(draft.waiting):  # the end of a shard
+                _encode_batch(draft, group, roles)
+            while written:  # at most one shard waits to be written
+                yield written.popleft().result()
+            written.append(writing.submit(_write, store, run, draft))
+        while written:
+            yield written.popleft().result()
+    finally:
+        reading.shutdown(wait=False, cancel_futures=True)
+        writing.shutdown(wait=True, cancel_futures=True)
+
+
+def sample_values(roles: Roles, rows: Sequence[Any], batch_size: int) -> dict[str, np.ndarray]:
+    """Encode a few rows without storing them: {array: float32 [n, *shape]}, unreadable rows left
+    out."""
+    batches: dict[Hashable, list[Any]] = {}
+    for row in rows:
+        try:
+            payload = roles.read(row)
+        except Exception:  # it will be recorded as failed when its shard is done
+            continue
+        batches.setdefault(roles.group(payload) if roles.group else None, []).append(payload)
+    values: dict[str, list[np.ndarray]] = {}
+    for payloads in batches.values():
+        for start in range(0, len(payloads), batch_size):
+            for name, array in roles.encode(payloads[start : start + batch_size]).items():
+                values.setdefault(name, []).append(np.asarray(array, np.float32))
+    return {name: np.concatenate(parts) for name, parts in values.items()}
+
+
+@dataclass
+class _Draft:
+    """A shard being made."""
+
+    task: ShardTask
+    store: EmbeddingStore
+    positions: NDArray[np.int64]
+    stored: dict[str, np.ndarray]
+    errors: dict[str, NDArray[np.float32]]
+    reasons: dict[int, str] = field(default_factory=dict)
+    waiting: dict[Hashable, list[tuple[int, Any]]] = field(default_factory=dict)
+
+
+def _drafts(store: EmbeddingStore, tasks: Iterable[ShardTask]) -> Iterator[_Draft]:
+    for task in tasks:
+        n, todo = len(task.rows), task.todo.copy()
+        start = task.shard * store.spec.shard_rows
+        stored, errors = {}, {}
+        for name, array in store.spec.arrays.items():
+            stored[name] = np.zeros((n, *array.stored_row_shape), array.codec.dtype)
+            if array.codec.is_lossy:
+                errors[name] = np.zeros(n, np.float32)
+            if not task.todo.all():
+                sums = task.checksums[name]
+                bad = store.read_checked(name, start, sums, ~task.todo, stored[name])
+                todo[list(bad)] = True
+        for values in stored.values():
+            values[todo] = 0
+        yield _Draft(task, store, np.flatnonzero(todo), stored, errors)
+
+
+def _take(draft: _Draft, position: int, job: Future, roles: Roles, batch_size: int) -> None:
+    try:
+        payload = job.result()
+        key = roles.group(payload) if roles.group else None
+    except Exception as e:
+        draft.reasons[position] = f"{type(e).__name__}: {e}"
+        return
+    waiting = draft.waiting.setdefault(key, [])
+    waiting.append((position, payload))
+    if len(waiting) == batch_size:
+        _encode_batch(draft, key, roles)
+
+
+def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:
+    positions, payloads = zip(*draft.waiting.pop(group))
+    index = np.array(positions)
+    try:
+        values = roles.encode(list(payloads))
+    except Exception as e:
+        rows = index + draft.task.shard * draft.store.spec.shard_rows
+        e.add_note(f"while encoding rows {rows.min()} to {rows.max()} of {draft.store.location}")
+        raise
+    for name, array in draft.store.spec.arrays.items():
+        expected = (len(payloads), *array.shape)
+        found = np.asarray(values[name]).shape if name in values else "nothing"
+        if found != expected:
+            raise ValueError(f"encode: expected {name!r} of shape {expected}, got {found}")
+        stored, error, refused = encode(draft.store.fitted(name), np.asarray(values[name]))
+        draft.stored[name][index] = stored
+        if name in draft.errors:
+            draft.errors[name][index] = error
+        for i, reason in refused.items():
+            draft.reasons.setdefault(int(positions[i]), f"{name}: {reason}")
+
+
+def _write(store: EmbeddingStore, run: str, draft: _Draft) -> ShardResult:
+    """Put the shard's files in place and say what is in them; the row status is the
+    coordinator's."""
+    shard, positions = draft.task.shard, draft.positions
+    failed = list(draft.reasons)
+    checksums = {}
+    for name, stored in draft.stored.items():
+        stored[failed] = 0
+        checksums[name] = row_checksums(stored)[positions]
+    if current_run(store.location) != run:
+        raise SupersededRunError(f"{store.location}: shard {shard} is not written, its run is over")
+    with explained(store.location):
+        for name, stored in draft.stored.items():
+            path = shard_path(store.spec, name, shard)
+            content = shard_bytes(store.spec, name, stored)
+            if content is None:
+                store.location.remove(*path)
+            else:
+                store.location.write_bytes(content, *path)
+    status = np.full(len(draft.task.rows), RowStatus.DONE, np.uint8)
+    status[failed] = RowStatus.FAILED
+    errors = {name: error[positions] for name, error in draft.errors.items()}
+    return ShardResult(shard, positions, status[positions], checksums, errors, draft.reasons)

@@ -1,0 +1,257 @@
+"""Fill a store: encode the rows of a table that are not there yet, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from cache import scale_out
+from cache.checksums import row_keys
+from cache.codec import FittedCodec, fit, needs_fitting
+from cache.encoding import Roles, ShardTask
+from cache.layout import StoreSpec, checksum_name, fitted_name
+from cache.location import locate
+from cache.lock import run_lock
+from cache.manifest import manifest_location, measure, write_manifest
+from cache.progress import Progress
+from cache.store import EmbeddingStore, RowStatus, ShardResult, open_for_writing, remove_store
+
+SAMPLE_ROWS = 256  # spread evenly over the table, for codecs that are fitted to the data
+
+
+class FillingParams(BaseModel):
+    """How a store is filled. None of it changes what is stored, save the batch size in the last
+    bits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=64, ge=1, description="Rows per call of the encoder.")
+    num_readers: int = Field(default=4, ge=1, description="Threads that read and decode rows.")
+    scheduler: str = Field(
+        default="single",
+        description="single: in this process. Otherwise by Dask, one task a shard: threads, processes, "
+        "local-cluster, or the address of a running scheduler such as tcp://10.0.0.1:8786.",
+    )
+    num_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Workers of threads, processes and local-cluster; null: one per core.",
+    )
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ("single", "threads", "processes", "local-cluster") and "://" not in value:
+            raise ValueError(
+                f"{value!r} is no scheduler: single, threads, processes, local-cluster or an address"
+            )
+        return value
+
+
+@dataclass
+class FillReport:
+    """What a run did. encoded counts rows of this run; skipped those that were settled before."""
+
+    num_rows: int
+    done: int
+    encoded: int
+    skipped: int
+    failed: dict[int, str]
+    seconds: float
+    measured: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.encoded / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.done:,} of {self.num_rows:,} rows done, {len(self.failed):,} failed; "
+            f"this run encoded {self.encoded:,} ({self.rows_per_second:,.0f} rows/s), "
+            f"{self.skipped:,} were there"
+        ]
+        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  row {row} failed: {why}" for row, why in list(self.failed.items())[:10]]
+        if len(self.failed) > 10:
+            lines.append(f"  ... and {len(self.failed) - 10:,} more")
+        return "\n".join(lines)
+
+
+class ShardsLostError(RuntimeError):
+    """Some shards could not be done, as their workers died under them; run again."""
+
+
+def fill(
+    where: str | Path,
+    rows: Sequence[Any],
+    spec: StoreSpec,
+    make_roles: Callable[[], Roles],
+    *,
+    provenance: Mapping[str, Any],
+    params: FillingParams | None = None,
+    key: Callable[[Any], str] = str,
+    versions: Mapping[str, str] | None = None,
+    rebuild: bool = False,
+    retry_failed: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> FillReport:
+    """Fill the store at `where` with the rows of a table; create it, resume it or bring it up to
+    date.
+
+    rows: N rows, handed to `Roles.read`; key: row -> fingerprint of all that its values are made
+    from. make_roles: called once in every process that does the work, and not at all where there
+    is none;
+        for processes and clusters it must be picklable (a module-level function, or a partial of
+        one).
+    provenance: JSON values that must not change under the rows: model, weights, preprocessing,
+    dtype. versions: library versions; recorded, and never a reason to refuse.
+    rebuild: remove the store first. retry_failed: encode failed rows again.
+
+    Raises StoreMismatchError (other provenance or spec), StoreLockedError (another run),
+    NotAStoreError (something else is there), WriteFailedError (full disk, read-only),
+    ShardsLostError, and whatever the encoder raises. Whatever happens, shards that are done stay
+    done.
+    """
+    location, started = locate(where), time.monotonic()
+    spec.check_num_files(len(rows))
+    params = params or FillingParams()
+    with run_lock(location) as run:
+        notes = []
+        if rebuild and location.exists():
+            remove_store(location)
+            notes.append("the old store was removed, as asked (rebuild)")
+        store = open_for_writing(location, spec, provenance, versions or {})
+        notes += store.match_rows(row_keys(map(key, rows)))
+        status = store.status()
+        if retry_failed:
+            failed = np.flatnonzero(status == RowStatus.FAILED)
+            store.mark_pending(failed)
+            status[failed] = RowStatus.PENDING
+        pending = int(np.count_nonzero(status == RowStatus.PENDING))
+        prepared = store.meta.get("prepared", False)
+        if pending or not prepared:
+            manifest_location(location).remove()  # whatever it says will not be true
+            order = scale_out.WorkOrder(
+                location, run, make_roles, params.batch_size, params.num_readers
+            )
+            try:
+                _fill_pending(store, rows, status, order, params, prepared, progress)
+            finally:
+                scale_out.forget_tools()
+        measured = measure(store)
+        store.update_meta(measured=measured)
+        write_manifest(store)
+        counts = store.status_counts()
+        return FillReport(
+            num_rows=len(rows),
+            done=counts["done"],
+            encoded=pending,
+            skipped=len(rows) - pending,
+            failed=store.failures(),
+            seconds=time.monotonic() - started,
+            measured=measured,
+            notes=notes,
+        )
+
+
+def _fill_pending(
+    store: EmbeddingStore,
+    rows: Sequence[Any],
+    status: np.ndarray,
+    order: scale_out.WorkOrder,
+    params: FillingParams,
+    prepared: bool,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    total = int(np.count_nonzero(status == RowStatus.PENDING))
+    settled, failed, started = 0, 0, time.monotonic()
+    lost: list[str] = []
+
+    def settle(result: ShardResult | scale_out.Lost) -> None:
+        nonlocal settled, failed
+        if isinstance(result, scale_out.Lost):
+            lost.append(result.reason)
+            return
+        store.commit(result)
+        settled += len(result.positions)
+        failed += len(result.reasons)
+        if progress:
+            progress(Progress(total, settled, failed, time.monotonic() - started))
+
+    if params.scheduler == "single":
+        if not prepared:
+            _prepare(store, partial(scale_out.prepare, order), rows)
+        for result in scale_out.encode_in_turn(order, _tasks(store, rows, status)):
+            settle(result)
+    else:
+        with scale_out.runner(params.scheduler, params.num_workers) as run:
+            if not prepared:
+
+                def prepare_there(sample: list[Any]) -> Any:
+                    answers: list[Any] = []
+                    run([partial(scale_out.prepare, order, sample)], answers.append)
+                    if isinstance(answers[0], scale_out.Lost):
+                        raise ShardsLostError(answers[0].reason)
+                    return answers[0]
+
+                _prepare(store, prepare_there, rows)
+            tasks = _tasks(store, rows, status)
+            run((partial(scale_out.encode_one, order, task) for task in tasks), settle)
+    if lost:
+        raise ShardsLostError(
+            f"{store.location}: {total - settled:,} rows are still pending, as their workers died; "
+            f"run again to do them. {lost[0]}"
+        )
+
+
+def _tasks(store: EmbeddingStore, rows: Sequence[Any], status: np.ndarray) -> Iterator[ShardTask]:
+    """One task per shard with a pending row."""
+    todo = status == RowStatus.PENDING
+    sums = {name: store.read_table(checksum_name(name)) for name in store.spec.arrays}
+    for shard in range(store.spec.num_shards(len(rows))):
+        span = store.spec.shard_range(shard, len(rows))
+        here = slice(span.start, span.stop)
+        if todo[here].any():
+            yield ShardTask(
+                shard,
+                rows[here],
+                todo[here],
+                {name: values[here] for name, values in sums.items()},
+            )
+
+
+def _prepare(
+    store: EmbeddingStore,
+    ask: Callable[[list[Any]], tuple[dict[str, Any], dict[str, Any]]],
+    rows: Sequence[Any],
+) -> None:
+    """Fit the codecs that need it, and keep the constants: once in the life of a store."""
+    spec = store.spec
+    to_fit = {name for name, array in spec.arrays.items() if needs_fitting(array.codec)}
+    if to_fit or spec.constants:
+        if not len(rows) and to_fit:
+            # Nothing to fit to yet. The next fill, with rows, prepares the store.
+            return
+        picked = np.unique(np.linspace(0, len(rows) - 1, SAMPLE_ROWS).round().astype(int))
+        sample = [rows[i] for i in picked] if to_fit else []
+        values, constants = ask(sample)
+        store.write_constants(constants)
+        fitted: dict[str, FittedCodec] = {
+            name: fit(spec.arrays[name].codec, values.get(name, np.zeros((0,)))) for name in to_fit
+        }
+        store.write_fitted(fitted)
+        if to_fit:
+            parts = [fitted_name(name, part) for name in fitted for part in fitted[name].parts()]
+            store.update_meta(
+                fitted=f"{', '.join(sorted(parts))}: fitted to {len(sample)} rows spread evenly over "
+                f"the first table of {len(rows)} rows (int8: range of each channel)"
+            )
+    store.update_meta(prepared=True)

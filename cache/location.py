@@ -1,0 +1,187 @@
+"""Where a store lies: a folder on this machine, or an fsspec URL (`s3://`, `gs://`, `memory://`,
+...)."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import zarr.abc.store
+from zarr.storage import FsspecStore, LocalStore
+
+PARTIAL_SUFFIX = (
+    ".partial"  # what zarr's local store calls a file that is not yet renamed into place
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """One place that can hold a Zarr store, and small text files beside it.
+
+    `url` is an absolute path for a local folder, and a URL with its scheme otherwise.
+    """
+
+    url: str
+    is_local: bool
+
+    @property
+    def path(self) -> Path:
+        if not self.is_local:
+            raise ValueError(f"{self.url} is not a local folder")
+        return Path(self.url)
+
+    def beside(self, suffix: str) -> Location:
+        """`data/targets.zarr` and `.manifest.json` -> `data/targets.manifest.json`."""
+        return Location(self.url.removesuffix(".zarr") + suffix, self.is_local)
+
+    def zarr_store(self, *, read_only: bool) -> zarr.abc.store.Store:
+        if self.is_local:
+            return LocalStore(self.path, read_only=read_only)
+        return FsspecStore.from_url(self.url, read_only=read_only)
+
+    def exists(self) -> bool:
+        """True where a file or a folder with anything in it lies here (half-written files
+        apart)."""
+        if self.is_local:
+            return self.path.is_file() or not all(
+                n.endswith(PARTIAL_SUFFIX) for n in self.children()
+            )
+        fs, path = self._fs()
+        return bool(fs.exists(path))
+
+    def read_text(self) -> str | None:
+        """The text of this file; None where there is none."""
+        try:
+            if self.is_local:
+                return self.path.read_text()
+            fs, path = self._fs()
+            return fs.cat_file(path).decode()
+        except FileNotFoundError:
+            return None
+
+    def write_text(self, text: str) -> None:
+        """Write this file whole or not at all."""
+        self.write_bytes(text.encode())
+
+    def write_bytes(self, content: bytes, *inside: str) -> None:
+        """Write this file, or the one named `inside` this folder, whole or not at all."""
+        if self.is_local:
+            target = self.path.joinpath(*inside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+            try:
+                partial.write_bytes(content)
+                partial.replace(target)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        else:
+            fs, path = self._fs()
+            fs.pipe_file("/".join([path, *inside]), content)
+
+    def create_text(self, text: str) -> None:
+        """Write this file; raises FileExistsError where it exists already."""
+        if self.is_local:
+            with self.path.open("x") as f:
+                f.write(text)
+        else:
+            fs, path = self._fs()
+            with fs.open(path, "xb") as f:
+                f.write(text.encode())
+
+    def remove(self, *inside: str) -> None:
+        """Remove this file or folder, or the one named `inside` it; nothing to remove is not an
+        error."""
+        if self.is_local:
+            target = self.path.joinpath(*inside)
+            if target.is_dir():
+                fsspec.filesystem("file").rm(str(target), recursive=True)
+            else:
+                target.unlink(missing_ok=True)
+        else:
+            fs, path = self._fs()
+            target_path = "/".join([path, *inside])
+            if fs.exists(target_path):
+                fs.rm(target_path, recursive=True)
+
+    def children(self) -> list[str]:
+        """Names of what lies directly in this folder, sorted."""
+        if self.is_local:
+            return sorted(os.listdir(self.path)) if self.path.is_dir() else []
+        fs, path = self._fs()
+        if not fs.exists(path):
+            return []
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+
+    def bytes_stored(self, *inside: str) -> tuple[int, int]:
+        """Bytes and number of files under the folder named `inside` this one."""
+        if self.is_local:
+            sizes = [
+                os.path.getsize(os.path.join(folder, name))
+                for folder, _, names in os.walk(self.path.joinpath(*inside))
+                for name in names
+            ]
+        else:
+            fs, path = self._fs()
+            found = fs.find("/".join([path, *inside]), detail=True)
+            sizes = [entry["size"] for entry in found.values()]
+        return sum(sizes), len(sizes)
+
+    def remove_partial_files(self) -> int:
+        """Remove what a killed writer left half-written; returns how many files that were."""
+        if not self.is_local:
+            return 0  # an object store shows an object whole or not at all
+        leftovers = [
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(self.path)
+            for name in names
+            if name.endswith(PARTIAL_SUFFIX)
+        ]
+        for name in leftovers:
+            os.unlink(name)
+        return len(leftovers)
+
+    def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        fs, path = fsspec.core.url_to_fs(self.url)
+        fs.invalidate_cache()  # other processes write here too
+        return fs, path
+
+    def __str__(self) -> str:
+        return self.url
+
+
+def locate(where: str | Path | Location) -> Location:
+    """`artifacts/targets.zarr`, `file:///data/targets.zarr` or `s3://bucket/targets.zarr` -> its
+    Location."""
+    if isinstance(where, Location):
+        return where
+    text = str(where)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if "://" in text:
+        return Location(text.rstrip("/"), is_local=False)
+    return Location(os.path.abspath(text), is_local=True)
+
+
+class WriteFailedError(OSError):
+    """The store cannot be written: full disk, no permission, read-only."""
+
+
+@contextmanager
+def explained(location: Location) -> Iterator[None]:
+    """Say which store an operating-system error struck, and what to do about it."""
+    try:
+        yield
+    except OSError as e:
+        if isinstance(e, (WriteFailedError, FileExistsError)):
+            raise
+        raise WriteFailedError(
+            e.errno,
+            f"{location} cannot be written: {e.strerror or e}. Rows that are done stay done; "
+            "make room or give permission, and run again",
+        ) from e

@@ -1,0 +1,468 @@
+"""An open store: its rows, their status, and reading and committing them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from cache.checksums import digest, row_checksums
+from cache.codec import FittedCodec
+from cache.layout import (
+    REASON_BYTES,
+    ArraySpec,
+    StoreSpec,
+    bookkeeping,
+    checksum_name,
+    error_name,
+    fitted_name,
+)
+from cache.location import Location, explained, locate
+from cache.shards import can_read_straight, create_data_array, read_straight, shard_path
+
+ATTRIBUTE = "embedding_cache"
+FORMAT = 1
+
+
+class RowStatus(IntEnum):
+    PENDING = 0
+    DONE = 1
+    FAILED = 2
+
+
+class NotAStoreError(ValueError):
+    """What lies there is no embedding store, or one whose making was interrupted."""
+
+
+class StoreMismatchError(ValueError):
+    """The store was made by another model, preprocessing or layout than the one asked for."""
+
+
+@dataclass
+class ShardResult:
+    """What encoding (part of) one shard gave. Small: the values themselves are in the shard file.
+
+    positions int64 [k]: rows that were encoded, counted within the shard; status uint8 [k];
+    checksums uint32 [k] and errors float32 [k] per array; reasons: position -> why the row failed.
+    """
+
+    shard: int
+    positions: NDArray[np.int64]
+    status: NDArray[np.uint8]
+    checksums: dict[str, NDArray[np.uint32]] = field(default_factory=dict)
+    errors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+class EmbeddingStore:
+    """One store of one corpus. `open_store` opens it; `writing.fill` creates and fills it."""
+
+    def __init__(self, location: Location, group: zarr.Group) -> None:
+        self.location = location
+        self.group = group
+        self._arrays: dict[str, zarr.Array] = {}
+        self._fitted: dict[str, FittedCodec] = {}
+        meta = group.attrs.get(ATTRIBUTE)
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            raise NotAStoreError(
+                f"{location} is a Zarr group, but no embedding store of format {FORMAT}"
+            )
+        self.spec = StoreSpec.model_validate(meta["spec"])
+
+    # What the store says about itself
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """format, spec, provenance, versions, rows_fingerprint, prepared, measured."""
+        meta = self.group.attrs[ATTRIBUTE]
+        assert isinstance(meta, dict)
+        return meta
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.meta["provenance"]
+
+    @property
+    def num_rows(self) -> int:
+        return self.table("row_status").shape[0]
+
+    def status(self) -> NDArray[np.uint8]:
+        """RowStatus of every row: uint8 [N]."""
+        return self.read_table("row_status")
+
+    def status_counts(self) -> dict[str, int]:
+        counts = np.bincount(self.status(), minlength=len(RowStatus))
+        return {status.name.lower(): int(counts[status]) for status in RowStatus}
+
+    def failures(self) -> dict[int, str]:
+        """Row -> why it failed."""
+        failed = np.flatnonzero(self.status() == RowStatus.FAILED)
+        table = self.table("row_reason")
+        reasons: dict[int, str] = {}
+        for block in np.split(failed, np.flatnonzero(np.diff(failed // table.chunks[0])) + 1):
+            if len(block):
+                texts = np.asarray(table[int(block[0]) : int(block[-1]) + 1])
+                for row in block:
+                    text = texts[row - block[0]].tobytes().rstrip(b"\0")
+                    reasons[int(row)] = text.decode(errors="replace")
+        return reasons
+
+    def constant(self, name: str) -> NDArray[np.float32]:
+        """A constant of the corpus, such as `empty_embedding`: float32 [*axes]."""
+        if name not in self.spec.constants:
+            raise KeyError(
+                f"{self.location} keeps no constant {name!r}: {list(self.spec.constants)}"
+            )
+        return np.asarray(self._open(name)[...])
+
+    def fitted(self, name: str) -> FittedCodec:
+        """The codec of an array with the numbers that were fitted to the data."""
+        if name not in self._fitted:
+            codec = self.array_spec(name).codec
+            parts = {}
+            if codec.dtype == "int8":
+                parts = {"scale": None, "offset": None}
+            if codec.share_first:
+                parts["first"] = None
+            read = {part: np.asarray(self._open(fitted_name(name, part))[...]) for part in parts}
+            self._fitted[name] = FittedCodec(codec.dtype, **read)
+        return self._fitted[name]
+
+    def array_spec(self, name: str) -> ArraySpec:
+        if name not in self.spec.arrays:
+            raise KeyError(f"{self.location} has no array {name!r}, only {list(self.spec.arrays)}")
+        return self.spec.arrays[name]
+
+    def table(self, name: str) -> zarr.Array:
+        """A bookkeeping array by name."""
+        return self._open(name)
+
+    def read_table(self, name: str) -> np.ndarray:
+        """A whole bookkeeping array; raises NotAStoreError naming it where it cannot be read."""
+        try:
+            return np.asarray(self.table(name)[...])
+        except (ValueError, RuntimeError, OSError) as e:
+            raise NotAStoreError(
+                f"{self.location}: {name} is damaged ({e}): repair the store"
+            ) from e
+
+    # Reading rows
+
+    def read_stored(
+        self, name: str, start: int, stop: int, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Rows start:stop as they are stored, unchecked: [n, *stored_row_shape], into `out` if
+        given.
+
+        Raises DamagedShardError or what Zarr raises where a shard cannot be read.
+        """
+        array = self.array_spec(name)
+        if out is None:
+            out = np.empty((stop - start, *array.stored_row_shape), array.codec.dtype)
+        if not (self.location.is_local and can_read_straight(self.spec, name)):
+            out[...] = self._open(name)[start:stop]
+            return out
+        rows = self.spec.shard_rows
+        for shard in range(start // rows, -(-stop // rows)):
+            first, last = max(start, shard * rows), min(stop, (shard + 1) * rows)
+            path = self.location.path.joinpath(*shard_path(self.spec, name, shard))
+            read_straight(
+                path, self.spec, name, first - shard * rows, out[first - start : last - start]
+            )
+        return out
+
+    def read_checked(
+        self,
+        name: str,
+        start: int,
+        checksums: NDArray[np.uint32],
+        wanted: NDArray[np.bool_],
+        out: np.ndarray,
+    ) -> dict[int, str]:
+        """Read rows from `start` into `out` [n, *stored_row_shape] and check the `wanted` ones.
+
+        checksums uint32 [n], wanted bool [n] -> {offset of a bad row: what is wrong with it}.
+        """
+        bad: dict[int, str] = {}
+        try:
+            self.read_stored(name, start, start + len(out), out)
+        except Exception:
+            # Something in the range is damaged: go by inner chunks to find out which rows.
+            step = self.spec.inner_rows(name)
+            cuts = range((start // step + 1) * step, start + len(out), step)
+            for first, last in zip([start, *cuts], [*cuts, start + len(out)]):
+                piece = out[first - start : last - start]
+                try:
+                    self.read_stored(name, first, last, piece)
+                except Exception as e:
+                    piece[...] = 0
+                    bad.update(
+                        dict.fromkeys(range(first - start, last - start), f"unreadable: {e}")
+                    )
+        sums = row_checksums(out)
+        for offset in np.flatnonzero(sums != checksums):
+            bad.setdefault(int(offset), "checksum differs")
+        return {offset: reason for offset, reason in sorted(bad.items()) if wanted[offset]}
+
+    def shard_file(self, name: str, row: int) -> str:
+        """The file that holds a row, as the user would name it."""
+        return "/".join(
+            [self.location.url, *shard_path(self.spec, name, row // self.spec.shard_rows)]
+        )
+
+    # Writing: only under the run lock
+
+    def update_meta(self, **changes: Any) -> None:
+        meta = self.meta
+        if any(meta.get(key) != value for key, value in changes.items()):
+            with explained(self.location):
+                self.group.attrs[ATTRIBUTE] = {**meta, **changes}
+
+    def commit(self, result: ShardResult) -> None:
+        """Record a shard whose file is in place: checksums first, status last."""
+        rows = self.spec.shard_range(result.shard, self.num_rows)
+        tables: dict[str, np.ndarray] = {}
+        for name in self.spec.arrays:
+            tables[checksum_name(name)] = result.checksums[name]
+            if name in result.errors:
+                tables[error_name(name)] = result.errors[name]
+        if result.reasons:
+            reasons = np.zeros((len(result.positions), REASON_BYTES), np.uint8)
+            for i, position in enumerate(result.positions):
+                text = result.reasons.get(int(position), "").encode()[:REASON_BYTES]
+                reasons[i, : len(text)] = np.frombuffer(text, np.uint8)
+            tables["row_reason"] = reasons
+        tables["row_status"] = result.status
+        with explained(self.location):
+            for name, values in tables.items():
+                table = self.table(name)
+                current = np.asarray(table[rows.start : rows.stop])
+                current[result.positions] = values
+                table[rows.start : rows.stop] = current
+
+    def mark_pending(self, rows: NDArray[np.int64]) -> None:
+        """Make rows (int64 [k]) pending again, and forget why they failed."""
+        if len(rows) == 0:
+            return
+        with explained(self.location):
+            # Status first: a kill in between leaves a pending row with a stale reason, which is
+            # harmless.
+            for name in ("row_status", "row_reason"):
+                table = self.table(name)
+                step = table.chunks[0]
+                for chunk in np.unique(rows // step):
+                    inside = rows[rows // step == chunk] - chunk * step
+                    span = slice(int(chunk * step), int(min((chunk + 1) * step, table.shape[0])))
+                    current = np.asarray(table[span])
+                    current[inside] = 0
+                    table[span] = current
+
+    def match_rows(self, keys: NDArray[np.uint64]) -> list[str]:
+        """Make the store's rows those of the table: keys uint64 [N] -> what changed, for people.
+
+        A row that is still at its place is kept; a row whose key differs becomes pending; the end
+        is cut or extended. Killed at any moment and called again, it ends in the same state.
+        """
+        notes: list[str] = []
+        old_status, new = self.status(), len(keys)
+        old, common = len(old_status), min(len(old_status), new)
+        old_keys = self.read_table("row_key")[:common]
+        differs = np.ones(common, bool)
+        differs[: len(old_keys)] = old_keys != keys[: len(old_keys)]
+        written = old_status != RowStatus.PENDING
+        moved = np.flatnonzero(differs & written[:common])
+        if len(moved):
+            kept = int(np.count_nonzero(written[:common])) - len(moved)
+            what = f"{kept:,} stored rows are kept" if kept else "no stored row can be kept"
+            notes.append(
+                f"the table changed: row {moved[0]} is not what was stored there, and so are "
+                f"{len(moved) - 1:,} more; {what}, the others are encoded again"
+            )
+        if old and new > old:
+            notes.append(f"{new - old:,} rows are new at the end of the table")
+        if new < old:
+            notes.append(f"the table is {old - new:,} rows shorter: the rest is dropped")
+        # What is cut off is made pending first: Zarr keeps the tail of the last chunk, and a later
+        # extension would show it again as done.
+        gone = np.flatnonzero(written[common:]) + common
+        self.mark_pending(np.concatenate([moved, gone]).astype(np.int64))
+        with explained(self.location):
+            for name in [*self.spec.arrays, *bookkeeping(self.spec)]:  # row_status last
+                array = self._open(name)
+                if array.shape[0] != new:
+                    array.resize((new, *array.shape[1:]))
+                if name == "row_key" and (differs.any() or new != old):
+                    array[...] = keys
+        self.update_meta(rows_fingerprint=digest(keys))
+        return notes
+
+    def write_fitted(self, fitted: Mapping[str, FittedCodec]) -> None:
+        """Store the fitted parts of the codecs beside their arrays."""
+        with explained(self.location):
+            for name, codec in fitted.items():
+                channel = list(self.spec.arrays[name].dims)[1:] or list(self.spec.arrays[name].dims)
+                for part, values in codec.parts().items():
+                    dims = channel if part == "first" else channel[-1:]
+                    self._write_once(fitted_name(name, part), values, dims)
+        self._fitted.clear()
+
+    def write_constants(self, constants: Mapping[str, np.ndarray]) -> None:
+        """Store the constants that the spec names; raises ValueError where one is missing or
+        misshapen."""
+        for name, dims in self.spec.constants.items():
+            found = np.asarray(constants[name]).shape if name in constants else "nothing"
+            if found != tuple(dims.values()):
+                raise ValueError(f"constant {name!r}: expected {tuple(dims.values())}, got {found}")
+            with explained(self.location):
+                self._write_once(name, np.asarray(constants[name], np.float32), list(dims))
+
+    def _write_once(self, name: str, values: np.ndarray, dims: list[str]) -> None:
+        array = self.group.create_array(
+            name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=values.dtype,
+            filters=None,
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            dimension_names=dims,
+            overwrite=True,
+        )
+        array[...] = values
+        self._arrays[name] = array
+
+    def _open(self, name: str) -> zarr.Array:
+        if name not in self._arrays:
+            pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+            # zarrs decompresses on all cores; it reads local stores only.
+            fast = self.location.is_local and name in self.spec.arrays
+            with zarr.config.set(pipeline if fast else {}):
+                array = self.group.get(name)
+            if not isinstance(array, zarr.Array):
+                raise NotAStoreError(
+                    f"{self.location} has no array {name!r}: its making was interrupted; "
+                    "fill it again"
+                )
+            self._arrays[name] = array
+        return self._arrays[name]
+
+
+def open_store(where: str | Path | Location, *, writable: bool = False) -> EmbeddingStore:
+    """Open a store for reading (or, under the run lock, for writing); raises NotAStoreError where
+    there is none.
+
+    Light: the attributes and the shape of the status, however many rows there are.
+    """
+    location = locate(where)
+    try:
+        group = zarr.open_group(
+            location.zarr_store(read_only=not writable),
+            mode="r+" if writable else "r",
+            zarr_format=3,
+        )
+    except FileNotFoundError:
+        raise NotAStoreError(f"{location}: there is no store here") from None
+    return EmbeddingStore(location, group)
+
+
+def open_for_writing(
+    location: Location,
+    spec: StoreSpec,
+    provenance: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> EmbeddingStore:
+    """Open the store that `spec` and `provenance` describe, or create it empty. Under the run lock
+    only.
+
+    Raises StoreMismatchError naming every difference; NotAStoreError where something else lies
+    there.
+    """
+    provenance = json.loads(json.dumps(dict(provenance)))
+    asked = {"spec": spec.model_dump(mode="json"), "provenance": provenance}
+    all_versions = {**_versions(), **versions}
+    with explained(location):
+        if not location.exists():
+            group = zarr.create_group(
+                location.zarr_store(read_only=False),
+                zarr_format=3,
+                attributes={ATTRIBUTE: {"format": FORMAT, **asked, "versions": [all_versions]}},
+            )
+        else:
+            try:
+                group = zarr.open_group(
+                    location.zarr_store(read_only=False), mode="r+", zarr_format=3
+                )
+            except FileNotFoundError:
+                raise NotAStoreError(
+                    f"{location} holds files, but no embedding store: name another path"
+                ) from None
+    store = EmbeddingStore(location, group)
+    stored = {key: store.meta[key] for key in asked}
+    if differences := list(_differences(stored, asked)):
+        raise StoreMismatchError(
+            f"{location} was made otherwise and is left as it is:\n  "
+            + "\n  ".join(differences)
+            + "\nRebuild it on purpose (rebuild), or give the new one another path."
+        )
+    if all_versions not in store.meta["versions"]:
+        store.update_meta(versions=[*store.meta["versions"], all_versions])
+    location.remove_partial_files()
+    with explained(location):
+        present = set(group.array_keys())
+        for name in spec.arrays:
+            if name not in present:
+                create_data_array(group, name, spec, 0)
+        for name, table in bookkeeping(spec).items():
+            if name not in present:
+                width = () if table.width is None else (table.width,)
+                group.create_array(
+                    name,
+                    shape=(0, *width),
+                    chunks=(table.chunk, *width),
+                    dtype=table.dtype,
+                    fill_value=0,
+                    filters=None,
+                    compressors=[ZstdCodec(level=1), Crc32cCodec()],
+                    dimension_names=("row", "reason_byte")[: 1 + len(width)],
+                )
+    return store
+
+
+def remove_store(location: Location) -> None:
+    """Remove a store. Killed on the way, what is left is a store whose rows are all pending."""
+    if not location.exists():
+        return
+    open_store(location)  # never remove what is not ours
+    with explained(location):
+        location.beside(".manifest.json").remove()
+        location.remove("row_status")
+        for name in location.children():
+            if name != "zarr.json":
+                location.remove(name)
+        location.remove("zarr.json")
+
+
+def _differences(stored: Any, asked: Any, where: str = "") -> Iterable[str]:
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in sorted({*stored, *asked}):
+            yield from _differences(
+                stored.get(key, "nothing"), asked.get(key, "nothing"), f"{where}.{key}".lstrip(".")
+            )
+    elif stored != asked:
+        yield f"{where}: stored {stored!r}, asked {asked!r}"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "zarr": zarr.__version__,
+        "numpy": np.__version__,
+    }
