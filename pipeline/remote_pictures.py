@@ -128,14 +128,17 @@ def _get(target: SplitResult, settings: RemotePictureSettings, deadline: float) 
     if remaining <= 0:
         raise TimeoutError("too late")
     # Connecting by number keeps a second, different answer of the resolver out.
-    connection = socket.create_connection(
-        (_public_address(target, settings), port), timeout=remaining
-    )
+    address = (_public_address(target, settings), port)
+    connection = socket.create_connection(address, timeout=remaining)
+    if target.scheme == "https":
+        connection = ssl.create_default_context().wrap_socket(
+            connection, server_hostname=host, do_handshake_on_connect=False
+        )
     with _closed_at(connection, deadline):
+        if isinstance(connection, ssl.SSLSocket):
+            connection.do_handshake()
         client = http.client.HTTPConnection(host, port)
         client.sock = connection
-        if target.scheme == "https":
-            client.sock = ssl.create_default_context().wrap_socket(connection, server_hostname=host)
         path = (target.path or "/") + (f"?{target.query}" if target.query else "")
         client.request("GET", path, headers={"Accept": "image/*", "User-Agent": "gill"})
         answer = client.getresponse()
@@ -161,7 +164,7 @@ def _closed_at(connection: socket.socket, deadline: float) -> Iterator[None]:
 
     def cut() -> None:
         with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # below TLS, which may be stuck
 
     timer = threading.Timer(max(deadline - time.monotonic(), 0), cut)
     timer.start()
