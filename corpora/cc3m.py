@@ -9,10 +9,12 @@ The shards in `cc3m/` are then a caption table.
 """
 
 import os
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from corpora.records import CorpusError, Exclusion, Report
+
+_ADDRESS = re.compile(r"https?://[^\s/]", re.IGNORECASE)
 
 
 def write_url_list(path: str | Path, out: str | Path) -> Report:
@@ -63,6 +65,6 @@ def _cells(line: bytes) -> tuple[str, str] | str:
     caption, url = " ".join(cells[0].split()), cells[1].strip()
     if not caption:
         return "no caption"
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not _ADDRESS.match(url):
         return "no address"
     return caption, url

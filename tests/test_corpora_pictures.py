@@ -22,7 +22,6 @@ from corpora.pictures import (
     stat_picture,
 )
 
-
 # Pillow complains about the damaged metadata of the hostile files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
 
@@ -222,7 +221,9 @@ def test_exif_examples_look_alike_once_upright(robust: Path) -> None:
 
 def test_colours_against_the_same_picture_in_another_form(robust: Path) -> None:
     def apart(one: str, other: str) -> float:
-        return float(np.abs(pixels(robust / "pillow" / one) - pixels(robust / "pillow" / other)).mean())
+        return float(
+            np.abs(pixels(robust / "pillow" / one) - pixels(robust / "pillow" / other)).mean()
+        )
 
     # Adobe CMYK is stored inverted; taken as it stands it would be the negative, 200 away.
     assert apart("cmyk_jpeg/pil_sample_cmyk.jpg", "other_format/pil_sample_rgb.jpg") < 12
