@@ -36,14 +36,16 @@ class RemotePictureSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     allowed_hosts: tuple[str, ...] = Field(
-        (),
+        default=(),
         description='hosts, exactly as in the address: "images.example.org" (ports 80 and 443) or '
         '"images.example.org:8080". A private or loopback address is reached only if it is listed '
         'itself, as in "127.0.0.1:8000"',
     )
-    timeout_s: float = Field(10.0, gt=0, description="seconds for one picture, redirects included")
-    max_bytes: int = Field(10_000_000, gt=0, description="largest file")
-    max_pixels: int = Field(50_000_000, gt=0, description="largest width times height")
+    timeout_s: float = Field(
+        default=10.0, gt=0, description="seconds for one picture, redirects included"
+    )
+    max_bytes: int = Field(default=10_000_000, gt=0, description="largest file")
+    max_pixels: int = Field(default=50_000_000, gt=0, description="largest width times height")
 
 
 def fetch_picture(url: str, settings: RemotePictureSettings) -> Image.Image:
