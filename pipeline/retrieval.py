@@ -291,7 +291,7 @@ class RetrievalIndex:
         wanted = _checked(queries, "query", self.width)
         excluded = np.unique(np.fromiter(exclude, np.int64, len(exclude)))
         fetched = min(n + len(excluded), len(self))
-        with _threads_for(self.settings.kind, len(wanted)):
+        with _threads_for(len(wanted)):
             scores, positions = self._vectors.search(wanted, fetched)
         lost = (positions < 0) | np.isin(self.rows[positions], excluded)
         # A stable sort on "left out" moves the others forward and keeps their order.
@@ -410,18 +410,15 @@ def set_search_threads(number: int) -> None:
 
 
 @contextlib.contextmanager
-def _threads_for(kind: str, queries: int) -> Iterator[None]:
-    # A lone approximate search takes about 0.1 ms; waking a second thread for it costs more, and
-    # several milliseconds where the other core is busy.
+def _threads_for(queries: int) -> Iterator[None]:
+    # faiss divides the work by queries, so a lone one has nothing to share; waking a second thread
+    # for a search of 0.1 ms costs more than that, and milliseconds where the other core is busy.
     before = faiss.omp_get_max_threads()
-    single = kind != "flat" and queries < 8
-    if single:
-        faiss.omp_set_num_threads(1)
+    faiss.omp_set_num_threads(min(before, max(1, queries // 8)))
     try:
         yield
     finally:
-        if single:
-            faiss.omp_set_num_threads(before)
+        faiss.omp_set_num_threads(before)
 
 
 def _empty(settings: IndexSettings, width: int) -> Any:
