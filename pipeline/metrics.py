@@ -1,0 +1,190 @@
+"""Numbers over arrays: recall@k, CLIP similarity, and what is said about their uncertainty.
+
+Legend: B queries or pairs, N candidates, e width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class MeanAndError(NamedTuple):
+    """A mean over examples and its standard error; None where one example gives no error."""
+
+    mean: float
+    standard_error: float | None
+
+
+class MeanAndDeviation(NamedTuple):
+    """A mean over seeds and the deviation between seeds; None where there is one seed."""
+
+    mean: float
+    deviation: float | None
+
+
+class Interval(NamedTuple):
+    """A confidence interval, both ends included."""
+
+    low: float
+    high: float
+
+
+def truth_ranks(similarities: Float[Tensor, "B N"], truth: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Rank of the true candidate of each query, 0 for the best; ties are counted against it.
+
+    A candidate as similar as the truth is ranked before it, so that a model that gives every
+    candidate the same score recalls nothing.
+
+    Args:
+        truth: index of the true candidate among the N.
+
+    Raises:
+        ValueError: NaN among the similarities, or a truth outside 0 to N - 1.
+    """
+    count = similarities.shape[1]
+    outside = (truth < 0) | (truth >= count)
+    if outside.any():
+        query = int(outside.nonzero()[0, 0])
+        raise ValueError(
+            f"query {query}: the true candidate is {int(truth[query])}, "
+            f"and there are {count} candidates"
+        )
+    undefined = similarities.isnan().any(dim=1)
+    if undefined.any():
+        raise ValueError(f"query {int(undefined.nonzero()[0, 0])}: NaN among its similarities")
+    of_truth = similarities.gather(1, truth[:, None].long())
+    return (similarities >= of_truth).sum(dim=1) - 1
+
+
+def recall_at_k(
+    similarities: Float[Tensor, "B N"], truth: Int[Tensor, " B"], ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
+    """Share of queries whose true candidate is among the k most similar, for each k (Table 5).
+
+    Between 0 and 1; the paper prints per cent. Ties count against the truth: see `truth_ranks`.
+
+    Raises:
+        ValueError: no query, a k below 1 or above N (where recall says nothing), and as
+            `truth_ranks`.
+    """
+    queries, count = similarities.shape
+    if queries == 0:
+        raise ValueError("recall@k of no query")
+    for k in ks:
+        if not 1 <= k <= count:
+            raise ValueError(f"recall@{k} needs 1 <= k <= {count}, the number of candidates")
+    ranks = truth_ranks(similarities, truth)
+    return {k: int((ranks < k).sum()) / queries for k in ks}
+
+
+def cosine_similarities(
+    generated: Float[Tensor, "B e"], real: Float[Tensor, "B e"]
+) -> Float[Tensor, " B"]:
+    """Cosine between each generated picture's CLIP embedding and its real picture's.
+
+    "CLIP Similarity" of section 4.1. Row i of both is example i; the vectors need not be of unit
+    length. At least float32.
+
+    Raises:
+        ValueError: a vector of length zero, infinite or NaN.
+    """
+    wide = torch.promote_types(generated.dtype, torch.float32)
+    return (_unit(generated.to(wide), "generated") * _unit(real.to(wide), "real")).sum(dim=1)
+
+
+def cosine_similarity_mean(generated: Float[Tensor, "B e"], real: Float[Tensor, "B e"]) -> float:
+    """The mean of `cosine_similarities`: the number in Tables 1 to 4.
+
+    Raises:
+        ValueError: no pair, and as `cosine_similarities`.
+    """
+    return mean_and_standard_error(cosine_similarities(generated, real)).mean
+
+
+def _unit(vectors: Float[Tensor, "B e"], name: str) -> Float[Tensor, "B e"]:
+    lengths = vectors.norm(dim=1, keepdim=True)
+    bad = ~(lengths.isfinite() & (lengths > 0)).squeeze(1)
+    if bad.any():
+        row = int(bad.nonzero()[0, 0])
+        raise ValueError(f"{name} embedding {row} has length {float(lengths[row])}: no direction")
+    return vectors / lengths
+
+
+def mean_and_standard_error(values: Sequence[float] | np.ndarray | Tensor) -> MeanAndError:
+    """Mean over examples, and s / sqrt(n) with s the deviation over n - 1.
+
+    Raises:
+        ValueError: no value, NaN or infinity among them.
+    """
+    array = _finite(values)
+    if len(array) == 1:
+        return MeanAndError(float(array[0]), None)
+    return MeanAndError(float(array.mean()), float(array.std(ddof=1) / np.sqrt(len(array))))
+
+
+def mean_and_deviation(values: Sequence[float] | np.ndarray | Tensor) -> MeanAndDeviation:
+    """Mean over random seeds, and the sample deviation (over n - 1) between them.
+
+    Tables 1 and 2 print "mean ± x over 5 seeds" and do not say what x is. Here it is the deviation
+    between seeds, which says how far one run may be from another.
+
+    Args:
+        values: one number per seed.
+
+    Raises:
+        ValueError: no value, NaN or infinity among them.
+    """
+    array = _finite(values)
+    return MeanAndDeviation(
+        float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
+    )
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray | Tensor,
+    seed: int,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> Interval:
+    """Percentile bootstrap interval of the mean over examples (Efron and Tibshirani 1993, ch. 13).
+
+    For two methods on the same examples, give the differences per example: the interval is then of
+    the paired difference.
+
+    Args:
+        values: one number per example.
+        level: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: no value, NaN or infinity among them, a level outside (0, 1), no resample.
+    """
+    array = _finite(values)
+    if not 0 < level < 1:
+        raise ValueError(f"the level of an interval is between 0 and 1, not {level}")
+    if resamples < 1:
+        raise ValueError(f"at least one resample is needed, not {resamples}")
+    generator = np.random.default_rng(seed)
+    # One resample at a time: [resamples, n] indices of a large evaluation would not fit.
+    means = [
+        array[generator.integers(len(array), size=len(array))].mean() for _ in range(resamples)
+    ]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def _finite(values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"expected a list of numbers, got an array of shape {array.shape}")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise ValueError(f"value {bad[0]} is {array[bad[0]]}: every value must be finite")
+    return array
