@@ -257,7 +257,12 @@ class CaptionTable:
             return self._file.read(columns=[name]).column(name)
 
     def _keys(self, rows: int) -> bytes:
-        return b"".join(self._whole("key").slice(0, rows).to_pylist())
+        """The first keys, one after the other, out of the Arrow buffers."""
+        chunks = self._whole("key").slice(0, rows).chunks
+        return b"".join(
+            memoryview(chunk.buffers()[1])[16 * chunk.offset : 16 * (chunk.offset + len(chunk))]
+            for chunk in chunks
+        )
 
 
 def _fingerprint(keys: bytes) -> str:

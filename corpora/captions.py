@@ -59,27 +59,33 @@ class CaptionParams(BaseModel):
         description="TSV with header caption<TAB>image, Parquet, or tar shards (file, folder, glob)"
     )
     images_dir: str | None = Field(
-        None, description="what the table's image column is relative to; default: its folder"
+        default=None,
+        description="what the table's image column is relative to; default: its folder",
     )
     check: CheckLevel = Field(
-        "decode",
+        default="decode",
         description="decode every picture whole, read its header, or see that it exists; only "
         "decode identifies a picture by its content rather than by size and time of change",
     )
     max_pixels: int = Field(
-        MAX_PIXELS, ge=1, le=178_956_970, description="larger pictures are excluded"
+        default=MAX_PIXELS, ge=1, le=178_956_970, description="larger pictures are excluded"
     )
-    max_caption_chars: int = Field(2000, ge=1, description="longer captions are excluded")
+    max_caption_chars: int = Field(default=2000, ge=1, description="longer captions are excluded")
     val_fraction: float = Field(
-        0.0, ge=0, lt=1, description="share of the images in split val, if the table has no split"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the images in split val, if the table has no split",
     )
     test_fraction: float = Field(
-        0.0, ge=0, lt=1, description="share of the images in split test, likewise"
+        default=0.0, ge=0, lt=1, description="share of the images in split test, likewise"
     )
     allow_outside: bool = Field(
-        False, description="accept absolute paths and paths that leave images_dir"
+        default=False, description="accept absolute paths and paths that leave images_dir"
     )
-    workers: int = Field(0, ge=0, description="threads that check pictures; 0: one per core")
+    workers: int = Field(
+        default=0, ge=0, description="threads that check pictures; 0: one per core"
+    )
 
     @model_validator(mode="after")
     def _leaves_something_to_train(self) -> "CaptionParams":

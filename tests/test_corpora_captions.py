@@ -141,7 +141,7 @@ def test_every_fault_is_reported_by_line_and_reason(tmp_path: Path, check: Check
         (b"19\ta\tcat\ta.png\ttrain", "wrong number of columns"),
         (b"a.png", "wrong number of columns"),
         (b"20\ta c\xe4t\ta.png\ttrain", "bad encoding"),
-        (b"21\t" + b"x" * MAX_LINE_BYTES + b"\ta.png\ttrain", "line too long"),
+        (b"21\t" + b"x" * (3 * MAX_LINE_BYTES) + b"\ta.png\ttrain", "line too long"),
         (b"22\tthe last cat\ta.png\ttrain", None),
     ]
     report = check(

@@ -41,9 +41,14 @@ def test_a_shard_is_scanned_once_and_again_when_it_changes(
 ) -> None:
     shard = tmp_path / "0.tar"
     write_shard(shard, MEMBERS)
-    scans = []
+    scans: list[str | Path] = []
     scan = tar_shards.scan
-    monkeypatch.setattr(tar_shards, "scan", lambda path: scans.append(path) or scan(path))
+
+    def counted(path: str | Path) -> tar_shards.Scan:
+        scans.append(path)
+        return scan(path)
+
+    monkeypatch.setattr(tar_shards, "scan", counted)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda name: tar_shards.locate(shard, name), list(MEMBERS) * 5))
     assert None not in found
