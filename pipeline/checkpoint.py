@@ -26,6 +26,11 @@ from torch import Tensor
 
 from pipeline.heads import Heads, HeadSizes
 
+CurvePoint = dict[str, int | float]
+"""Numbers by name, `step` among them."""
+
+_METADATA = "gill"
+
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
 
 
@@ -62,7 +67,7 @@ class TrainingState:
     """States of random generators, uint8."""
     data: dict[str, Any]
     """Position in the data, as its source describes it (JSON)."""
-    curve: list[dict[str, float]]
+    curve: list[CurvePoint]
     """What was logged so far."""
 
 
@@ -86,12 +91,13 @@ def load_heads(
     something differs; every difference is named.
     """
     record = read_record(path)
-    differences = _differing_sizes(record.sizes, sizes) if sizes else []
-    differences += _differing_backbones(record.backbones, backbones) if backbones else []
-    if differences:
-        raise CheckpointError(f"{path} does not fit: " + "; ".join(differences))
+    found = _differing_sizes(record.sizes, sizes) if sizes else []
+    found += _differing_backbones(record.backbones, backbones) if backbones else []
+    if found:
+        raise CheckpointError(f"{path} does not fit: " + "; ".join(found))
     tensors, _ = _read(Path(path))
-    heads = Heads(record.sizes)
+    saved_dtype = next((tensor.dtype for tensor in tensors.values()), torch.float32)
+    heads = Heads(record.sizes).to(saved_dtype)
     put_tensors(heads, tensors, Path(path))
     return heads, record
 
@@ -107,6 +113,11 @@ def put_tensors(heads: Heads, tensors: Mapping[str, Tensor], path: Path) -> None
         f"{name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
         for name, tensor in own.items()
         if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name} is {tensors[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].dtype != tensor.dtype
     ]
     if problems:
         raise CheckpointError(f"{path}: " + "; ".join(sorted(problems)))
@@ -195,9 +206,10 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> 
     """Write beside `path`, force to disk, rename over it: a reader sees the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    text = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
+    # One entry: safetensors keeps no order among several, and equal contents shall be equal bytes.
+    text = json.dumps(metadata, allow_nan=False)
     try:
-        save_file(tensors, part, metadata=text)
+        save_file(tensors, part, metadata={_METADATA: text})
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         part.replace(path)
@@ -219,7 +231,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            text = (file.metadata() or {}).get(_METADATA)
+            return {} if text is None else json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: nothing was saved there yet") from None
     except (SafetensorError, ValueError, OSError) as error:

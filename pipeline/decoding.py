@@ -78,7 +78,7 @@ class TextPiece:
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImagePiece:
     """An image of row `row`: the language model's hidden states at [IMG1..r]."""
 
@@ -98,7 +98,7 @@ class EndPiece:
 Piece = TextPiece | ImagePiece | EndPiece
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answer:
     """One row's answer: text and images in their order, and why it ended."""
 

@@ -38,6 +38,7 @@ from pipeline.checkpoint import (
     STATE,
     CheckpointError,
     CheckpointRecord,
+    CurvePoint,
     TrainingState,
     differences,
     load_state,
@@ -195,7 +196,7 @@ class TrainingResult:
     """What training leaves behind, besides its files."""
 
     step: int
-    curve: list[dict[str, float]]
+    curve: list[CurvePoint]
     """One row per logged step: `step` and `train/...`; validations: `step` and `validation/...`."""
     metrics: dict[str, float]
     """Of the last validation."""
@@ -238,7 +239,7 @@ class DvcliveLog:
         self._directory = directory
         self._live: Any = None
 
-    def __call__(self, row: Mapping[str, float]) -> None:
+    def __call__(self, row: CurvePoint) -> None:
         if self._live is None:  # with the first row, which only one of several processes gets
             from dvclive import Live
 
@@ -334,7 +335,7 @@ def train(
     backbones: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     resume: bool = False,
-    log: Callable[[Mapping[str, float]], None] | None = None,
+    log: Callable[[CurvePoint], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
     """Train `gill.heads` for `settings.steps` steps.
@@ -466,7 +467,7 @@ class _Run:
         self.stepper = Stepper(gill, objective, settings)
         self.coins = torch.Generator().manual_seed(settings.seed)
         self.step = 0
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[CurvePoint] = []
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -508,8 +509,11 @@ class _Run:
         self.step += 1
         return report
 
-    def note(self, kind: str, values: Mapping[str, float]) -> dict[str, float]:
-        row = {"step": self.step, **{f"{kind}/{name}": value for name, value in values.items()}}
+    def note(self, kind: str, values: Mapping[str, float]) -> CurvePoint:
+        row: CurvePoint = {
+            "step": self.step,
+            **{f"{kind}/{name}": value for name, value in values.items()},
+        }
         self.curve.append(row)
         return row
 
@@ -598,7 +602,7 @@ def _parts(losses: Losses) -> dict[str, Tensor]:
     return {"loss": loss, **parts}
 
 
-def _ignore(row: Mapping[str, float]) -> None:
+def _ignore(row: CurvePoint) -> None:
     pass
 
 

@@ -41,15 +41,19 @@ R = 3
 
 
 def tiny_gill(name: str) -> Gill:
-    """A random model in which words and images both have a good chance to come next."""
-    language_model = LanguageModel(tiny_model(name), tiny_tokenizer())
+    """A random model whose matrices are large enough that it does not repeat one word for ever."""
+    model = tiny_model(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.ndim == 2 else 1)
+    language_model = LanguageModel(model, tiny_tokenizer())
     torch.manual_seed(0)
     sizes = HeadSizes(
         d=6, e=language_model.width, k=2, r=R, L=4, D=5, m=8, p=4,
         mapper=MapperSizes(encoder_layers=1, decoder_layers=1),
     )  # fmt: skip
     heads = Heads(sizes).to(language_model.dtype)
-    torch.nn.init.normal_(heads.image_embeddings, std=20 * float(language_model.output_rows.std()))
+    torch.nn.init.normal_(heads.image_embeddings, std=float(language_model.output_rows.std()))
     return Gill(language_model, heads)
 
 
@@ -125,7 +129,7 @@ def test_greedy_equals_the_models_own_generation(gill):
 def test_ragged_batches_with_images_equal_the_uncached_single_rows(name):
     gill = tiny_gill(name)
     prompts = prompts_of(gill, 3, 11, 1, 6)
-    want_image(gill, prompts[1])
+    want_image(gill, prompts[0])
     settings = DecodingSettings(max_tokens=9, max_images=9, image_bias=0.0)
     context = Context(gill.language_model, 4)
     answers = decode(gill, context, prompts, settings, stop_ids=())
