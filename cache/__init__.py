@@ -1,1 +1,104 @@
+"""The embedding cache: one vector (or stack of vectors) per row of a table, made once, read many times.
 
+The data types, before anything else:
+
+    Codec            how one array is stored: number type, compressor, shared first position
+    ArraySpec        the named axes of one row's value, and its Codec
+    StoreSpec        the arrays and constants of a store, and how many rows make a shard
+    Roles            read, encode, group, constants: the callables that know pictures and models
+    EmbeddingStore   an open store: arrays [N, ...] in the order of the table, a RowStatus per row
+    FillReport       what a run of `fill` did
+    Batch            rows int64 [B], and arrays {name: [B, *shape]}
+    VerifyReport     which shards and rows are not what was written
+    StoreDescription, RowView   what `inspect` shows
+
+A store is a Zarr v3 group (cache/layout.py draws it) with a manifest beside it. `zarr.open` and
+`xarray.open_zarr` read it without this package. A row is there when its `row_status` says so, and is
+right when it matches its checksum. Only shards are written, whole, each by one writer, then recorded.
+
+    fill(path, rows, spec, make_roles, provenance=...)      make it, resume it, bring it up to date
+    ShuffledRows({name: (path, array)}, batch_size=, seed=) train from it
+    read_rows(path, [3, 5]), iterate_blocks(path)           read it by number, or in order
+    describe(path), view_row(path, 3), write_page(path, page)   look at it
+    verify(path), repair(path)                              check it, and have what is bad made again
+
+This room knows no model and no picture, and is the only one that imports zarr, numcodecs or dask.
+"""
+
+from cache.codec import Codec, FirstPositionVariesError
+from cache.encoding import Roles
+from cache.filling import FillingParams, FillReport, ShardsLostError, fill
+from cache.inspecting import (
+    RowView,
+    StoreDescription,
+    describe,
+    row_panel,
+    store_panel,
+    view_row,
+    write_page,
+)
+from cache.layout import ArraySpec, StoreSpec
+from cache.location import WriteFailedError
+from cache.lock import StoreLockedError
+from cache.manifest import manifest_location, read_manifest
+from cache.progress import Progress, print_progress
+from cache.reading import (
+    Batch,
+    DamagedRowsError,
+    ReadingParams,
+    RowsUnavailableError,
+    ShuffledRows,
+    StoresDifferError,
+    iterate_blocks,
+    read_rows,
+)
+from cache.store import (
+    EmbeddingStore,
+    NotAStoreError,
+    RowStatus,
+    StoreMismatchError,
+    open_store,
+)
+from cache.verifying import BadShard, VerifyReport, repair, verify
+
+__all__ = [
+    "ArraySpec",
+    "BadShard",
+    "Batch",
+    "Codec",
+    "DamagedRowsError",
+    "EmbeddingStore",
+    "FillReport",
+    "FillingParams",
+    "FirstPositionVariesError",
+    "NotAStoreError",
+    "Progress",
+    "ReadingParams",
+    "Roles",
+    "RowStatus",
+    "RowView",
+    "RowsUnavailableError",
+    "ShardsLostError",
+    "ShuffledRows",
+    "StoreDescription",
+    "StoreLockedError",
+    "StoreMismatchError",
+    "StoreSpec",
+    "StoresDifferError",
+    "VerifyReport",
+    "WriteFailedError",
+    "describe",
+    "fill",
+    "iterate_blocks",
+    "manifest_location",
+    "open_store",
+    "print_progress",
+    "read_manifest",
+    "read_rows",
+    "repair",
+    "row_panel",
+    "store_panel",
+    "verify",
+    "view_row",
+    "write_page",
+]

@@ -51,8 +51,7 @@ class Location:
             return self.path.is_file() or not all(
                 n.endswith(PARTIAL_SUFFIX) for n in self.children()
             )
-        fs, path = self._fs()
-        return bool(fs.exists(path))
+        return bool(self.children())
 
     def read_text(self) -> str | None:
         """The text of this file; None where there is none."""

@@ -169,7 +169,7 @@ def _run_on_cluster(
         in_hand.update(future.key for future in futures)
         return futures
 
-    pool = distributed.as_completed(submit())
+    pool = distributed.as_completed(submit(), loop=client.loop)
     for future in pool:
         in_hand.discard(future.key)
         if future.status == "error" and isinstance(future.exception(), distributed.KilledWorker):

@@ -416,12 +416,11 @@ def open_for_writing(
         store.update_meta(versions=[*store.meta["versions"], all_versions])
     location.remove_partial_files()
     with explained(location):
-        present = set(group.array_keys())
         for name in spec.arrays:
-            if name not in present:
+            if name not in group:
                 create_data_array(group, name, spec, 0)
         for name, table in bookkeeping(spec).items():
-            if name not in present:
+            if name not in group:
                 width = () if table.width is None else (table.width,)
                 group.create_array(
                     name,

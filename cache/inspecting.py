@@ -1,0 +1,322 @@
+"""Look into a store: its shape, cost and provenance; one row among its neighbours; a page for the browser.
+
+Functions return data; `*_panel` functions make it a rich renderable, `write_page` an HTML file that
+needs nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import html
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table as RichTable
+
+from cache.reading import iterate_blocks, read_rows
+from cache.store import EmbeddingStore, RowStatus, open_store
+
+NORM_SAMPLE = 512  # rows, spread evenly over those that are done
+
+
+@dataclass(frozen=True)
+class ArrayDescription:
+    """One array of a store. Bytes: as float32 values, and as stored; norms: L2, of a sample of rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    dtype: str
+    codec: str
+    chunk_rows: int
+    shard_rows: int
+    num_files: int
+    stored_bytes: int
+    value_bytes: int
+    norms: NDArray[np.float32]
+    measured: dict[str, float]
+
+    @property
+    def compression_ratio(self) -> float:
+        """float32 bytes of the rows that are done, over the bytes of their files."""
+        return self.value_bytes / self.stored_bytes if self.stored_bytes else math.nan
+
+
+@dataclass(frozen=True)
+class StoreDescription:
+    location: str
+    num_rows: int
+    status: dict[str, int]
+    failures: dict[int, str]
+    arrays: list[ArrayDescription]
+    constants: dict[str, tuple[int, ...]]
+    provenance: dict[str, Any]
+    versions: list[dict[str, str]]
+    fitted: str | None
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One row: norms per array, and its nearest neighbours [(row, cosine)] in one of them."""
+
+    row: int
+    status: str
+    reason: str | None
+    key: str
+    norms: dict[str, float]
+    array: str
+    neighbours: list[tuple[int, float]]
+
+
+def describe(where: str | Path | EmbeddingStore) -> StoreDescription:
+    """What a store is and holds. Reads the bookkeeping and a sample of rows, not the whole."""
+    store = where if isinstance(where, EmbeddingStore) else open_store(where)
+    done = np.flatnonzero(store.status() == RowStatus.DONE)
+    sample = done[np.unique(np.linspace(0, len(done) - 1, min(NORM_SAMPLE, len(done))).astype(int))]
+    arrays = []
+    for name, spec in store.spec.arrays.items():
+        stored_bytes, num_files = store.location.bytes_stored(name, "c")
+        arrays.append(
+            ArrayDescription(
+                name=name,
+                shape=(store.num_rows, *spec.shape),
+                dims=("row", *spec.dims),
+                dtype=spec.codec.dtype,
+                codec=_codec_text(spec.codec.compressor, spec.codec.level, spec.codec.share_first),
+                chunk_rows=store.spec.inner_rows(name),
+                shard_rows=store.spec.shard_rows,
+                num_files=num_files,
+                stored_bytes=stored_bytes,
+                value_bytes=len(done) * math.prod(spec.shape) * 4,
+                norms=_norms(read_rows(store, sample, [name])[name]),
+                measured=store.meta.get("measured", {}).get(name, {}),
+            )
+        )
+    return StoreDescription(
+        location=str(store.location),
+        num_rows=store.num_rows,
+        status=store.status_counts(),
+        failures=store.failures(),
+        arrays=arrays,
+        constants={name: tuple(dims.values()) for name, dims in store.spec.constants.items()},
+        provenance=store.provenance,
+        versions=store.meta["versions"],
+        fitted=store.meta.get("fitted"),
+    )
+
+
+def view_row(
+    where: str | Path | EmbeddingStore,
+    row: int,
+    *,
+    array: str | None = None,
+    num_neighbours: int = 5,
+    candidates: Iterable[int] | None = None,
+) -> RowView:
+    """One row and its nearest neighbours by the cosine of `array` (the first one, flattened).
+
+    Reads all rows once; on a large store, name some `candidates` instead.
+    """
+    store = where if isinstance(where, EmbeddingStore) else open_store(where)
+    array = array or next(iter(store.spec.arrays))
+    key = f"{int(store.table('row_key')[row]):016x}"  # type: ignore[arg-type]
+    status = RowStatus(int(store.table("row_status")[row]))  # type: ignore[arg-type]
+    if status != RowStatus.DONE:
+        return RowView(row, status.name.lower(), store.failures().get(row), key, {}, array, [])
+    values = read_rows(store, [row])
+    query = values[array][0].astype(np.float32).ravel()
+    best: list[tuple[float, int]] = []
+    for batch in iterate_blocks(store, [array], block_rows=256, subset=candidates):
+        block = batch.arrays[array].astype(np.float32).reshape(len(batch.rows), -1)
+        scale = np.linalg.norm(block, axis=1) * np.linalg.norm(query)
+        cosines = block @ query / np.maximum(scale, np.finfo(np.float32).tiny)
+        found = [(float(c), int(r)) for c, r in zip(cosines, batch.rows) if r != row]
+        best = heapq.nlargest(num_neighbours, best + found)
+    norms = {name: float(_norms(value)[0]) for name, value in values.items()}
+    return RowView(row, "done", None, key, norms, array, [(r, c) for c, r in best])
+
+
+def store_panel(description: StoreDescription) -> Group:
+    """A rich renderable of a description."""
+    status = ", ".join(f"{count:,} {name}" for name, count in description.status.items())
+    arrays = RichTable(title=f"{description.location}: {description.num_rows:,} rows ({status})")
+    for heading, *_ in _ARRAY_COLUMNS:
+        arrays.add_column(heading)
+    for array in description.arrays:
+        arrays.add_row(*(cell(array) for _, cell in _ARRAY_COLUMNS))
+    facts = RichTable("", "", show_header=False)
+    for name, text in _facts(description):
+        facts.add_row(name, text)
+    return Group(arrays, facts)
+
+
+def row_panel(view: RowView, label: Callable[[int], str] | None = None) -> RichTable:
+    """A rich renderable of a row and its neighbours. label: row -> what it stands for (its caption)."""
+    table = RichTable(
+        "row", "cosine", "what", title=f"row {view.row} ({view.status}), by {view.array}"
+    )
+    label = label or (lambda _: "")
+    norms = ", ".join(f"|{name}| = {norm:.4g}" for name, norm in view.norms.items())
+    table.add_row(str(view.row), "", " ".join([label(view.row), view.reason or norms]).strip())
+    for row, cosine in view.neighbours:
+        table.add_row(str(row), f"{cosine:.4f}", label(row))
+    return table
+
+
+def write_page(
+    where: str | Path | EmbeddingStore,
+    page: str | Path,
+    *,
+    rows: Iterable[int] = (),
+    label: Callable[[int], str] | None = None,
+    picture: Callable[[int], bytes | None] | None = None,
+    num_neighbours: int = 5,
+    candidates: Iterable[int] | None = None,
+) -> None:
+    """Write one self-contained HTML page about a store, and `rows` with their neighbours.
+
+    label: row -> text; picture: row -> bytes of a PNG or JPEG, or None.
+    """
+    store = where if isinstance(where, EmbeddingStore) else open_store(where)
+    description = describe(store)
+    candidates = None if candidates is None else list(candidates)
+    views = [
+        view_row(store, row, num_neighbours=num_neighbours, candidates=candidates) for row in rows
+    ]
+    arrays = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell(a))}</td>" for _, cell in _ARRAY_COLUMNS) + "</tr>"
+        for a in description.arrays
+    )
+    facts = "".join(
+        f"<tr><th>{html.escape(name)}</th><td><pre>{html.escape(text)}</pre></td></tr>"
+        for name, text in _facts(description)
+    )
+    histograms = "".join(
+        f"<figure>{_histogram(a.norms)}<figcaption>norms of {html.escape(a.name)}</figcaption></figure>"
+        for a in description.arrays
+    )
+    sections = "".join(_row_section(view, label, picture) for view in views)
+    headings = "".join(f"<th>{name}</th>" for name, _ in _ARRAY_COLUMNS)
+    Path(page).parent.mkdir(parents=True, exist_ok=True)
+    Path(page).write_text(
+        _PAGE.format(
+            title=html.escape(description.location),
+            headings=headings,
+            arrays=arrays,
+            facts=facts,
+            histograms=histograms,
+            sections=sections,
+        )
+    )
+
+
+def _codec_text(compressor: str, level: int, share_first: bool) -> str:
+    parts = ["uncompressed" if compressor == "none" else f"{compressor} level {level}"]
+    if share_first:
+        parts.append("position 0 stored once")
+    return ", ".join(parts)
+
+
+_ARRAY_COLUMNS: list[tuple[str, Callable[[ArrayDescription], str]]] = [
+    ("array", lambda a: a.name),
+    ("shape", lambda a: " x ".join(f"{d} {s:,}" for d, s in zip(a.dims, a.shape))),
+    ("stored as", lambda a: f"{a.dtype}, {a.codec}"),
+    ("shards", lambda a: f"{a.num_files:,} of {a.shard_rows} rows, chunks of {a.chunk_rows}"),
+    ("size", lambda a: f"{a.stored_bytes / 1e6:,.1f} MB, 1/{a.compression_ratio:.2f} of float32"),
+    (
+        "error",
+        lambda a: f"{a.measured.get('relative_squared_error_mean', 0):.2g} (relative squared)",
+    ),
+    (
+        "norms",
+        lambda a: (
+            f"{a.norms.mean():.4g} ± {a.norms.std():.2g} ({a.norms.min():.4g} to {a.norms.max():.4g})"
+            if len(a.norms)
+            else "-"
+        ),
+    ),
+]
+
+
+def _facts(description: StoreDescription) -> list[tuple[str, str]]:
+    facts = [("provenance", json.dumps(description.provenance, indent=1))]
+    facts += [("versions", json.dumps(versions)) for versions in description.versions]
+    facts += [(name, f"constant, shape {shape}") for name, shape in description.constants.items()]
+    if description.fitted:
+        facts.append(("fitted", description.fitted))
+    failures = list(description.failures.items())
+    facts += [(f"row {row} failed", reason) for row, reason in failures[:20]]
+    if len(failures) > 20:
+        facts.append(("", f"and {len(failures) - 20:,} failed rows more"))
+    return facts
+
+
+def _norms(values: np.ndarray) -> NDArray[np.float32]:
+    """L2 norm of every row: [n, ...] -> float32 [n]."""
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
+    return np.linalg.norm(flat.astype(np.float32), axis=1)
+
+
+def _histogram(values: NDArray[np.float32], bins: int = 32) -> str:
+    """An SVG bar chart of how values are distributed."""
+    counts, edges = np.histogram(values, bins)
+    bars = "".join(
+        f'<rect x="{i * 10}" y="{100 - h:.1f}" width="9" height="{h:.1f}"/>'
+        for i, h in enumerate(100 * counts / max(1, counts.max()))
+    )
+    return (
+        f'<svg viewBox="0 0 {bins * 10} 120" width="{bins * 10}">{bars}'
+        f'<text y="115">{edges[0]:.4g}</text>'
+        f'<text y="115" x="{bins * 10}" text-anchor="end">{edges[-1]:.4g}</text></svg>'
+    )
+
+
+def _row_section(
+    view: RowView,
+    label: Callable[[int], str] | None,
+    picture: Callable[[int], bytes | None] | None,
+) -> str:
+    cells = []
+    for row, note in [
+        (view.row, view.reason or view.status),
+        *((row, f"cosine {cosine:.4f}") for row, cosine in view.neighbours),
+    ]:
+        content = picture(row) if picture else None
+        image = ""
+        if content:
+            kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+            image = f'<img src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+        text = html.escape(label(row)) if label else ""
+        cells.append(
+            f"<figure>{image}<figcaption>{row}: {text}<br>{html.escape(note)}</figcaption></figure>"
+        )
+    return f"<h2>Row {view.row} and its neighbours by {html.escape(view.array)}</h2><div>{''.join(cells)}</div>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; max-width: 75em; }}
+table {{ border-collapse: collapse; margin: 1em 0; }}
+td, th {{ border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top; }}
+pre {{ margin: 0; white-space: pre-wrap; }}
+figure {{ display: inline-block; margin: .5em; max-width: 20em; vertical-align: top; }}
+img {{ min-width: 96px; max-width: 100%; image-rendering: pixelated; }}
+rect {{ fill: #4a78b5; }}
+text {{ font-size: 12px; }}
+</style>
+<h1>{title}</h1>
+<table><tr>{headings}</tr>{arrays}</table>
+<table>{facts}</table>
+{histograms}
+{sections}
+</html>
+"""

@@ -1,0 +1,122 @@
+"""What storing costs, and what it refuses."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cache.codec import Codec, FirstPositionVariesError, decode, encode, fit
+
+
+def normal(n: int, scale: float = 1.0) -> np.ndarray:
+    """[n, 7, 32] with channels of different ranges and offsets, and a constant position 0."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(n, 7, 32)) * np.linspace(0.1, 3, 32) + np.linspace(-5, 5, 32)
+    values[:, 0] = 20 * np.cos(np.arange(32))
+    return (values * scale).astype(np.float32)
+
+
+def test_float16_rounds_and_measures_it() -> None:
+    values = normal(50)
+    stored, error, refused = encode(fit(Codec(), values), values)
+    np.testing.assert_array_equal(stored, values.astype(np.float16))
+    gap = (values - stored.astype(np.float32)).reshape(50, -1)
+    want = (gap.astype(float) ** 2).sum(1) / (values.astype(float) ** 2).sum((1, 2))
+    np.testing.assert_allclose(error, want, rtol=1e-5)
+    assert error.max() < 2.0**-22  # half a unit in the last place, squared
+    assert refused == {}
+
+
+def test_float32_is_exact() -> None:
+    values = normal(5)
+    fitted = fit(Codec(dtype="float32"), values)
+    stored, error, _ = encode(fitted, values)
+    np.testing.assert_array_equal(decode(fitted, stored), values)
+    assert not error.any()
+
+
+def test_int8_error_is_that_of_uniform_rounding() -> None:
+    values = normal(400)
+    fitted = fit(Codec(dtype="int8"), values)
+    assert fitted.scale is not None
+    stored, error, _ = encode(fitted, values)
+    assert stored.dtype == np.int8
+    gap = decode(fitted, stored) - values
+    assert np.abs(gap).max() <= fitted.scale.max() * 0.501
+    # Rounding errors are uniform in one step: step^2 / 12 per value (channel 0 has a narrow range).
+    np.testing.assert_allclose((gap[:, 1:] ** 2).mean((0, 1)), fitted.scale**2 / 12, rtol=0.1)
+    want = (gap.astype(float) ** 2).sum((1, 2)) / (values.astype(float) ** 2).sum((1, 2))
+    np.testing.assert_allclose(error, want, rtol=1e-4)
+
+
+def test_a_shared_first_position_narrows_the_int8_range() -> None:
+    values = normal(400)
+    alone = encode(fit(Codec(dtype="int8"), values), values)[1]
+    fitted = fit(Codec(dtype="int8", share_first=True), values)
+    stored, shared, refused = encode(fitted, values)
+    assert stored.shape == (400, 6, 32)
+    assert refused == {}
+    assert shared.mean() < alone.mean() / 2
+    np.testing.assert_array_equal(decode(fitted, stored)[:, 0], values[:, 0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("share_first", [False, True])
+def test_decoding_some_rows_into_place(dtype: str, share_first: bool) -> None:
+    values = normal(30)
+    fitted = fit(Codec(dtype=dtype, share_first=share_first), values)
+    stored, _, _ = encode(fitted, values)
+    whole, index = decode(fitted, stored), np.array([4, 4, 29, 0])
+    assert whole.dtype == fitted.decoded_dtype
+    out = np.full((6, 7, 32), np.nan, fitted.decoded_dtype)
+    decode(fitted, stored, index, out[1:5])
+    np.testing.assert_array_equal(out[1:5], whole[index])
+    assert np.isnan(out[[0, 5]]).all()
+    np.testing.assert_array_equal(decode(fitted, stored, index), whole[index])
+
+
+def test_a_first_position_that_varies_is_noticed() -> None:
+    values = normal(20)
+    codec = Codec(share_first=True)
+    fitted = fit(codec, values)
+    nearly = values.copy()
+    nearly[3, 0] *= 1.0005  # a unit in the last place of float16: still the same vector
+    nearly[7, 0, 0] += 5.0
+    _, _, refused = encode(fitted, nearly)
+    assert list(refused) == [7]
+    assert "first position differs" in refused[7]
+    with pytest.raises(FirstPositionVariesError, match="not causal"):
+        fit(codec, nearly)
+
+
+def test_values_that_cannot_be_stored_are_refused_by_row() -> None:
+    values = normal(6)
+    values[1, 2, 3] = np.inf
+    values[4, 5, 6] = 7e4
+    stored, error, refused = encode(fit(Codec(), values), values)
+    assert list(refused) == [1, 4]
+    assert "not finite" in refused[1]
+    assert "too large for float16" in refused[4]
+    assert not stored[[1, 4]].any()
+    assert not error[[1, 4]].any()
+    with pytest.raises(ValueError, match="not finite"):
+        fit(Codec(dtype="int8"), values)
+    with pytest.raises(ValueError, match="nothing to fit"):
+        fit(Codec(dtype="int8"), values[:0])
+
+
+@given(
+    arrays(np.float32, (9, 3, 4), elements=st.floats(-60000, 60000, width=32)),
+    st.sampled_from(["float32", "float16", "int8"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_measured_error_is_the_error_of_reading_back(values: np.ndarray, dtype: str) -> None:
+    fitted = fit(Codec(dtype=dtype), values)
+    stored, error, refused = encode(fitted, values)
+    assert refused == {}
+    back = decode(fitted, stored).astype(float)
+    gap = ((values.astype(float) - back) ** 2).sum((1, 2))
+    energy = (values.astype(float) ** 2).sum((1, 2))
+    some = energy > 1e-20
+    np.testing.assert_allclose(error[some], gap[some] / energy[some], rtol=1e-3, atol=1e-9)

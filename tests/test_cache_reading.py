@@ -1,0 +1,254 @@
+"""Reading: right rows, right order, every row once, resumable, and damage that is noticed."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cache_samples import captions, encode, fill_sample, make_spec, value
+
+from cache import (
+    DamagedRowsError,
+    EmbeddingStore,
+    ReadingParams,
+    RowsUnavailableError,
+    ShuffledRows,
+    StoresDifferError,
+    iterate_blocks,
+    open_store,
+    read_rows,
+)
+
+COUNT = 83
+FAILED = [9, 40, 41]
+PARAMS = ReadingParams(block_rows=4, buffer_rows=12)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[str]:
+    rows = captions(COUNT)
+    for i in FAILED:
+        rows[i] = f"unreadable {i}"
+    return rows
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory, rows: list[str]) -> tuple[Path, Path]:
+    """Two stores with the same rows: uncompressed float16, and compressed int8 in other shards."""
+    folder = tmp_path_factory.mktemp("stores")
+    one, two = folder / "one.zarr", folder / "two.zarr"
+    fill_sample(one, rows)
+    spec = make_spec(shard_rows=20, dtype="int8", share_first=True, compressor="blosc-zstd")
+    fill_sample(two, rows, spec=spec)
+    return one, two
+
+
+@cache
+def opened(stores: tuple[Path, Path]) -> tuple[EmbeddingStore, EmbeddingStore]:
+    return open_store(stores[0]), open_store(stores[1])
+
+
+def shuffled(
+    stores: tuple[Path, Path] | tuple[EmbeddingStore, EmbeddingStore], **options: object
+) -> ShuffledRows:
+    defaults = {"batch_size": 10, "seed": 0, "params": PARAMS}
+    sources = {
+        "embedding": (stores[0], "embedding"),
+        "coarse": (stores[1], "embedding"),
+        "pooled": (stores[1], "pooled"),
+    }
+    return ShuffledRows(sources, **{**defaults, **options})  # type: ignore[arg-type]
+
+
+def test_batches_join_the_stores_row_by_row(stores: tuple[Path, Path], rows: list[str]) -> None:
+    reader = shuffled(stores)
+    seen = []
+    for batch in reader:
+        want = np.stack([value(rows[i]) for i in batch.rows])
+        assert batch.rows.dtype == np.int64
+        np.testing.assert_array_equal(batch.arrays["embedding"], want.astype(np.float16))
+        np.testing.assert_array_equal(batch.arrays["pooled"], want[:, -1])
+        np.testing.assert_array_equal(batch.arrays["coarse"][:, 0], want[:, 0])
+        assert np.abs(batch.arrays["coarse"] - want).max() < 0.05
+        seen.append(batch.rows)
+    assert [len(rows) for rows in seen] == [10] * 8
+    assert sorted(np.concatenate(seen)) == sorted(set(range(COUNT)) - set(FAILED))
+    assert (reader.num_rows, reader.num_failed) == (80, 3)
+    assert reader.state_dict() == {"epoch": 1, "step": 0}
+
+
+@given(
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 3),
+    world_size=st.integers(1, 5),
+    batch_size=st.integers(1, 30),
+    block_rows=st.integers(1, 20),
+    buffer_rows=st.integers(1, 60),
+    drop=st.sets(st.integers(0, COUNT - 1)),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_row_once_over_all_ranks(
+    stores, seed, epoch, world_size, batch_size, block_rows, buffer_rows, drop
+) -> None:
+    stores = opened(stores)
+    subset = sorted(set(range(COUNT)) - drop)
+    options = {
+        "seed": seed,
+        "world_size": world_size,
+        "batch_size": batch_size,
+        "subset": subset,
+        "params": ReadingParams(block_rows=block_rows, buffer_rows=buffer_rows),
+    }
+    ranks = [shuffled(stores, rank=rank, **options) for rank in range(world_size)]
+    orders = [reader.order(epoch) for reader in ranks]
+    assert sorted(np.concatenate(orders)) == sorted(set(subset) - set(FAILED))
+    lengths = {len(order) for order in orders}
+    assert max(lengths) - min(lengths) <= 1
+    assert {len(reader) for reader in ranks} == {-(-max(lengths) // batch_size)}
+    again = shuffled(stores, rank=0, **options).order(epoch)
+    np.testing.assert_array_equal(again, orders[0])
+
+
+@given(step=st.integers(0, 8), epoch=st.integers(0, 2), rank=st.integers(0, 1))
+@settings(max_examples=12, deadline=None)
+def test_an_epoch_can_be_entered_at_any_step(stores, step: int, epoch: int, rank: int) -> None:
+    options = {"rank": rank, "world_size": 2, "batch_size": 5}
+    whole = shuffled(stores, **options).load_state_dict({"epoch": epoch, "step": 0})
+    batches = list(whole)
+    np.testing.assert_array_equal(np.concatenate([b.rows for b in batches]), whole.order(epoch))
+    entered = list(shuffled(stores, **options).load_state_dict({"epoch": epoch, "step": step}))
+    assert len(entered) == len(batches) - step
+    for one, other in zip(batches[step:], entered):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.arrays["embedding"], other.arrays["embedding"])
+
+
+def test_state_counts_what_was_handed_out(stores: tuple[Path, Path]) -> None:
+    reader = shuffled(stores)
+    first = []
+    for batch in reader:
+        first.append(batch.rows)
+        if len(first) == 3:
+            break
+    assert reader.state_dict() == {"epoch": 0, "step": 3}
+    rest = [batch.rows for batch in shuffled(stores).load_state_dict(reader.state_dict())]
+    np.testing.assert_array_equal(np.concatenate([*first, *rest]), shuffled(stores).order(0))
+
+
+def test_order_is_mixed_in_two_levels(stores: tuple[Path, Path]) -> None:
+    reader = shuffled(stores, params=ReadingParams(block_rows=8, buffer_rows=24))
+    orders = [reader.order(0), reader.order(1), shuffled(stores, seed=1).order(0)]
+    for i in range(3):
+        for j in range(i):
+            assert (orders[i] != orders[j]).any()
+    # Every window of rows comes from three blocks, and is mixed within.
+    window = orders[0][:20]
+    assert len(set(window // 8)) <= 4
+    assert np.count_nonzero(np.diff(window) == 1) < 8
+
+
+def test_drop_last_gives_full_batches_only(stores: tuple[Path, Path]) -> None:
+    for rank in range(3):
+        reader = shuffled(stores, rank=rank, world_size=3, batch_size=8, drop_last=True)
+        assert [len(batch.rows) for batch in reader] == [8, 8, 8]
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    fill_sample(tmp_path / "s.zarr", [])
+    sources = {"embedding": (tmp_path / "s.zarr", "embedding")}
+    assert list(ShuffledRows(sources, batch_size=3, seed=0)) == []
+    assert list(iterate_blocks(tmp_path / "s.zarr")) == []
+    assert read_rows(tmp_path / "s.zarr", [])["embedding"].shape == (0, 5, 6)
+
+
+def test_rows_by_number(stores: tuple[Path, Path], rows: list[str]) -> None:
+    wanted = [70, 3, 3, 82, 21]
+    found = read_rows(stores[0], wanted)
+    np.testing.assert_array_equal(
+        found["embedding"], encode([rows[i] for i in wanted])["embedding"].astype(np.float16)
+    )
+    with pytest.raises(RowsUnavailableError, match="row 40 is failed"):
+        read_rows(stores[0], [1, 40])
+    with pytest.raises(RowsUnavailableError, match="rows 0 to 82"):
+        read_rows(stores[0], [83])
+    with pytest.raises(KeyError, match="no array 'embeding'"):
+        read_rows(stores[0], [1], ["embeding"])
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_blocks_in_order(stores: tuple[Path, Path], which: int) -> None:
+    blocks = list(iterate_blocks(stores[which], ["pooled"], block_rows=16))
+    numbers = np.concatenate([block.rows for block in blocks])
+    np.testing.assert_array_equal(numbers, sorted(set(range(COUNT)) - set(FAILED)))
+    plain = np.asarray(zarr.open_group(stores[which], mode="r")["pooled"])
+    for block in blocks:
+        np.testing.assert_array_equal(block.arrays["pooled"], plain[block.rows])
+    some = list(iterate_blocks(stores[which], block_rows=16, subset=[2, 40, 77]))
+    np.testing.assert_array_equal(np.concatenate([block.rows for block in some]), [2, 77])
+
+
+def test_straight_reading_agrees_with_zarr(tmp_path: Path) -> None:
+    """Uncompressed shards are read past Zarr: any range, missing shards and all-zero chunks included."""
+    spec = make_spec(shard_rows=8)
+    path, rows = tmp_path / "s.zarr", captions(30)
+    fill_sample(path, rows, spec=spec)
+    group = zarr.open_group(path, mode="r+")
+    (path / "embedding/c/1/0/0").unlink()
+    group["pooled"][16:24] = 0
+    assert not (path / "pooled/c/2/0").exists()
+    plain = np.asarray(group["embedding"])
+    store = open_store(path)
+    for start, stop in [(0, 30), (3, 4), (7, 18), (15, 17), (29, 30), (5, 5)]:
+        np.testing.assert_array_equal(
+            store.read_stored("embedding", start, stop), plain[start:stop]
+        )
+
+
+def test_stores_of_different_tables_are_not_joined(
+    stores: tuple[Path, Path], rows: list[str], tmp_path: Path
+) -> None:
+    fill_sample(tmp_path / "a.zarr", rows[:-1])
+    fill_sample(tmp_path / "b.zarr", [*rows[:60], "other", *rows[61:]])
+    with pytest.raises(StoresDifferError, match="83 rows.*82"):
+        shuffled((stores[0], tmp_path / "a.zarr"))
+    with pytest.raises(StoresDifferError, match="from row 60 on"):
+        shuffled((stores[0], tmp_path / "b.zarr"))
+
+
+def test_pending_rows_are_not_read_as_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    fill_sample(path, captions(12))
+    open_store(path, writable=True).mark_pending(np.array([3, 4]))
+    with pytest.raises(RowsUnavailableError, match="2 rows are pending"):
+        ShuffledRows({"pooled": (path, "pooled")}, batch_size=2, seed=0)
+    reader = ShuffledRows({"pooled": (path, "pooled")}, batch_size=2, seed=0, subset=range(5, 12))
+    assert reader.num_rows == 7
+
+
+@pytest.mark.parametrize("compressor", ["none", "zstd"])
+def test_damage_stops_the_epoch_or_is_skipped(tmp_path: Path, compressor: str) -> None:
+    path, rows = tmp_path / "s.zarr", captions(40)
+    fill_sample(path, rows, spec=make_spec(compressor=compressor))
+    shard = path / "embedding/c/2/0/0"
+    content = bytearray(shard.read_bytes())
+    content[70 if compressor == "none" else 12] ^= 1
+    shard.write_bytes(content)
+    sources = {"embedding": (path, "embedding")}
+    with pytest.raises(DamagedRowsError, match=r"embedding/c/2/0/0 \(shard 2\): row 1[67]"):
+        list(ShuffledRows(sources, batch_size=4, seed=0, params=PARAMS))
+    skipping = PARAMS.model_copy(update={"on_damage": "skip"})
+    reader = ShuffledRows(sources, batch_size=4, seed=0, params=skipping)
+    found = []
+    for batch in reader:
+        want = np.stack([value(rows[i]) for i in batch.rows]).astype(np.float16)
+        np.testing.assert_array_equal(batch.arrays["embedding"], want)
+        found += batch.rows.tolist()
+    # Uncompressed, a bit is in one row; compressed, an inner chunk (here a whole shard) is lost.
+    lost = [17] if compressor == "none" else list(range(16, 24))
+    assert sorted(reader.damaged) == lost
+    assert sorted(found) == sorted(set(range(40)) - set(lost))
+    with pytest.raises(DamagedRowsError):
+        read_rows(path, [lost[0]])

@@ -1,0 +1,163 @@
+"""Shards on threads, processes and a cluster: the same bytes, whatever dies on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from test_cache_samples import (
+    PROVENANCE,
+    captions,
+    files,
+    fill_sample,
+    make_roles,
+    make_spec,
+    read,
+)
+
+from cache import FillingParams, Progress, Roles, fill, manifest_location
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[str]:
+    rows = captions(45)
+    rows[13] = "unreadable"
+    return rows
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, rows: list[str]) -> Path:
+    """The store that a single process makes."""
+    path = tmp_path_factory.mktemp("single") / "s.zarr"
+    fill_sample(path, rows, spec=SPEC)
+    return path
+
+
+SPEC = make_spec(dtype="int8", share_first=True)
+
+
+def expect_same(path: Path, single: Path) -> None:
+    assert files(path) == files(single)
+    assert manifest_location(path).read_text() == manifest_location(single).read_text()
+
+
+def encoded(log: Path) -> list[str]:
+    return [row for file in sorted(log.iterdir()) for row in file.read_text().split("\n")[:-1]]
+
+
+def test_threads(tmp_path: Path, single: Path, rows: list[str]) -> None:
+    told: list[Progress] = []
+    report = fill_sample(
+        tmp_path / "s.zarr",
+        rows,
+        spec=SPEC,
+        scheduler="threads",
+        num_workers=3,
+        progress=told.append,
+    )
+    assert list(report.failed) == [13]
+    assert len(told) == 6
+    assert told[-1].settled == 45
+    expect_same(tmp_path / "s.zarr", single)
+
+
+def dying_roles(folder: str) -> Roles:
+    """Roles of which the first process to encode row 20 is killed."""
+    roles = make_roles(log=folder)
+
+    def encode(payloads: list[str]) -> object:
+        mark = Path(folder).with_suffix(".died")
+        if "caption 20" in payloads and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return roles.encode(payloads)
+
+    return Roles(read, encode, constants=roles.constants)  # type: ignore[arg-type]
+
+
+def test_processes_one_of_which_dies(tmp_path: Path, single: Path, rows: list[str]) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+    report = fill(
+        tmp_path / "s.zarr",
+        rows,
+        make_spec(),
+        partial(dying_roles, str(log)),
+        provenance=PROVENANCE,
+        params=FillingParams(batch_size=3, scheduler="processes", num_workers=2),
+    )
+    assert report.done == 44
+    assert (tmp_path / "log.died").exists()
+    fresh = tmp_path / "fresh.zarr"
+    fill_sample(fresh, rows)
+    expect_same(tmp_path / "s.zarr", fresh)
+
+
+def test_local_cluster(tmp_path: Path, single: Path, rows: list[str]) -> None:
+    fill_sample(
+        tmp_path / "s.zarr", rows, spec=SPEC, scheduler="local-cluster", num_workers=1
+    )
+    expect_same(tmp_path / "s.zarr", single)
+
+
+def test_a_running_scheduler_of_which_a_worker_is_killed(
+    tmp_path: Path, single: Path, rows: list[str]
+) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+    here, root = Path(__file__).parent, Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{here}"}
+    address_file = tmp_path / "scheduler.json"
+
+    def start(*arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments, "--scheduler-file", str(address_file)],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    worker = ("distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard")
+    started = [
+        start(
+            "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"
+        )
+    ]
+    try:
+        assert started[0].stderr is not None
+        for line in started[0].stderr:
+            if "Scheduler at:" in line:
+                address = line.split()[-1]
+                break
+        started += [start(*worker), start(*worker)]
+        assert address.startswith("tcp://127.0.0.1:")
+
+        told: list[Progress] = []
+
+        def kill_one(progress: Progress) -> None:
+            told.append(progress)
+            if len({file.name for file in log.iterdir()}) == 2 and len(told) < 5:
+                started[2].kill()
+
+        report = fill_sample(
+            tmp_path / "s.zarr",
+            rows,
+            spec=SPEC,
+            seconds=0.1,
+            log=log,
+            scheduler=address,
+            progress=kill_one,
+        )
+    finally:
+        for process in reversed(started):
+            process.kill()
+            process.communicate()
+    assert started[2].returncode == -signal.SIGKILL
+    assert (report.done, list(report.failed)) == (44, [13])
+    expect_same(tmp_path / "s.zarr", single)
