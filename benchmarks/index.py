@@ -6,13 +6,13 @@
 
 The vectors imitate embeddings of pictures: clusters of Zipf-like sizes, a spectrum that falls as a
 power law (so all 256 directions carry something), norm 1. A query is a point near a stored vector,
-pushed away by noise of the same spectrum, so that its first neighbour is clear and the next nine are
-near-ties inside a cluster: recall@10 is hard, recall@1 is easy. Recall is against exact search.
+pushed away by noise of the same spectrum, so that its first neighbour is clear and the next nine
+are near-ties inside a cluster: recall@10 is hard, recall@1 is easy. Recall is against exact search.
 
 Two speeds, both on all given threads and each against exact search at its best:
-`speedup` is for one query at a time (a conversation; exact search is the faster of faiss and a plain
-matrix product), `speedup_batched` for 1000 queries at once (exact search is then a blocked matrix
-product, ten times faster per query than alone).
+`speedup` is for one query at a time (a conversation; exact search is the faster of faiss and a
+plain matrix product), `speedup_batched` for 1000 queries at once (exact search is then a blocked
+matrix product, ten times faster per query than alone).
 """
 
 from __future__ import annotations
