@@ -285,7 +285,7 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path):
     )
     try:
         deadline = time.monotonic() + 120
-        while not saved_step(tmp_path / "killed") == 4 and time.monotonic() < deadline:
+        while saved_step(tmp_path / "killed") != 4 and time.monotonic() < deadline:
             assert child.poll() is None, "the run ended by itself"
             time.sleep(0.01)
     finally:
