@@ -234,9 +234,12 @@ class CaptionTable:
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {outside[0]}")
         groups = np.searchsorted(self._starts, index, side="right") - 1
         values: list[Any] = [None] * len(index)
-        for group in np.unique(groups):
-            places = np.flatnonzero(groups == group)
-            block = self._block(int(group), name).take(index[places] - self._starts[group])
+        order = np.argsort(groups, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+            if not len(places):  # of no rows, np.split makes one empty part
+                continue
+            group = int(groups[places[0]])
+            block = self._block(group, name).take(index[places] - self._starts[group])
             for place, value in zip(places, block.to_pylist()):
                 values[place] = value
         return values

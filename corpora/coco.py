@@ -18,9 +18,9 @@ def read_captioned_images(
 ) -> tuple[list[CaptionedImage], Report]:
     """The images with their captions, in the order of the file's `images`.
 
-    With `images_dir`, an image is kept only if its picture is there and passes `check`. It is
-    looked up by its id, so that the 2014 annotations also fit a folder of the 2017 release.
-    White space in captions is collapsed.
+    With `images_dir`, an image is kept only if its picture is there and passes `check`. The 2014
+    annotations also fit a folder of the 2017 release, whose pictures have shorter names. White
+    space in captions is collapsed.
 
     Raises:
         CorpusError: not a captions file, no such folder, or no image left.
@@ -30,14 +30,17 @@ def read_captioned_images(
     excluded: list[Exclusion] = []
 
     captions: dict[int, list[str]] = {}
+    names: dict[int, str] = {}
     for place, record in enumerate(images):
-        id_ = whole_number(record.get("id")) if isinstance(record, dict) else None
-        if id_ is None:
-            excluded.append(Exclusion(str(path), f"images[{place}]", "missing field", "id"))
+        record = record if isinstance(record, dict) else {}
+        id_, name = whole_number(record.get("id")), text(record.get("file_name"))
+        if id_ is None or name is None:
+            detail = "expected id and file_name"
+            excluded.append(Exclusion(str(path), f"images[{place}]", "missing field", detail))
         elif id_ in captions:
             excluded.append(Exclusion(str(path), f"images[{place}]", "duplicate id", str(id_)))
         else:
-            captions[id_] = []
+            captions[id_], names[id_] = [], name
 
     seen: set[str] = set()
     for place, record in enumerate(annotations):
@@ -66,7 +69,7 @@ def read_captioned_images(
             if not texts:
                 excluded.append(Exclusion(str(path), str(id_), "image without captions"))
                 continue
-            image = None if folder is None else folder.with_number(id_)
+            image = None if folder is None else folder.with_coco_name(names[id_], id_)
             kept.append(CaptionedImage(str(id_), image, tuple(texts)))
         except PictureError as error:
             excluded.append(Exclusion(str(path), str(id_), f"picture {error.kind}", str(error)))

@@ -36,6 +36,21 @@ class PictureFolder:
                 if number := _NUMBER.search(stem):
                     self._by_number.setdefault(int(number[0]), name)
 
+    def with_coco_name(self, name: str, number: int) -> str:
+        """The path of a picture that COCO annotations call `name`. Where the folder has no such
+        file but the name ends in the image id in 12 digits, as all of COCO's do, the picture whose
+        name ends so too: the 2014 annotations then fit a folder of the 2017 release. Raises
+        PictureError."""
+        path = os.path.normpath(name)
+        if os.path.isabs(path) or path.split(os.sep)[0] == "..":
+            raise PictureError("missing", f"{name} leads out of {self._folder}")
+        if not os.path.exists(os.path.join(self._folder, path)):
+            ending = f"{number:012d}"
+            other = self._by_number.get(number, "")
+            if all(Path(each).stem.endswith(ending) for each in (path, other)):
+                path = other
+        return self._good(path, path)
+
     def with_stem(self, stem: str) -> str:
         """The path of STEM.jpg, STEM.png, ... Raises PictureError."""
         return self._good(self._by_stem.get(stem), f"{stem}.*")

@@ -64,9 +64,35 @@ def test_coco_2014_annotations_fit_either_release(tmp_path: Path) -> None:
         assert [open_picture(image.image or "").width for image in images] == [42, 43]
 
 
+def test_coco_names_that_are_not_coco_s_are_taken_literally(tmp_path: Path) -> None:
+    """Another data set in COCO's format: cat_2 is no stand-in for dog_2 because both end in 2."""
+    (tmp_path / "images/deep").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "images/deep/dog_9.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "images/cat_2.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "secret_3.png")
+    names = {1: "deep/dog_9.png", 2: "dog_2.png", 3: "../secret_3.png", 4: "/etc/passwd"}
+    content = {
+        "images": [{"id": id_, "file_name": name} for id_, name in names.items()],
+        "annotations": [{"id": id_, "image_id": id_, "caption": "x"} for id_ in names],
+    }
+    images, report = read_captioned_images(
+        written(tmp_path / "c.json", content), tmp_path / "images"
+    )
+    assert [image.image for image in images] == [f"{tmp_path}/images/deep/dog_9.png"]
+    assert reasons(report) == [(row, "picture missing") for row in ("2", "3", "4")]
+
+
 def test_coco_faults_are_reported(tmp_path: Path) -> None:
     content = {
-        "images": [{"id": 1}, {"id": 2}, {"id": 2}, {"file_name": "a.jpg"}, {"id": 3}, "image"],
+        "images": [
+            {"id": 1, "file_name": "1.jpg"},
+            {"id": 2, "file_name": "2.jpg"},
+            {"id": 2, "file_name": "2.jpg"},
+            {"file_name": "a.jpg"},
+            {"id": 3, "file_name": "3.jpg"},
+            "image",
+            {"id": 4},
+        ],
         "annotations": [
             {"id": 1, "image_id": 1, "caption": "kept"},
             {"id": 1, "image_id": 1, "caption": "same id"},
@@ -83,6 +109,7 @@ def test_coco_faults_are_reported(tmp_path: Path) -> None:
         ("images[2]", "duplicate id"),
         ("images[3]", "missing field"),
         ("images[5]", "missing field"),
+        ("images[6]", "missing field"),
         ("annotations[1]", "duplicate id"),
         ("annotations[2]", "unknown image"),
         ("annotations[3]", "no caption"),
@@ -96,7 +123,7 @@ def test_coco_faults_are_reported(tmp_path: Path) -> None:
 
 def test_an_instances_file_is_no_captions_file(tmp_path: Path) -> None:
     content = {
-        "images": [{"id": 1}],
+        "images": [{"id": 1, "file_name": "1.jpg"}],
         "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 1, 1]}],
     }
     with pytest.raises(CorpusError, match=r"nothing to keep .*: missing field 1, image w"):
