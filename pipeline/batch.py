@@ -15,7 +15,7 @@ from torch import Tensor
 class CaptionBatch:
     """B captions with their pictures' features and their targets.
 
-    `offsets` stays on the CPU: the shapes of a step are decided there, without waiting for a device.
+    `offsets` stays on the CPU: the shapes of a step are decided there, with no wait for a device.
     """
 
     tokens: Int64[Tensor, " S"]

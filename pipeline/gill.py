@@ -9,7 +9,7 @@ n frozen vocabulary rows.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -76,13 +76,13 @@ class Gill(nn.Module):
         return flat.unflatten(1, (self.heads.sizes.k, -1)).to(self.language_model.dtype)
 
     def generation_embedding(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B L D"]:
-        """f_omega: the [IMG] hidden states in the image generator's text space, at least float32."""
+        """f_omega: the [IMG] hidden states in the generator's text space, at least float32."""
         with self._compute():
             out = self.heads.mapper(self._as_parameters(hidden), self.heads.image_embeddings)
         return at_least_float32(out)
 
     def generation_pooled(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B D_pooled"]:
-        """The pooled text vector, from the mean [IMG] hidden state, for generators that need one."""
+        """The pooled text vector that some generators need, from the mean [IMG] hidden state."""
         if self.heads.pooled_projection is None:
             raise ValueError("these heads have no pooled projection: D_pooled is not set")
         with self._compute():
@@ -106,7 +106,7 @@ class Gill(nn.Module):
     def caption(
         self, batch: CaptionBatch, rows: Sequence[Row], supervise_start: bool
     ) -> Supervised:
-        """Read `k + T` tokens per caption and predict the caption (Eq. 1). See `captioning_stream`."""
+        """Read `k + T` tokens per caption and predict it (Eq. 1). See `captioning_stream`."""
         start_ids, k = self.language_model.start_ids, self.heads.sizes.k
         stream = captioning_stream(batch.lengths, rows, k, len(start_ids), supervise_start)
         words = self._words(batch)
@@ -184,9 +184,10 @@ class Gill(nn.Module):
     # --- details -----------------------------------------------------------------------------
 
     def _compute(self) -> AbstractContextManager:
-        dtype = self.language_model.dtype
-        low = dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.language_model.device.type, dtype=dtype, enabled=low)
+        model = self.language_model
+        if model.dtype not in (torch.bfloat16, torch.float16):
+            return nullcontext()
+        return torch.autocast(model.device.type, dtype=model.dtype)
 
     def _as_parameters(self, x: Tensor) -> Tensor:
         """`x` in the heads' own dtype; autocast takes it from there."""

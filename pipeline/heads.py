@@ -21,20 +21,24 @@ class HeadSizes(BaseModel):
 
     d: int = Field(gt=0, description="width of the visual encoder's pooled vector")
     e: int = Field(gt=0, description="width of the language model's embedding rows")
-    k: int = Field(4, ge=1, description="visual tokens per image")
-    r: int = Field(8, ge=1, description="[IMG] tokens per image")
-    L: int = Field(77, ge=1, description="text positions of the image generator = learnt queries")
-    D: int = Field(768, ge=1, description="text width of the image generator")
-    m: int = Field(512, ge=1, description="width of the mapping network")
-    p: int = Field(256, ge=1, description="width of the retrieval space")
+    k: int = Field(default=4, ge=1, description="visual tokens per image")
+    r: int = Field(default=8, ge=1, description="[IMG] tokens per image")
+    L: int = Field(
+        default=77, ge=1, description="text positions of the image generator = learnt queries"
+    )
+    D: int = Field(default=768, ge=1, description="text width of the image generator")
+    m: int = Field(default=512, ge=1, description="width of the mapping network")
+    p: int = Field(default=256, ge=1, description="width of the retrieval space")
     D_pooled: int | None = Field(
-        None, ge=1, description="width of the pooled text vector, for generators that need one"
+        default=None,
+        ge=1,
+        description="width of the pooled text vector, for generators that need one",
     )
     mapper: MapperSizes = Field(default_factory=MapperSizes, description="the mapping network")
 
 
 class Heads(nn.Module):
-    """`E_img`, `W_cap`, `W_t2i`, `W_i2t`, the temperature and the mapper: 50.1 M parameters in the paper.
+    """`E_img`, `W_cap`, `W_t2i`, `W_i2t`, the temperature and the mapper: 50.1 M in the paper.
 
     All linear maps have a bias, as released (UPSTREAM 15). Initialisation is torch's own for linear
     maps; `logit_scale` starts at log(1/0.07) (UPSTREAM 8); `E_img` as N(0, 0.02^2), to be replaced

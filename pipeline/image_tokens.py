@@ -1,7 +1,7 @@
 """The r [IMG] tokens: ids just past the frozen vocabulary, rows that live in `E_img` alone.
 
-The frozen model is never resized. A frozen vocabulary of n rows (`LanguageModel.num_rows`) gives the
-[IMG] tokens the ids n, n + 1, ..., n + r - 1:
+The frozen model is never resized. A frozen vocabulary of n rows (`LanguageModel.num_rows`) gives
+the [IMG] tokens the ids n, n + 1, ..., n + r - 1:
 
     n = 601, r = 3:   [IMG1] = 601, [IMG2] = 602, [IMG3] = 603
 """
@@ -25,7 +25,7 @@ def image_token_ids(num_rows: int, r: int) -> list[int]:
 def find_image_tokens(ids: Sequence[int], num_rows: int, r: int) -> list[int]:
     """Where each complete run [IMG1] ... [IMGr] begins.
 
-    `find_image_tokens([5, 601, 602, 7, 601], num_rows=601, r=2)` is `[1]`: the last run is cut short.
+    `find_image_tokens([5, 601, 602, 7, 601], num_rows=601, r=2)` is `[1]`: the last is cut short.
     """
     run = image_token_ids(num_rows, r)
     ids = list(ids)
@@ -42,8 +42,8 @@ def force_image_tokens(
         previous: the id chosen before, one per sequence.
 
     Returns:
-        New logits. After [IMGi], i < r, every id but [IMGi+1] is -inf; elsewhere [IMG2..r] are -inf.
-        [IMG1] is left to compete with the words.
+        New logits. After [IMGi], i < r, every id but [IMGi+1] is -inf; elsewhere [IMG2..r] are
+        -inf. [IMG1] is left to compete with the words.
     """
     ids = torch.arange(logits.shape[1], device=logits.device)
     inside = (previous >= num_rows) & (previous < num_rows + r - 1)

@@ -1,8 +1,8 @@
 """The frozen language model: any causal decoder of transformers that accepts `inputs_embeds`.
 
-Legend: e width of the embedding rows (OPT's `word_embed_proj_dim`), n rows of the frozen vocabulary,
-S packed tokens. Hidden states are those after the final norm and, where there is one, OPT's
-`project_out`: they have width e as well, which is what ties `E_img` to both ends of the model.
+Legend: e width of the embedding rows (OPT's `word_embed_proj_dim`), n rows of the frozen
+vocabulary, S packed tokens. Hidden states are those after the final norm and, where there is one,
+OPT's `project_out`: they have width e as well, which is what ties `E_img` to both ends.
 """
 
 from pathlib import Path
@@ -145,10 +145,10 @@ class LanguageModel:
         allowed = 1e-3 if torch.finfo(self.dtype).bits >= 32 else 5e-2
         if not error <= allowed:
             raise ValueError(
-                f"{name} cannot serve as the language model: packed, its logits differ from its own "
-                f"by {error:.1e} (allowed {allowed:.0e}). Models whose attention is not plain causal "
-                "attention with explicit positions, or whose logits are not hidden states times the "
-                "output rows, are not supported"
+                f"{name} cannot serve as the language model: packed, its logits differ from its "
+                f"own by {error:.1e} (allowed {allowed:.0e}). Models whose attention is not plain "
+                "causal attention with explicit positions, or whose logits are not hidden states "
+                "times the output rows, are not supported"
             )
 
 
@@ -174,7 +174,7 @@ def load_language_model(
         "local_files_only": local_files_only or Path(path_or_id).is_dir(),
     }
     tokenizer = AutoTokenizer.from_pretrained(path_or_id, **source)
-    model = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **source)
+    model: Any = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **source)
     return LanguageModel(model.to(device), tokenizer)
 
 
@@ -187,8 +187,8 @@ def _refuse_unfit(model: Any, name: str) -> None:
         reason = "it has no language-modelling head"
     elif output.weight.shape[1] != model.get_input_embeddings().weight.shape[1]:
         reason = (
-            f"its input rows have width {model.get_input_embeddings().weight.shape[1]} and its output "
-            f"rows {output.weight.shape[1]}; an [IMG] row is both"
+            f"its input rows have width {model.get_input_embeddings().weight.shape[1]} and its "
+            f"output rows {output.weight.shape[1]}; an [IMG] row is both"
         )
     elif getattr(model.config.get_text_config(), "max_position_embeddings", None) is None:
         reason = "its configuration states no max_position_embeddings"

@@ -1,4 +1,4 @@
-"""From the language model's [IMG] hidden states to the image generator's text space (Eq. 3, Table 3).
+"""From the language model's [IMG] hidden states to the image generator's text space (Eq. 3).
 
 Legend: B batch, r [IMG] tokens, e language-model width, m mapper width, L x D generator text space.
 Every mapper turns (hidden [B, r, e], embeddings [r, e]) into [B, L, D].
@@ -22,21 +22,21 @@ class MapperSizes(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: MapperKind = Field(
-        "gill_mapper",
-        description="gill_mapper: encoder-decoder with L learnt queries (the paper's); linear, mlp, "
-        "encoder: the three baselines of the paper's Table 3",
+        default="gill_mapper",
+        description="gill_mapper: encoder-decoder with L learnt queries (the paper's); linear, "
+        "mlp, encoder: the three baselines of the paper's Table 3",
     )
-    encoder_layers: int = Field(4, ge=1, description="layers over the r [IMG] states")
+    encoder_layers: int = Field(default=4, ge=1, description="layers over the r [IMG] states")
     decoder_layers: int = Field(
-        4,
+        default=4,
         ge=1,
         description="layers over the L queries (gill_mapper only). The paper says '4-layer'; 4 + 4 "
         "is what was trained and what gives its 50 M parameters",
     )
-    feedforward: int = Field(4, ge=1, description="feed-forward width, in multiples of m")
-    num_heads: int = Field(4, ge=1, description="attention heads")
+    feedforward: int = Field(default=4, ge=1, description="feed-forward width, in multiples of m")
+    num_heads: int = Field(default=4, ge=1, description="attention heads")
     adds_embedding: bool = Field(
-        True,
+        default=True,
         description="gill_mapper only. true: its input is hidden state + input embedding of each "
         "[IMG] token, as released; false: hidden states alone, as in Eq. 3",
     )
@@ -46,7 +46,7 @@ class GILLMapper(nn.Module):
     """Encoder over the [IMG] states, decoder over L learnt queries (section 3.2, Fig. 4).
 
     Pre-norm with final norms, ReLU, no dropout, no positions on the r inputs, decoder not causal.
-    Parameters start as torch's own (Xavier-uniform matrices in the transformer), queries as N(0, 1).
+    Parameters start as torch's own (Xavier-uniform in the transformer), queries as N(0, 1).
     """
 
     def __init__(self, e: int, r: int, L: int, D: int, m: int, sizes: MapperSizes) -> None:
@@ -55,17 +55,23 @@ class GILLMapper(nn.Module):
         self.adds_embedding = sizes.adds_embedding
         self.queries = nn.Parameter(torch.randn(L, m))
         self.input = nn.Linear(e, m)
+        width = sizes.feedforward * m
+        encoder = nn.TransformerEncoderLayer(
+            m, sizes.num_heads, width, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.transformer = nn.Transformer(
             d_model=m,
             nhead=sizes.num_heads,
-            num_encoder_layers=sizes.encoder_layers,
             num_decoder_layers=sizes.decoder_layers,
-            dim_feedforward=sizes.feedforward * m,
+            dim_feedforward=width,
             dropout=0.0,
             batch_first=True,
             norm_first=True,
+            # torch's default encoder warns that nested tensors do not go with norm_first
+            custom_encoder=nn.TransformerEncoder(
+                encoder, sizes.encoder_layers, nn.LayerNorm(m), enable_nested_tensor=False
+            ),
         )
-        self.transformer.encoder.enable_nested_tensor = False
         self.output = nn.Linear(m, D)
 
     def forward(

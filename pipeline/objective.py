@@ -32,89 +32,90 @@ class Objective(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     captioning_weight: float = Field(
-        1.0, ge=0, description="weight of l_c (Eq. 5); 0 leaves its pass out"
+        default=1.0, ge=0, description="weight of l_c (Eq. 5); 0 leaves its pass out"
     )
     image_token_weight: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         description="weight of l_p (Eq. 5). The released code counts it twice with 0.5 (4): also 1",
     )
     retrieval_weight: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
-        description="weight of l_r, the sum of the two terms of Eq. 4. Released: 0.5, their mean (7). "
-        "0 trains for generation only",
+        description="weight of l_r, the sum of the two terms of Eq. 4. Released: 0.5, their mean "
+        "(7). 0 trains for generation only",
     )
     generation_weight: float = Field(
-        1.0, ge=0, description="weight of l_g (Eq. 3); 0 trains for retrieval only"
+        default=1.0, ge=0, description="weight of l_g (Eq. 3); 0 trains for retrieval only"
     )
     token_reduction: Literal["examples", "tokens"] = Field(
-        "examples",
+        default="examples",
         description="examples: sum over the tokens of a caption, mean over examples (Eq. 1 and 5). "
         "tokens: mean over all supervised tokens of the batch, as released (1)",
     )
     supervise_start: bool = Field(
-        False,
+        default=False,
         description="predict the start id from the last visual token: released (2), not in Eq. 1",
     )
     captioning_softmax: Literal["words", "words_and_images"] = Field(
-        "words",
-        description="words: p_theta of Eq. 1, over the frozen vocabulary. words_and_images: the [IMG] "
-        "rows share the softmax, so that l_c trains E_img too, as released (11)",
+        default="words",
+        description="words: p_theta of Eq. 1, over the frozen vocabulary. words_and_images: the "
+        "[IMG] rows share the softmax, so that l_c trains E_img too, as released (11)",
     )
     image_token_targets: Literal["image_token", "caption_and_image_token"] = Field(
-        "image_token",
-        description="image_token: Eq. 2, [IMG1] alone. caption_and_image_token: every caption token "
-        "as well, without any image, as released (3)",
+        default="image_token",
+        description="image_token: Eq. 2, [IMG1] alone. caption_and_image_token: every caption "
+        "token as well, without any image, as released (3)",
     )
     supervise_second: bool = Field(
-        True,
-        description="l_p also for the second caption of a packed pair. Released: false, because its "
-        "label mask stops at the first [IMG1] of a row; an accident (5)",
+        default=True,
+        description="l_p also for the second caption of a packed pair. Released: false, because "
+        "its label mask stops at the first [IMG1] of a row; an accident (5)",
     )
     generation_loss: Literal["squared_error", "distance"] = Field(
-        "squared_error",
-        description="squared_error: mean over all elements, the 'MSE' of section 3.2 (the sum printed "
-        "in Eq. 3 is L * D times this). distance: L2 norm per position, not squared, as released (6)",
+        default="squared_error",
+        description="squared_error: mean over all elements, the 'MSE' of section 3.2 (the sum "
+        "printed in Eq. 3 is L * D times this). distance: L2 norm per position, not squared, as "
+        "released (6)",
     )
     mapper_adds_embedding: bool = Field(
-        False,
-        description="the mapper reads hidden state + input embedding, as released (13); Eq. 3: hidden "
-        "states alone. A property of the trained heads: must agree with theirs",
+        default=False,
+        description="the mapper reads hidden state + input embedding, as released (13); Eq. 3: "
+        "hidden states alone. A property of the trained heads: must agree with theirs",
     )
     learn_temperature: bool = Field(
-        True,
+        default=True,
         description="train log(1/tau). As released (8); Eq. 5 does not list tau, but the paper "
         "gives no value to fix it at",
     )
     contrastive_gradient: Literal["global", "divided"] = Field(
-        "global",
-        description="global: l_r's true gradient over the batch of all ranks. divided: 1/W of it on W "
-        "ranks, as released; an accident (12). Same on one rank",
+        default="global",
+        description="global: l_r's true gradient over the batch of all ranks. divided: 1/W of it "
+        "on W ranks, as released; an accident (12). Same on one rank",
     )
     pack_probability: float = Field(
-        0.5, ge=0, le=1, description="how often two examples share a sequence (section 3.4)"
+        default=0.5, ge=0, le=1, description="how often two examples share a sequence (section 3.4)"
     )
     packing_unit: Literal["pair", "batch"] = Field(
-        "pair",
-        description="what a coin decides. pair: each two neighbours, the paper's 'two random examples "
-        "with probability 0.5'. batch: the whole batch, as released (22)",
+        default="pair",
+        description="what a coin decides. pair: each two neighbours, the paper's 'two random "
+        "examples with probability 0.5'. batch: the whole batch, as released (22)",
     )
     separate_image_draws: bool = Field(
-        False,
+        default=False,
         description="retrieval and generation toss their own coins, as released (22); then a batch "
         "may need two passes. false: one coin and one pass for both. Each loss has the same "
         "distribution either way, only their joint randomness differs, so both presets say false",
     )
     rescale_image_rows: bool = Field(
-        False,
+        default=False,
         description="after each step scale the rows of E_img to the mean norm of the frozen rows: "
         "released (31), not in the paper. Applied by training",
     )
     trained_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="dtype of trained parameters and optimiser state. bfloat16 is what the released "
-        "code kept (32): small steps are rounded away and the temperature cannot move; an "
+        default="float32",
+        description="dtype of trained parameters and optimiser state. bfloat16 is what the "
+        "released code kept (32): small steps are rounded away and the temperature cannot move; an "
         "accident, so both presets say float32. Applied by training",
     )
 
@@ -142,7 +143,7 @@ class Objective(BaseModel):
 
 @dataclass(frozen=True)
 class PackingDraws:
-    """Which pairs (2i, 2i + 1) share a sequence, drawn for each use; one entry per complete pair."""
+    """Which pairs (2i, 2i + 1) share a sequence, for each use; one entry per complete pair."""
 
     captioning: Sequence[bool]
     retrieval: Sequence[bool]
@@ -250,8 +251,8 @@ def _check_mapper_input(gill: Gill, objective: Objective) -> None:
     sizes = gill.heads.sizes.mapper
     if sizes.kind == "gill_mapper" and sizes.adds_embedding != objective.mapper_adds_embedding:
         raise ValueError(
-            f"objective.mapper_adds_embedding is {objective.mapper_adds_embedding}, but the heads were "
-            f"made with mapper.adds_embedding = {sizes.adds_embedding}: set both alike"
+            f"objective.mapper_adds_embedding is {objective.mapper_adds_embedding}, but the heads "
+            f"were made with mapper.adds_embedding = {sizes.adds_embedding}: set both alike"
         )
 
 
@@ -301,7 +302,7 @@ def _image_token_loss(
 def _retrieval_losses(
     gill: Gill, batch: CaptionBatch, objective: Objective, hidden: Float[Tensor, "B r e"]
 ) -> tuple[Tensor, Tensor]:
-    scale = gill.heads.logit_scale
+    scale: Tensor = gill.heads.logit_scale
     if not objective.learn_temperature:
         scale = scale.detach()
     keys = gill.image_key(batch.pooled)

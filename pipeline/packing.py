@@ -1,12 +1,12 @@
-"""Ragged batches without padding: S tokens of many sequences in one row, attention within each sequence.
+"""Ragged batches without padding: the tokens of many sequences in one row, attention within each.
 
 Hidden states stay packed as [1, S, e] through every layer of the language model, whatever its
-architecture. Only inside attention are queries, keys and values laid out per sequence. The attention
-function is registered with transformers under `ATTENTION`; a call that carries a `packing` keyword
-is packed, any other call is transformers' own scaled-dot-product attention.
+architecture. Only inside attention are queries, keys and values laid out per sequence. The
+attention function is registered with transformers under `ATTENTION`; a call that carries a
+`packing` keyword is packed, any other is transformers' own scaled-dot-product attention.
 
-Legend: S packed tokens of this pass, B sequences, T longest sequence of this pass, P longest prefix,
-H heads, h head width.
+Legend: S packed tokens of this pass, B sequences, T longest sequence of this pass, P longest
+prefix, H heads, h head width.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ ATTENTION = "gill_packed"
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of sequences already read, after positions were applied, one pair per layer."""
+    """Keys and values of sequences already read, positions applied, one pair per layer."""
 
     lengths: list[int]
     keys: dict[int, Float[Tensor, "B H P h"]]
@@ -56,7 +56,7 @@ class Packing:
         prefix: Prefix | None = None,
         record: bool = False,
     ) -> "Packing":
-        """The packing of sequences of these lengths (each at least 1), each following its prefix."""
+        """The packing of sequences of these lengths (at least 1), each following its prefix."""
         lengths = list(lengths)
         longest = max(lengths)
         counts = torch.tensor(lengths)

@@ -2,8 +2,8 @@
 
 A pass is one packed stream of tokens. Its `source` lists, for every place of the stream, an index
 into the *words* of the step, that is the start ids followed by all caption tokens of the batch; a
-place that a trained vector fills (a visual token, an [IMG] token) says `FILLED`. `targets` index the
-words too, and one past the last word stands for [IMG1].
+place that a trained vector fills (a visual token, an [IMG] token) says `FILLED`. `targets` index
+the words too, and one past the last word stands for [IMG1].
 
 Examples are grouped into rows: `(i,)` alone, or a packed pair `(i, i + 1)` (section 3.4).
 """
@@ -66,10 +66,11 @@ class Stream:
 def captioning_stream(
     lengths: Sequence[int], rows: Sequence[Row], k: int, num_start: int, supervise_start: bool
 ) -> Stream:
-    """The captioning pass (Eq. 1): `[vis start s_1 .. s_T-1]`, packed `[vis start s vis' s'_..T'-1]`.
+    """The captioning pass (Eq. 1): `[vis start s_1 .. s_T-1]`.
 
-    The last token of a row is predicted and never read. Only the first text of a row has start ids
-    (UPSTREAM 23); `supervise_start` predicts them too, from the last visual token (UPSTREAM 2).
+    A packed pair is `[vis start s_1 .. s_T vis' s'_1 .. s'_T'-1]`: only the first text of a row has
+    start ids (UPSTREAM 23), and the last token of a row is predicted but never read.
+    `supervise_start` predicts the start ids too, from the last visual token (UPSTREAM 2).
     """
     caption = _captions(lengths, num_start)
     start = range(num_start)

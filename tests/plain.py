@@ -7,6 +7,7 @@ step, and neither packing, streams nor losses.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from pipeline.heads import Heads
 from pipeline.objective import Objective, PackingDraws
 
 IGNORED = -100
-Piece = tuple[Tensor, list[int]]
-"""Input vectors [t, e] and the labels of their own places."""
+Piece = tuple[list[int] | Tensor, list[int]]
+"""Ids or input vectors [t, e], and the labels of their own places."""
 
 
 class Plain(nn.Module):
@@ -29,7 +30,8 @@ class Plain(nn.Module):
         heads: copied too; their `image_embeddings` become the last r rows of the tables.
         num_rows: frozen rows in the softmax.
         start_ids: what begins a text.
-        pad_to: width of every padded batch of single captions; packed ones take twice as much.
+        pad_to: tokens that a caption with its start ids and [IMG] tokens is padded to (32 in the
+            released code); 0 pads each batch to its longest row.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class Plain(nn.Module):
         heads: Heads,
         num_rows: int,
         start_ids: list[int],
-        pad_to: int | None = None,
+        pad_to: int = 0,
     ) -> None:
         super().__init__()
         self.lm = copy.deepcopy(model).requires_grad_(False).eval()
@@ -91,35 +93,31 @@ class Plain(nn.Module):
         """Gradients under the names of `Heads`; those of E_img are summed over both its uses."""
         named = {n: p.grad for n, p in self.heads.named_parameters() if p.grad is not None}
         tables = {id(t): t for t in (self.input_table, self.output_table)}.values()
-        named["image_embeddings"] = sum(t.grad[-self.r :] for t in tables if t.grad is not None)
+        used = [table.grad[-self.r :] for table in tables if table.grad is not None]
+        named["image_embeddings"] = torch.stack(used).sum(0)
         return named
 
-    def _embed(self, ids: list[int]) -> Tensor:
-        return F.embedding(torch.tensor(ids, dtype=torch.int64), self.input_table)
-
-    def _images_of(self) -> list[int]:
-        return list(range(self.n, self.n + self.r))
-
-    def _run(self, rows: list[list[Piece]], num_examples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Right-padded: shifted logits and labels, and hidden states [rows, T, e]."""
-        widths = [sum(len(vectors) for vectors, _ in row) for row in rows]
-        width = max(widths)
-        if self.pad_to is not None:
-            width = max(width, self.pad_to * (2 if len(rows) < num_examples else 1))
+    def _run(self, rows: list[list[Piece]], padded: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Right-padded: logits, the labels they are to predict, and hidden states [rows, T, e]."""
+        widths = [sum(len(piece) for piece, _ in row) for row in rows]
+        width = max(*widths, padded)
+        read = [piece for row in rows for piece, _ in row if isinstance(piece, list)]
+        ids = torch.tensor([i for piece in read for i in piece])
+        words = iter(F.embedding(ids, self.input_table).split([len(piece) for piece in read]))
         inputs, labels, mask = [], [], []
         for row, length in zip(rows, widths):
-            vectors = torch.cat([v for v, _ in row])
+            vectors = torch.cat([next(words) if isinstance(v, list) else v for v, _ in row])
             inputs.append(F.pad(vectors, (0, 0, 0, width - length)))
-            ids = [i for _, piece in row for i in piece]
-            labels.append(torch.tensor(ids + [IGNORED] * (width - length)))
+            own = [i for _, piece in row for i in piece]
+            labels.append(torch.tensor(own + [IGNORED] * (width - length)))
             mask.append(torch.tensor([1] * length + [0] * (width - length)))
         attention_mask = torch.stack(mask)
         hidden = self.lm.base_model(
             inputs_embeds=torch.stack(inputs), attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
         logits = F.linear(hidden, self.output_table)
-        goal = torch.stack(labels)
-        return logits[:, :-1], goal[:, 1:], hidden
+        goal = F.pad(torch.stack(labels)[:, 1:], (0, 1), value=IGNORED)
+        return logits, goal, hidden
 
     def _reduce(self, logits: Tensor, goal: Tensor, objective: Objective, n: int) -> Tensor:
         flat = F.cross_entropy(
@@ -128,48 +126,54 @@ class Plain(nn.Module):
         return flat / ((goal != IGNORED).sum() if objective.token_reduction == "tokens" else n)
 
     def _captioning(
-        self, captions: list[list[int]], pooled: Tensor, objective: Objective, packed: list[bool]
+        self,
+        captions: list[list[int]],
+        pooled: Tensor,
+        objective: Objective,
+        packed: Sequence[bool],
     ) -> tuple[Tensor, Tensor]:
         visual = self.heads.caption_projection(pooled).view(len(captions), self.k, -1)
         visual = visual.to(self.input_table.dtype)
         rows = []
-        for row in grouped(len(captions), packed):
+        groups = grouped(len(captions), packed)
+        for row in groups:
             pieces: list[Piece] = []
             for place, i in enumerate(row):
                 pieces.append((visual[i], [IGNORED] * self.k))
                 if place == 0 and self.start:
-                    labels = self.start if objective.supervise_start else [IGNORED] * len(self.start)
-                    pieces.append((self._embed(self.start), labels))
-                pieces.append((self._embed(captions[i]), captions[i]))
+                    labels = (
+                        self.start if objective.supervise_start else [IGNORED] * len(self.start)
+                    )
+                    pieces.append((self.start, labels))
+                pieces.append((captions[i], captions[i]))
             rows.append(pieces)
-        logits, goal, hidden = self._run(rows, len(captions))
+        logits, goal, hidden = self._run(rows, max(map(len, groups)) * (self.pad_to + self.k))
         if objective.captioning_softmax == "words":
             logits = logits[..., : self.n]
         return self._reduce(logits, goal, objective, len(captions)), hidden
 
     def _images(
-        self, captions: list[list[int]], objective: Objective, packed: list[bool]
+        self, captions: list[list[int]], objective: Objective, packed: Sequence[bool]
     ) -> tuple[Tensor, Tensor]:
         rows, places = [], []
-        for number, row in enumerate(grouped(len(captions), packed)):
+        groups = grouped(len(captions), packed)
+        for number, row in enumerate(groups):
             pieces: list[Piece] = []
             if self.start:
-                pieces.append((self._embed(self.start), [IGNORED] * len(self.start)))
+                pieces.append((self.start, [IGNORED] * len(self.start)))
             length = len(self.start)
             for place, i in enumerate(row):
                 supervised = place == 0 or objective.supervise_second
                 words = objective.image_token_targets == "caption_and_image_token" and supervised
-                pieces.append(
-                    (self._embed(captions[i]), captions[i] if words else [IGNORED] * len(captions[i]))
-                )
-                image = self._images_of()
+                pieces.append((captions[i], captions[i] if words else [IGNORED] * len(captions[i])))
+                image = list(range(self.n, self.n + self.r))
                 labels = [image[0] if supervised else IGNORED] + [IGNORED] * (self.r - 1)
-                pieces.append((self._embed(image), labels))
+                pieces.append((image, labels))
                 length += len(captions[i])
                 places.append((number, list(range(length, length + self.r))))
                 length += self.r
             rows.append(pieces)
-        logits, goal, hidden = self._run(rows, len(captions))
+        logits, goal, hidden = self._run(rows, max(map(len, groups)) * self.pad_to)
         picked = torch.stack([hidden[number, at] for number, at in places])
         return self._reduce(logits, goal, objective, len(captions)), picked
 
@@ -182,7 +186,7 @@ class Plain(nn.Module):
         return F.cross_entropy(logits.T, own), F.cross_entropy(logits, own)
 
     def _generation(self, hidden: Tensor, targets: Tensor, objective: Objective) -> Tensor:
-        mapper = self.heads.mapper
+        mapper: Any = self.heads.mapper
         inputs = hidden
         if objective.mapper_adds_embedding:
             inputs = inputs + self.input_table[-self.r :]
@@ -194,7 +198,7 @@ class Plain(nn.Module):
         return (difference**2).mean()
 
 
-def grouped(num_examples: int, packed: list[bool]) -> list[list[int]]:
+def grouped(num_examples: int, packed: Sequence[bool]) -> list[list[int]]:
     """Neighbours (2i, 2i + 1) together where `packed[i]`."""
     rows: list[list[int]] = []
     for i in range(num_examples):

@@ -48,7 +48,9 @@ def build(
     model = tiny_model(name, dtype)
     torch.manual_seed(1)
     heads = Heads(
-        small_sizes(model.get_input_embeddings().weight.shape[1], r, objective.mapper_adds_embedding)
+        small_sizes(
+            model.get_input_embeddings().weight.shape[1], r, objective.mapper_adds_embedding
+        )
     ).to(dtype)
     with torch.no_grad():
         heads.image_embeddings.normal_(0, 0.3)

@@ -21,7 +21,7 @@ from transformers import (
 NUM_WORDS = 50
 TABLE_ROWS = 57
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": TABLE_ROWS,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -31,7 +31,7 @@ _SIZES = {
     "bos_token_id": 2,
     "eos_token_id": 2,
 }
-_OPT = {
+_OPT: dict[str, Any] = {
     "vocab_size": TABLE_ROWS,
     "hidden_size": 32,
     "ffn_dim": 48,
@@ -65,7 +65,7 @@ CONFIGURATIONS: dict[str, Any] = {
 
 
 def tiny_tokenizer(start: bool = True) -> PreTrainedTokenizerFast:
-    """`NUM_WORDS` ids: <unk>, <pad>, </s> and single-word tokens; `</s>` before a text if `start`."""
+    """`NUM_WORDS` single-word ids, the first three <unk>, <pad>, </s>; `start` puts </s> first."""
     words = ["<unk>", "<pad>", "</s>", "a", *(f"w{i}" for i in range(NUM_WORDS - 4))]
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
