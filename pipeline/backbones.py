@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 Role = Literal["language_model", "visual_encoder", "image_generator"]
 
 # What decides a model's numbers; documentation, images and duplicate formats do not.
@@ -41,7 +43,13 @@ class Backbone(BaseModel):
     path: str = Field(description="what the loader takes")
     revision: str | None = Field(description="the hub's commit; None for local files")
     fingerprint: str = Field(description="SHA-256 over the names and bytes of the model's files")
+    dtype: Dtype = Field("float32", description="what the model computes in")
     widths: dict[str, int] = Field(description="sizes read from the model's own configuration")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch's."""
+        return getattr(torch, self.dtype)
 
 
 class Backbones(BaseModel):
@@ -52,6 +60,11 @@ class Backbones(BaseModel):
     language_model: Backbone
     visual_encoder: Backbone
     image_generator: Backbone
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Role -> fingerprint, as checkpoints carry them."""
+        return {role: getattr(self, role).fingerprint for role in type(self).model_fields}
 
     @classmethod
     def read(cls, path: str | Path) -> Backbones:
@@ -70,7 +83,12 @@ class Backbones(BaseModel):
 
 
 def resolve_backbone(
-    role: Role, source: str, *, revision: str | None = None, allow_download: bool = False
+    role: Role,
+    source: str,
+    *,
+    revision: str | None = None,
+    allow_download: bool = False,
+    dtype: Dtype = "float32",
 ) -> Backbone:
     """Find a frozen model, pin it and read its widths, without loading its weights.
 
@@ -81,7 +99,7 @@ def resolve_backbone(
     Raises BackboneError naming the missing file or the missing permission.
     """
     if role == "visual_encoder" and not Path(source).is_dir() and ":" in source:
-        return _builtin_visual_encoder(source)
+        return _builtin_visual_encoder(source, dtype)
     if Path(source).is_dir():
         folder, commit = Path(source), None
     else:
@@ -96,6 +114,7 @@ def resolve_backbone(
         path=path,
         revision=commit,
         fingerprint=fingerprint_files(folder, _model_files(role, folder)),
+        dtype=dtype,
         widths=_WIDTHS[role](folder),
     )
 
@@ -161,7 +180,7 @@ def _from_hub(source: str, revision: str | None, allow_download: bool) -> tuple[
     return Path(folder), Path(folder).name
 
 
-def _builtin_visual_encoder(source: str) -> Backbone:
+def _builtin_visual_encoder(source: str, dtype: Dtype) -> Backbone:
     """An open_clip architecture and tag: open_clip pins its own weights by tag."""
     from pipeline.visual_encoder import load_visual_encoder
 
@@ -172,6 +191,7 @@ def _builtin_visual_encoder(source: str) -> Backbone:
         path=source,
         revision=None,
         fingerprint=hashlib.sha256(source.encode()).hexdigest(),
+        dtype=dtype,
         widths={"d": width},
     )
 

@@ -68,10 +68,13 @@ class VisualEncoder:
         joint = pooled @ self._projection if self._head is None else self._head(pooled)
         return F.normalize(joint.float(), dim=-1)
 
-    @torch.no_grad()
+    def pooled_of(self, pixels: Sequence[Float[Tensor, "3 H W"]]) -> Float[Tensor, "B d"]:
+        """`pooled` of pictures that were preprocessed one by one."""
+        return self.pooled(torch.stack(list(pixels)))
+
     def encode_pictures(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "B d"]:
         """Pooled vectors of pictures; the batch is the caller's choice."""
-        return self.pooled(torch.stack([self.preprocess(p) for p in pictures]))
+        return self.pooled_of([self.preprocess(picture) for picture in pictures])
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "B c"]:

@@ -12,7 +12,11 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.decision import DecisionSettings
+from cache.codec import Codec
+from cache.filling import FillingParams
+from cache.reading import ReadingParams
+from corpora.captions import CaptionParams
+#from pipeline.decision import DecisionSettings
 from pipeline.image_generator import GenerationSettings
 from pipeline.mapper import MapperSizes
 from pipeline.objective import Objective
@@ -27,6 +31,9 @@ class Section(BaseModel):
 class RunParams(Section):
     device: str = Field("auto", description="`auto` takes a GPU where there is one, else the CPU")
     threads: int = Field(1, ge=1, description="CPU threads of torch")
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="which heads are indexed, evaluated and talked to"
+    )
 
 
 class MiniatureParams(Section):
@@ -39,21 +46,16 @@ class MiniatureParams(Section):
     seed: int = 0
 
 
-class CaptionsParams(Section):
-    table: str = Field(
-        "miniature",
-        description="`miniature`, or a caption table: .tsv, .parquet, .tar, or a folder of tars",
-    )
-    pictures_dir: str | None = Field(
-        None, description="folder that pictures are relative to; the table's own by default"
-    )
-    check: Literal["decode", "header", "exists"] = Field(
-        "decode", description="how far each picture is read when the table is checked"
-    )
-    max_characters: int = Field(1000, ge=1, description="longer captions are excluded")
-    val_fraction: float = Field(0.05, ge=0, lt=1, description="where the table names no splits")
-    test_fraction: float = Field(0.05, ge=0, lt=1)
+class CaptionsParams(CaptionParams):
+    """`table: miniature` draws the miniature world; anything else is the user's own table."""
+
+    table: str = "miniature"
     miniature: MiniatureParams = MiniatureParams()
+
+    def for_table(self, table: str) -> CaptionParams:
+        """The same checks for the table that was drawn, or named."""
+        fields = {name: getattr(self, name) for name in CaptionParams.model_fields}
+        return CaptionParams(**{**fields, "table": table})
 
 
 class BackbonesParams(Section):
@@ -71,21 +73,16 @@ class BackbonesParams(Section):
     visual_encoder_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-class PrecomputeParams(Section):
-    batch_size: int = Field(64, ge=1, description="rows per forward pass")
-    rows_per_shard: int = Field(1024, ge=1, description="rows that one writer writes at once")
-    scheduler: str = Field(
-        "threads", description="`threads`, `processes`, `local-cluster` or `tcp://HOST:PORT`"
-    )
-    workers: int = Field(1, ge=1, description="shards computed at the same time")
+class PrecomputeParams(FillingParams):
+    """How a store is filled and laid out."""
 
+    shard_rows: int = Field(1024, ge=1, description="rows per shard file, written by one writer")
+    codec: Codec = Codec()
 
-class FeaturesParams(PrecomputeParams):
-    pass
-
-
-class TargetsParams(PrecomputeParams):
-    codec: str = Field("float16", description="how the embeddings are stored; see cache.codec")
+    @property
+    def filling(self) -> FillingParams:
+        """What the cache itself takes of these."""
+        return FillingParams(**{name: getattr(self, name) for name in FillingParams.model_fields})
 
 
 class ImageTokenInit(Section):
@@ -102,8 +99,25 @@ class ModelParams(Section):
     p: int = Field(256, ge=1, description="width of the retrieval space")
     mapper: MapperSizes = MapperSizes()
     image_token_init: ImageTokenInit = ImageTokenInit()
-    max_caption_tokens: int = Field(23, ge=1, description="longer captions are cut, [IMG] kept")
     seed: int = Field(0, description="of the trained parts' first values")
+
+
+class BatchesParams(Section):
+    max_caption_tokens: int = Field(23, ge=1, description="longer captions are cut, [IMG] kept")
+    validation_rows: int = Field(500, ge=0, description="held-out rows measured during training")
+    reading: ReadingParams = ReadingParams()
+
+
+class IndexParams(IndexSettings):
+    candidates: str | None = Field(
+        None,
+        description="caption table of the pictures to retrieve from; null: the training pictures",
+    )
+
+    @property
+    def settings(self) -> IndexSettings:
+        """What the index itself takes of these."""
+        return IndexSettings(**{name: getattr(self, name) for name in IndexSettings.model_fields})
 
 
 class EvaluationParams(Section):
@@ -121,13 +135,14 @@ class Params(Section):
     run: RunParams = RunParams()
     captions: CaptionsParams = CaptionsParams()
     backbones: BackbonesParams = BackbonesParams()
-    features: FeaturesParams = FeaturesParams()
-    targets: TargetsParams = TargetsParams()
+    features: PrecomputeParams = PrecomputeParams()
+    targets: PrecomputeParams = PrecomputeParams()
     model: ModelParams = ModelParams()
+    batches: BatchesParams = BatchesParams()
     objective: Objective
     training: TrainingSettings
-    index: IndexSettings = IndexSettings()
-    decision: DecisionSettings = DecisionSettings()
+    index: IndexParams = IndexParams()
+    #    decision: DecisionSettings = DecisionSettings()
     generation: GenerationSettings = GenerationSettings()
     evaluation: EvaluationParams = EvaluationParams()
 

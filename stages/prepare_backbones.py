@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import get_args
 
 from miniature import backbones as miniature_backbones
 from pipeline.backbones import Backbones, Role, check_widths, resolve_backbone
-from stages import paths
 from stages.params import Params
+from stages.paths import ARTIFACTS
 
 
 def run(params: Params, *, retrain: bool) -> None:
@@ -16,7 +15,7 @@ def run(params: Params, *, retrain: bool) -> None:
     wanted = params.backbones
     sources = {role: getattr(wanted, role) for role in get_args(Role)}
     if "miniature" in sources.values():
-        folder = paths.BACKBONES / "miniature"
+        folder = ARTIFACTS.backbones.parent / "miniature"
         if retrain:
             miniature_backbones.train(folder)
         else:
@@ -31,17 +30,14 @@ def run(params: Params, *, retrain: bool) -> None:
             source,
             revision=getattr(wanted, f"{role}_revision"),
             allow_download=wanted.allow_download,
+            dtype=getattr(wanted, f"{role}_dtype"),
         )
         for role, source in sources.items()
     }
     manifest = Backbones(**found)
     check_widths(manifest)
-    manifest.write(paths.BACKBONES / "backbones.json")
+    manifest.write(ARTIFACTS.backbones)
     for backbone in found.values():
         widths = ", ".join(f"{name} {value}" for name, value in backbone.widths.items())
         print(f"{backbone.role}: {backbone.source} ({widths}) {backbone.fingerprint[:12]}")
 
-
-def manifest_path() -> Path:
-    """Where the manifest lies."""
-    return paths.BACKBONES / "backbones.json"

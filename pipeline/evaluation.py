@@ -1,0 +1,148 @@
+"""Contexts to pictures in bulk: what the evaluations of section 4 have in common.
+
+An example is what GILL reads, what the generator's own text encoder reads in its place, and the real
+picture. Every example has its own seed, so that a result does not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from pipeline.gill import Gill
+from pipeline.image_generator import GenerationSettings, ImageGenerator
+from pipeline.text_conditioner import Conditioning, TextConditioner
+from pipeline.visual_encoder import VisualEncoder
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test case of contextual generation or retrieval."""
+
+    id: str
+    context: tuple[str | Image.Image, ...]
+    """Interleaved text and pictures, as GILL reads them."""
+    prompt: str
+    """The same in words alone, for the generator's own text encoder."""
+    picture: Image.Image
+    """The real picture."""
+
+
+@torch.no_grad()
+def read_contexts(
+    gill: Gill,
+    encoder: VisualEncoder,
+    contexts: Sequence[Sequence[str | Image.Image]],
+    batch_size: int = 32,
+) -> Float[Tensor, "N r e"]:
+    """Hidden states of the [IMG] tokens appended to each context.
+
+    Neighbouring texts are joined by one space. A context that passes the language model's positions
+    loses tokens of its beginning, never the end.
+    """
+    model = gill.language_model
+    room = model.max_positions - gill.heads.sizes.r - len(model.start_ids)
+    start = torch.tensor(model.start_ids, dtype=torch.int64)
+    hidden: list[Tensor] = []
+    for first in range(0, len(contexts), batch_size):
+        batch = []
+        for context in contexts[first : first + batch_size]:
+            parts = _drop_beginning(_parts(gill, encoder, context), room)
+            batch.append([start, *parts] if len(start) else parts)
+        hidden.append(gill.image_hidden(batch))
+    return torch.cat(hidden)
+
+
+def _parts(
+    gill: Gill, encoder: VisualEncoder, context: Sequence[str | Image.Image]
+) -> list[Tensor]:
+    parts: list[Tensor] = []
+    for part in join_texts(context):
+        if isinstance(part, str):
+            ids = gill.language_model.tokenizer(part, add_special_tokens=False)["input_ids"]
+            parts.append(torch.tensor(ids, dtype=torch.int64))
+        else:
+            pooled = encoder.encode_pictures([part]).to(gill.language_model.device, torch.float32)
+            parts.append(gill.visual_prefix(pooled)[0])
+    return parts
+
+
+def join_texts(context: Sequence[str | Image.Image]) -> list[str | Image.Image]:
+    """Neighbouring texts as one, joined by a space; none is added beside pictures, as in training.
+
+    ["a b", "c", picture, "d"] -> ["a b c", picture, "d"]
+    """
+    joined: list[str | Image.Image] = []
+    for part in context:
+        if not isinstance(part, str):
+            joined.append(part)
+        elif joined and isinstance(joined[-1], str):
+            joined[-1] = f"{joined[-1]} {part}"
+        else:
+            joined.append(part)
+    return joined
+
+
+def _drop_beginning(parts: list[Tensor], room: int) -> list[Tensor]:
+    """Cut whole pictures and single words off the front until at most `room` positions remain."""
+    parts = list(parts)
+    excess = sum(map(len, parts)) - room
+    while excess > 0:
+        first = parts.pop(0)
+        if not first.is_floating_point() and len(first) > excess:
+            parts.insert(0, first[excess:])
+        excess -= len(first)
+    return parts
+
+
+@torch.no_grad()
+def gill_conditioning(
+    gill: Gill, hidden: Float[Tensor, "N r e"], batch_size: int = 64
+) -> Conditioning:
+    """What the trained mapper gives the generator."""
+    batches = hidden.split(batch_size)
+    embedding = torch.cat([gill.generation_embedding(part) for part in batches])
+    if gill.heads.pooled_projection is None:
+        return Conditioning(embedding)
+    return Conditioning(embedding, torch.cat([gill.generation_pooled(part) for part in batches]))
+
+
+def text_conditioning(
+    conditioner: TextConditioner, prompts: Sequence[str], batch_size: int = 64
+) -> Conditioning:
+    """What the generator's own text encoder gives it: the paper's baseline."""
+    parts = [
+        conditioner.encode(prompts[first : first + batch_size])
+        for first in range(0, len(prompts), batch_size)
+    ]
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return Conditioning(
+        torch.cat([part.embedding for part in parts]), torch.cat(pooled) if pooled else None
+    )
+
+
+def generate_pictures(
+    generator: ImageGenerator,
+    prompts: Conditioning,
+    empty: Conditioning,
+    settings: GenerationSettings,
+    seed: int,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[Image.Image]:
+    """One picture per conditioning; example i has seed `seed` + i, whichever method made it."""
+    total = len(prompts.embedding)
+    pictures: list[Image.Image] = []
+    for first in range(0, total, settings.batch_size):
+        part = slice(first, first + settings.batch_size)
+        pooled = None if prompts.pooled is None else prompts.pooled[part]
+        batch = Conditioning(prompts.embedding[part], pooled)
+        seeds = [seed + first + i for i in range(len(batch.embedding))]
+        pictures += generator.generate(batch, empty, seeds=seeds, settings=settings)
+        if on_batch is not None:
+            on_batch(len(pictures), total)
+    return pictures

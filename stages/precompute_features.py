@@ -1,0 +1,78 @@
+"""Stage precompute-features: the visual encoder once over every picture, into a Zarr store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.encoding import Roles
+from cache.filling import FillReport, fill
+from cache.layout import ArraySpec, StoreSpec
+from corpora.caption_table import CaptionTable
+from corpora.pictures import open_picture
+from pipeline.backbones import Backbone, Backbones
+from pipeline.visual_encoder import load_visual_encoder
+from stages.caption_rows import KeyedRow, KeyedRows
+from stages.devices import set_up
+from stages.params import Params, RunParams
+from stages.paths import ARTIFACTS
+from stages.progress import Ticker
+from stages.versions import library_versions
+
+
+def run(params: Params, *, rebuild: bool) -> None:
+    """Fill the feature store with the rows of the caption table that are not in it yet."""
+    table = CaptionTable(ARTIFACTS.captions)
+    report = fill_features(ARTIFACTS.features, table, params, rebuild=rebuild)
+    print(report)
+
+
+def fill_features(
+    store: Path, table: CaptionTable, params: Params, *, rebuild: bool = False
+) -> FillReport:
+    """Fill any feature store from any caption table: the training pictures, or other candidates."""
+    encoder = Backbones.read(ARTIFACTS.backbones).visual_encoder
+    with Ticker("features") as ticker:
+        return fill(
+            store,
+            KeyedRows(table, "images"),
+            StoreSpec(
+                arrays={
+                    "pooled": ArraySpec(
+                        dims={"visual": encoder.widths["d"]}, codec=params.features.codec
+                    )
+                },
+                shard_rows=params.features.shard_rows,
+            ),
+            partial(make_roles, encoder, params.run),
+            provenance={
+                "vector": "pooled vector before the projection",
+                "model": encoder.source,
+                "revision": encoder.revision,
+                "weights": encoder.fingerprint,
+                "dtype": encoder.dtype,
+            },
+            params=params.features.filling,
+            key=lambda row: row.key,
+            versions=library_versions("torch", "open_clip_torch", "pillow", "zarr"),
+            rebuild=rebuild,
+            progress=ticker.show,
+        )
+
+
+def make_roles(encoder: Backbone, run: RunParams) -> Roles:
+    """Read: open and preprocess a picture. Encode: pooled vectors [b, d]."""
+    device = set_up(run)
+    model = load_visual_encoder(encoder.path, dtype=encoder.torch_dtype, device=device)
+
+    def read(row: KeyedRow) -> Any:
+        return model.preprocess(open_picture(row.value))
+
+    def encode(pixels: list[Any]) -> Mapping[str, np.ndarray]:
+        return {"pooled": model.pooled_of(pixels).float().cpu().numpy()}
+
+    return Roles(read=read, encode=encode)

@@ -1,0 +1,78 @@
+"""Stage precompute-targets: the generator's text encoder once over every caption (T_psi of Eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from cache.encoding import Roles
+from cache.filling import fill
+from cache.layout import ArraySpec, StoreSpec
+from corpora.caption_table import CaptionTable
+from pipeline.backbones import Backbone, Backbones
+from pipeline.text_conditioner import Conditioning, load_text_conditioner
+from stages.caption_rows import KeyedRow, KeyedRows
+from stages.devices import set_up
+from stages.params import Params, RunParams
+from stages.paths import ARTIFACTS
+from stages.progress import Ticker
+from stages.versions import library_versions
+
+
+def run(params: Params, *, rebuild: bool) -> None:
+    """Fill the target store with the captions that are not in it yet."""
+    generator = Backbones.read(ARTIFACTS.backbones).image_generator
+    widths = generator.widths
+    dims = {"position": widths["L"], "channel": widths["text_width"]}
+    arrays = {"embedding": ArraySpec(dims=dims, codec=params.targets.codec)}
+    constants = {"empty_embedding": dims}
+    if "pooled_width" in widths:
+        pooled = {"pooled_channel": widths["pooled_width"]}
+        arrays["pooled"] = ArraySpec(dims=pooled)
+        constants["empty_pooled"] = pooled
+    with Ticker("targets") as ticker:
+        report = fill(
+            ARTIFACTS.targets,
+            KeyedRows(CaptionTable(ARTIFACTS.captions), "captions"),
+            StoreSpec(arrays=arrays, constants=constants, shard_rows=params.targets.shard_rows),
+            partial(make_roles, generator, params.run),
+            provenance={
+                "model": generator.source,
+                "revision": generator.revision,
+                "weights": generator.fingerprint,
+                "dtype": generator.dtype,
+            },
+            params=params.targets.filling,
+            key=lambda row: row.key,
+            versions=library_versions("torch", "diffusers", "transformers", "zarr"),
+            rebuild=rebuild,
+            progress=ticker.show,
+        )
+    print(report)
+
+
+def make_roles(generator: Backbone, run: RunParams) -> Roles:
+    """Encode: captions to [b, L, D] and, for some generators, [b, D_pooled]."""
+    device = set_up(run)
+    conditioner = load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device)
+
+    def encode(captions: list[str]) -> Mapping[str, np.ndarray]:
+        return _arrays(conditioner.encode(captions))
+
+    def constants() -> Mapping[str, np.ndarray]:
+        empty = _arrays(conditioner.encode([""]))
+        return {f"empty_{name}": values[0] for name, values in empty.items()}
+
+    def read(row: KeyedRow) -> str:
+        return row.value
+
+    return Roles(read=read, encode=encode, constants=constants)
+
+
+def _arrays(conditioning: Conditioning) -> dict[str, np.ndarray]:
+    found = {"embedding": conditioning.embedding}
+    if conditioning.pooled is not None:
+        found["pooled"] = conditioning.pooled
+    return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}

@@ -1,0 +1,134 @@
+"""Stage train: the heads against the frozen language model."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from corpora.caption_table import CaptionTable
+from pipeline.backbones import Backbones
+from pipeline.checkpoint import STATE, read_record
+from pipeline.gill import Gill
+from pipeline.heads import (
+    Heads,
+    HeadSizes,
+    mean_image_embeddings,
+    word_image_embeddings,
+)
+from pipeline.language_model import LanguageModel, load_language_model
+from pipeline.training import DvcliveLog, processes, show_progress, train
+from stages.cached_batches import CachedBatches, read_batch
+from stages.devices import set_up
+from stages.failures import StageError
+from stages.params import ModelParams, Params
+from stages.paths import ARTIFACTS, METRICS
+
+
+def run(params: Params) -> None:
+    """Train, or go on where an unfinished run with the same params stopped."""
+    device = set_up(params.run)
+    backbones = Backbones.read(ARTIFACTS.backbones)
+    table = CaptionTable(ARTIFACTS.captions)
+    with processes() as rank:
+        language_model = load_language_model(
+            backbones.language_model.path,
+            dtype=backbones.language_model.torch_dtype,
+            device=device,
+        )
+        heads = new_heads(params.model, backbones, language_model).to(device)
+        batches = CachedBatches(
+            table,
+            language_model,
+            split="train",
+            batch_size=params.training.batch_size,
+            max_tokens=params.batches.max_caption_tokens,
+            seed=params.training.seed,
+            rank=rank,
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            reading=params.batches.reading,
+        )
+        held_out = table.rows_of_split("val")[: params.batches.validation_rows]
+        validation = []
+        if len(held_out):
+            validation.append(
+                read_batch(held_out, table, language_model, params.batches.max_caption_tokens)
+            )
+        parameters = {"model": params.model.model_dump(mode="json")}
+        resume = _may_resume(params) if rank == 0 else (ARTIFACTS.model / STATE).exists()
+        with DvcliveLog(METRICS / "train") as log:
+            result = train(
+                Gill(language_model, heads),
+                batches,
+                params.objective,
+                params.training,
+                directory=ARTIFACTS.model,
+                validation=validation,
+                backbones=backbones.fingerprints,
+                parameters=parameters,
+                resume=resume,
+                log=log,
+                on_progress=show_progress,
+            )
+    for name, value in result.metrics.items():
+        print(f"{name}: {value:.4f}")
+
+
+def new_heads(
+    params: ModelParams, backbones: Backbones, language_model: LanguageModel
+) -> Heads:
+    """Untrained heads whose widths come from the frozen models.
+
+    Raises StageError where words for the [IMG] rows are too few.
+    """
+    generator = backbones.image_generator.widths
+    sizes = HeadSizes(
+        d=backbones.visual_encoder.widths["d"],
+        e=language_model.width,
+        k=params.k,
+        r=params.r,
+        L=generator["L"],
+        D=generator["text_width"],
+        m=params.m,
+        p=params.p,
+        D_pooled=generator.get("pooled_width"),
+        mapper=params.mapper,
+    )
+    torch.manual_seed(params.seed)
+    heads = Heads(sizes)
+    init = params.image_token_init
+    if init.kind == "words":
+        try:
+            rows = word_image_embeddings(language_model, params.r, init.text)
+        except ValueError as error:
+            raise StageError(f"model.image_token_init.text: {error}") from None
+    else:
+        rows = mean_image_embeddings(language_model, params.r)
+    heads.set_image_embeddings(rows)
+    return heads
+
+
+def _may_resume(params: Params) -> bool:
+    """Whether an unfinished run with these params lies there; one with others is put aside."""
+    state = ARTIFACTS.model / STATE
+    if not state.exists():
+        return False
+    record = read_record(state)
+    if record.step >= params.training.steps:
+        return False
+    ours = {
+        "model": params.model.model_dump(mode="json"),
+        "objective": params.objective.model_dump(mode="json"),
+        "training": params.training.model_dump(mode="json"),
+    }
+    changed = sorted(name for name in ours if record.parameters.get(name) != ours[name])
+    if changed:
+        aside = state.with_name("unfinished.safetensors")
+        state.replace(aside)
+        print(
+            f"an unfinished run with other params ({', '.join(changed)}) was put aside as {aside}; "
+            "starting over"
+        )
+        return False
+    print(f"going on at step {record.step} of {params.training.steps}")
+    return True
