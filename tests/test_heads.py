@@ -1,0 +1,64 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from pipeline.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
+from pipeline.language_model import LanguageModel
+from tests.tiny_language_models import tiny_model, tiny_tokenizer
+
+
+def test_the_paper_trains_fifty_million_parameters() -> None:
+    with torch.device("meta"):
+        heads = Heads(HeadSizes(d=1024, e=4096))
+    count = sum(p.numel() for p in heads.parameters())
+    assert count == 50_096_385
+    assert all(p.requires_grad for p in heads.parameters())
+    shapes = {n: tuple(p.shape) for n, p in heads.named_parameters() if not n.startswith("mapper.")}
+    assert shapes == {
+        "image_embeddings": (8, 4096),
+        "logit_scale": (),
+        "caption_projection.weight": (4 * 4096, 1024),
+        "caption_projection.bias": (4 * 4096,),
+        "text_to_image.weight": (256, 4096),
+        "text_to_image.bias": (256,),
+        "image_to_text.weight": (256, 1024),
+        "image_to_text.bias": (256,),
+    }
+
+
+def test_temperature_starts_at_seven_hundredths() -> None:
+    heads = Heads(HeadSizes(d=4, e=8, m=16, L=5, D=6))
+    assert float(heads.logit_scale.detach()) == pytest.approx(math.log(1 / 0.07))
+    assert heads.pooled_projection is None
+
+
+@pytest.fixture(scope="module")
+def language_model() -> LanguageModel:
+    return LanguageModel(copy.deepcopy(tiny_model("opt", torch.float32)), tiny_tokenizer())
+
+
+def test_image_embeddings_around_the_mean_row(language_model: LanguageModel) -> None:
+    rows = language_model.input_rows[: language_model.num_rows]
+    drawn = mean_image_embeddings(language_model, 4000, torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.float32
+    torch.testing.assert_close(drawn.mean(0), rows.mean(0), atol=0.01, rtol=0)
+    torch.testing.assert_close(drawn.std(0), rows.std(0), atol=0.01, rtol=0)
+
+
+def test_image_embeddings_from_words(language_model: LanguageModel) -> None:
+    rows = word_image_embeddings(language_model, 2, "w3 w7 w9")
+    ids = language_model.tokenizer.convert_tokens_to_ids(["w3", "w7"])
+    assert rows.equal(language_model.input_rows[ids])
+    heads = Heads(HeadSizes(d=4, e=32, m=16, L=5, D=6, r=2))
+    heads.set_image_embeddings(rows)
+    assert heads.image_embeddings.equal(rows)
+    assert heads.image_embeddings.requires_grad
+    with pytest.raises(ValueError, match="has 3 tokens; r = 4"):
+        word_image_embeddings(language_model, 4, "w3 w7 w9")
+
+
+def test_unknown_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_img"):
+        HeadSizes(d=4, e=8, num_img=3)  # type: ignore[call-arg]

@@ -1,0 +1,120 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTForCausalLM,
+)
+
+from pipeline.language_model import LanguageModel, load_language_model
+from pipeline.packing import Packing
+from tests.tiny_language_models import (
+    CONFIGURATIONS,
+    NUM_WORDS,
+    TABLE_ROWS,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_packed_hidden_states_give_the_models_own_logits(name: str) -> None:
+    original = tiny_model(name)
+    model = LanguageModel(copy.deepcopy(original), tiny_tokenizer())
+    assert model.num_rows == NUM_WORDS + 1 < TABLE_ROWS
+    assert model.width == original.get_input_embeddings().weight.shape[1]
+    texts = [torch.tensor(ids) for ids in ([2, 9, 4, 33, 8], [7], [2, 5, 6])]
+    lengths = [len(text) for text in texts]
+    hidden = model.hidden_states(model.embed(torch.cat(texts)), Packing.of(lengths, model.device))
+    own = torch.cat([original(input_ids=text[None]).logits[0] for text in texts])
+    torch.testing.assert_close(model.logits(hidden), own[:, : model.num_rows], rtol=0, atol=2e-5)
+    assert not any(p.requires_grad for p in model.model.parameters())
+    assert not model.model.training
+
+
+def test_ordinary_calls_with_padding_and_cache_work_as_before() -> None:
+    original = tiny_model("llama-untied-grouped")
+    model = LanguageModel(copy.deepcopy(original), tiny_tokenizer()).model
+    ids = torch.tensor([[1, 1, 7, 8], [4, 5, 6, 7]])
+    mask = (ids != 1).long()
+    expected = original(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, expected)
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids[:, :3], attention_mask=mask[:, :3], past_key_values=cache)
+    last = model(input_ids=ids[:, 3:], attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(last[1], expected[1, 3:])
+
+
+def test_start_ids_are_what_the_tokenizer_puts_first() -> None:
+    model = tiny_model("opt")
+    assert LanguageModel(copy.deepcopy(model), tiny_tokenizer()).start_ids == [2]
+    assert LanguageModel(copy.deepcopy(model), tiny_tokenizer(start=False)).start_ids == []
+
+
+def test_rows_of_the_softmax_can_be_stated() -> None:
+    model = tiny_model("opt")
+    assert LanguageModel(copy.deepcopy(model), tiny_tokenizer(), 40).output_rows.shape == (40, 32)
+    with pytest.raises(ValueError, match="num_rows = 58, but its table has 57 rows"):
+        LanguageModel(copy.deepcopy(model), tiny_tokenizer(), 58)
+
+
+def test_loading_applies_the_dtype_that_was_asked_for(tmp_path: Path) -> None:
+    tiny_model("opt", torch.float16).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = load_language_model(tmp_path, torch.float32)
+    assert {p.dtype for p in model.model.parameters()} == {torch.float32}
+    assert isinstance(model.model, OPTForCausalLM)
+    assert model.start_ids == [2]
+    assert model.max_positions == 96
+    assert model.mean_row_norm() == pytest.approx(
+        float(model.input_rows[: NUM_WORDS + 1].norm(dim=-1).mean())
+    )
+
+
+def test_a_text_past_the_positions_is_refused() -> None:
+    model = LanguageModel(tiny_model("opt"), tiny_tokenizer())
+    packing = Packing.of([97], model.device)
+    with pytest.raises(ValueError, match="97 tokens exceeds the language model's 96 positions"):
+        model.hidden_states(torch.zeros(97, 32, dtype=model.dtype), packing)
+
+
+_SMALL = {
+    "vocab_size": TABLE_ROWS,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+UNFIT = {
+    "states no max_position_embeddings": lambda: MambaForCausalLM(
+        MambaConfig(vocab_size=TABLE_ROWS, hidden_size=16, num_hidden_layers=1)
+    ),
+    "max_position_embeddings": lambda: BloomForCausalLM(
+        BloomConfig(vocab_size=TABLE_ROWS, hidden_size=16, n_layer=1, n_head=2)
+    ),
+    "its logits differ from its own": lambda: GraniteForCausalLM(
+        GraniteConfig(**_SMALL, logits_scaling=3.0)
+    ),
+    "does not support `softcap`": lambda: Gemma2ForCausalLM(Gemma2Config(**_SMALL, head_dim=8)),
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_a_model_that_cannot_serve_is_refused_with_the_reason(reason: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=f"cannot serve as the language model.*{reason}"):
+        LanguageModel(UNFIT[reason]().eval(), tiny_tokenizer())

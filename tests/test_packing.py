@@ -1,0 +1,70 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.packing import Packing, packed_attention
+
+
+def layer(index: int = 0) -> nn.Module:
+    module = nn.Identity()
+    module.layer_idx = index  # type: ignore[assignment]
+    return module
+
+
+def qkv(tokens: int, heads: int = 4, kv_heads: int = 4) -> list[torch.Tensor]:
+    return [torch.randn(1, h, tokens, 8, dtype=torch.float64) for h in (heads, kv_heads, kv_heads)]
+
+
+def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: int = 0) -> torch.Tensor:
+    """One sequence [1, H, T, h] by itself; the first `past` keys precede the queries."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(past)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("lengths", [[3, 1, 4], [2, 2], [5]])
+def test_each_sequence_attends_to_itself_alone(lengths: list[int], kv_heads: int) -> None:
+    states = qkv(sum(lengths), kv_heads=kv_heads)
+    packing = Packing.of(lengths, torch.device("cpu"))
+    out, weights = packed_attention(layer(), *states, None, packing=packing)
+    assert weights is None
+    parts = zip(*[x.split(lengths, dim=2) for x in states])
+    torch.testing.assert_close(out, torch.cat([causal(*part) for part in parts], dim=1))
+
+
+def test_a_prefix_is_seen_by_its_own_sequence() -> None:
+    lengths, before = [2, 3, 2], [4, 1, 2]
+    prefix_states, states = qkv(sum(before)), qkv(sum(lengths))
+    first = Packing.of(before, torch.device("cpu"), record=True)
+    packed_attention(layer(), *prefix_states, None, packing=first)
+    assert first.recorded is not None
+    packing = Packing.of(lengths, torch.device("cpu"), prefix=first.recorded)
+    assert packing.positions.tolist() == [4, 5, 1, 2, 3, 2, 3]
+    assert packing.longest == 6
+    out, _ = packed_attention(layer(), *states, None, packing=packing)
+    expected = []
+    for i, past in enumerate(before):
+        q, k, v = (x.split(lengths, dim=2)[i] for x in states)
+        pk, pv = (x.split(before, dim=2)[i] for x in prefix_states[1:])
+        expected.append(causal(q, torch.cat([pk, k], 2), torch.cat([pv, v], 2), past))
+    torch.testing.assert_close(out, torch.cat(expected, dim=1))
+
+
+def test_unpack_and_pack_are_inverse() -> None:
+    packing = Packing.of([3, 1, 2], torch.device("cpu"))
+    states = torch.randn(1, 4, 6, 8)
+    grid = packing.unpack(states)
+    assert grid.shape == (3, 4, 3, 8)
+    assert grid[1, :, 1:].count_nonzero() == 0
+    assert packing.pack(grid).transpose(1, 2).equal(states)
+    assert packing.positions.tolist() == [0, 1, 2, 0, 0, 1]
+
+
+def test_a_sequence_longer_than_the_window_is_refused() -> None:
+    packing = Packing.of([3, 5], torch.device("cpu"))
+    packed_attention(layer(), *qkv(8), None, packing=packing, sliding_window=5)
+    with pytest.raises(ValueError, match="5 tokens does not fit the model's sliding window of 4"):
+        packed_attention(layer(), *qkv(8), None, packing=packing, sliding_window=4)
