@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from app.annotate import create_app, export
 from app.annotations import Annotations, generated_side
 from corpora.parti_prompts import fleiss_kappa, percent_agreement, read_votes
-from tests.test_annotations import write_study
+from test_annotations import write_study
 
 # What the annotators mean, per prompt: relevance and realism.
 ADA = [("gen", "ret"), ("ret", "ret"), ("same", "gen"), ("gen", "same"), ("ret", "gen")] * 2
