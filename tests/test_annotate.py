@@ -15,11 +15,11 @@ pytest.importorskip("fastapi", reason="the pages need the extra `app`: pip insta
 
 import uvicorn
 from fastapi.testclient import TestClient
+from test_annotations import write_study
 
 from app.annotate import create_app, export
 from app.annotations import Annotations, generated_side
 from corpora.parti_prompts import fleiss_kappa, percent_agreement, read_votes
-from test_annotations import write_study
 
 # What the annotators mean, per prompt: relevance and realism.
 ADA = [("gen", "ret"), ("ret", "ret"), ("same", "gen"), ("gen", "same"), ("ret", "gen")] * 2
