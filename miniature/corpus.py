@@ -71,7 +71,11 @@ def draw(
     sizes = {name: value for name, value in locals().items() if name != "directory"}
     _clear(directory)
     truth: dict[str, Any] = {"attributes": list(ATTRIBUTES)}
-    counts = {"train": pictures, "val": held_out_pictures, "test": held_out_pictures}
+    counts: dict[Split, int] = {
+        "train": pictures,
+        "val": held_out_pictures,
+        "test": held_out_pictures,
+    }
     scenes = _draw_captioned(directory, counts, captions_per_picture, seed)
     truth["pictures"] = {
         image: list(scene) for part in scenes.values() for image, scene in part.items()
@@ -224,7 +228,8 @@ def _add_sample(archive: tarfile.TarFile, key: str, text: str, image: Path) -> N
 def _draw_coco(directory: Path, scenes: dict[str, Scene], seed: int) -> None:
     """Writes COCO captions: five of each test picture, the first complete, the others nearly so."""
     rng = _rng(seed, "coco captions")
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i, (image, scene) in enumerate(scenes.items()):
         images.append({"id": i, "file_name": image, "width": 32, "height": 32})
         texts = [caption(scene, rng)]

@@ -22,7 +22,7 @@ CHANGEABLE = ("place", "color", "size", "side")  # what an event can change
 
 
 class Mention(NamedTuple):
-    """The probabilities with which a caption mentions each attribute (it always names the shape)."""
+    """The probabilities with which a caption mentions each attribute; it always names the shape."""
 
     place: float
     color: float

@@ -4,7 +4,7 @@
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -22,7 +22,7 @@ class AutoencoderRecipe(BaseModel):
     widths: tuple[int, ...] = (16, 32, 32)
     latent_channels: int = 4
     pictures_per_scene: int = 16
-    num_steps: int = 1500
+    num_steps: int = 2400
     batch: int = 16
     kl_weight: float = 0.01
     gradient_weight: float = 1.0

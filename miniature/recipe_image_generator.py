@@ -9,17 +9,16 @@ import random
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from miniature.backbones import GUIDANCE, SAMPLING_STEPS
 from miniature.language import caption, picture_caption
 from miniature.optimization import Optimization, Progress, Report
 from miniature.oracle import score
@@ -34,9 +34,6 @@ from miniature.recipe_autoencoder import as_tensor, encode
 from miniature.recipe_visual_encoder import tokenize
 from miniature.vocabulary import TEXT_LENGTH, clip_tokenizer
 from miniature.world import SCENES_OF, Scene, Split, draw_scene, render
-
-SAMPLING_STEPS = 12
-GUIDANCE = 2.5
 
 _NOISE = {
     "num_train_timesteps": 1000,
@@ -56,14 +53,20 @@ class ImageGeneratorRecipe(BaseModel):
     widths: tuple[int, int] = (32, 64)
     pictures_per_scene: int = 24
     captions_per_picture: int = 3
-    complete_share: float = Field(0.4, description="of the captions that tell everything")
-    caption_dropout: float = Field(0.1, description="share of captions replaced by the empty one")
-    num_steps: int = 6000
+    complete_share: float = Field(default=0.4, description="of the captions that tell everything")
+    caption_dropout: float = Field(
+        default=0.1, description="share of captions replaced by the empty one"
+    )
+    num_steps: int = 3500
     batch: int = 48
-    averaging: float = Field(0.998, description="decay of the exponential moving average kept")
+    averaging: float = Field(
+        default=0.998, description="decay of the exponential moving average kept"
+    )
     matrix_rate: float = 0.01
     other_rate: float = 2e-3
-    text_encoder_share: float = Field(0.2, description="of both rates, for the text encoder")
+    text_encoder_share: float = Field(
+        default=0.2, description="of both rates, for the text encoder"
+    )
 
 
 def text_encoder_from_clip(directory: Path) -> CLIPTextModel:
@@ -144,8 +147,8 @@ def train(
     text_encoder = text_encoder_from_clip(visual_encoder)
     unet = UNet2DConditionModel(
         sample_size=8,
-        in_channels=autoencoder.config.latent_channels,
-        out_channels=autoencoder.config.latent_channels,
+        in_channels=autoencoder.config["latent_channels"],
+        out_channels=autoencoder.config["latent_channels"],
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=recipe.widths,
@@ -159,7 +162,7 @@ def train(
 
     scenes = SCENES_OF["train"] * recipe.pictures_per_scene
     latents = encode(autoencoder, as_tensor(render(scenes, seed + 1)))
-    latents *= autoencoder.config.scaling_factor
+    latents *= autoencoder.config["scaling_factor"]
     captions = [
         caption(scene, rng) if rng.random() < recipe.complete_share else picture_caption(scene, rng)
         for _ in range(recipe.captions_per_picture)
@@ -190,39 +193,44 @@ def train(
         averaged.update_parameters(generator)
         progress.seen(loss)
         if (step + 1) % 1000 == 0 or step + 1 == recipe.num_steps:
-            pipeline = assemble(averaged.module, autoencoder, tokenizer)
-            report(f"image generator: {measure(pipeline, 'val', 80)}")
-            write(pipeline, directory)
-    return measure(pipeline, "test", 200)
+            kept = cast(_Generator, averaged.module).eval()
+            scores = measure(assemble(kept, autoencoder, tokenizer), "val", 80)
+            report(f"image generator: {scores}")
+            write(kept, autoencoder, tokenizer, directory)
+    return measure(assemble(kept, autoencoder, tokenizer), "test", 200)
 
 
 def assemble(
     generator: _Generator, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer
 ) -> StableDiffusionPipeline:
-    """The complete pipeline, in float32."""
+    """The complete pipeline."""
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
-        text_encoder=generator.text_encoder.eval(),
+        text_encoder=generator.text_encoder,
         tokenizer=tokenizer,
-        unet=generator.unet.eval(),
+        unet=generator.unet,
         scheduler=DPMSolverMultistepScheduler(**_NOISE),
-        safety_checker=None,
-        feature_extractor=None,
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def write(pipeline: StableDiffusionPipeline, directory: Path) -> None:
-    """Writes a directory that `StableDiffusionPipeline.from_pretrained` loads; the weights in
-    float16.
-    """
-    halves = {
-        name: deepcopy(part).half() if isinstance(part, nn.Module) else part
-        for name, part in pipeline.components.items()
-    }
-    StableDiffusionPipeline(**halves, requires_safety_checker=False).save_pretrained(directory)
+def load(directory: Path) -> StableDiffusionPipeline:
+    """What `write` wrote, in float32."""
+    pipeline = StableDiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def write(
+    generator: _Generator, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, directory: Path
+) -> None:
+    """Writes a directory that `StableDiffusionPipeline.from_pretrained` loads, in float16."""
+    halves = deepcopy(generator).half(), deepcopy(autoencoder).half()
+    assemble(*halves, tokenizer).save_pretrained(directory)
 
 
 def generate(

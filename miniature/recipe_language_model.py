@@ -9,7 +9,7 @@ text and not from the summary so far.
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from transformers import GPT2Tokenizer, OPTConfig, OPTForCausalLM
 from miniature.language import (
     CHANGEABLE,
     LITTLE,
+    MOST,
     SUMMARY_ORDER,
     Mention,
     caption,
@@ -46,16 +47,26 @@ class LanguageModelRecipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    width: int = Field(96, description="e")
+    width: int = Field(default=96, description="e")
     num_layers: int = 4
     num_heads: int = 4
-    num_steps: int = Field(5000, description="of `batch_tokens` tokens each")
+    num_steps: int = Field(default=2600, description="of `batch_tokens` tokens each")
     batch_tokens: int = 4096
     matrix_rate: float = 0.01
     other_rate: float = 3e-3
 
 
 # --- texts --------------------------------------------------------------------------------------
+
+
+def first_document(rng: random.Random) -> str:
+    """A caption and its whole summary: where it is easiest to see that one repeats the other."""
+    scene = draw_scene(rng, "train")
+    text = caption(scene, rng, MOST)
+    known = stated(text)
+    return text + summary(
+        scene, rng.sample(SUMMARY_ORDER, len(SUMMARY_ORDER)), {*ATTRIBUTES} - known
+    )
 
 
 def document(rng: random.Random) -> str:
@@ -108,19 +119,18 @@ def _summary_of_stated(text: str, scene: Scene, rng: random.Random) -> str:
     return summary(scene, named, blank)
 
 
-def _windows(tokenizer: GPT2Tokenizer, length: int, seed: str) -> Iterator[list[int]]:
+def _windows(
+    tokenizer: GPT2Tokenizer, write_text: Callable[[random.Random], str], length: int, seed: str
+) -> Iterator[list[int]]:
     """Endless windows of whole texts, each begun by `</s>`, filled to `length` with the start of
     one more.
     """
     rng = random.Random(seed)
     while True:
         window: list[int] = []
-        texts = [document(rng) for _ in range(1 + length // 40)]
-        for tokens in tokenizer(texts)["input_ids"]:
-            window += tokens
-            if len(window) >= length:
-                yield window[:length]
-                window = []
+        while len(window) < length:
+            window += tokenizer(write_text(rng))["input_ids"]
+        yield window[:length]
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -154,24 +164,31 @@ def train(
     optimization = Optimization(
         model.named_parameters(), recipe.num_steps, recipe.matrix_rate, recipe.other_rate
     )
-    # Short windows first: few words to look among, and cheap.
-    lengths = {0.0: 64, 0.1: 128, 0.25: MAX_POSITIONS}
+    # Easy texts and short windows first: few words to look among, and cheap.
+    lessons = {0.0: (first_document, 64), 0.1: (document, 128), 0.25: (document, MAX_POSITIONS)}
     windows: Iterator[list[int]] = iter(())
     length = 0
     progress = Progress("language model", recipe.num_steps, report)
     for step in progress:
-        wanted = max(n for share, n in lengths.items() if step >= share * recipe.num_steps)
-        if wanted != length:
-            length, windows = wanted, _windows(tokenizer, wanted, f"{seed} {wanted}")
+        lesson = max(share for share in lessons if step >= share * recipe.num_steps)
+        if lessons[lesson][1] != length:
+            write_text, length = lessons[lesson]
+            windows = _windows(tokenizer, write_text, length, f"{seed} {length}")
         batch = torch.tensor([next(windows) for _ in range(recipe.batch_tokens // length)])
         loss = model(input_ids=batch, labels=batch).loss
         optimization.step(loss)
         progress.seen(loss)
-        if (step + 1) % 500 == 0:
-            report(f"language model: {measure(model, tokenizer, 'val', 100)}")
+        if (step + 1) % 250 == 0:
+            report(f"language model: {measure(model, tokenizer, 'val', 60)}")
             write(model, tokenizer, directory)
     write(model, tokenizer, directory)
     return measure(model, tokenizer, "test", 200)
+
+
+def load(directory: Path) -> tuple[OPTForCausalLM, GPT2Tokenizer]:
+    """What `write` wrote, in float32."""
+    model = OPTForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return model.eval(), GPT2Tokenizer.from_pretrained(directory)
 
 
 def write(model: OPTForCausalLM, tokenizer: GPT2Tokenizer, directory: Path) -> None:
@@ -189,28 +206,28 @@ def write(model: OPTForCausalLM, tokenizer: GPT2Tokenizer, directory: Path) -> N
 def known_attributes(
     model: OPTForCausalLM, tokenizer: GPT2Tokenizer, text: str, scene: Scene
 ) -> dict[str, bool]:
-    """For each attribute that a text states, whether the model's own summary of the text gets it
-    right.
+    """For each attribute that a text states, whether the model's summary of the text gets it right:
+    whether, of the attribute's values, the true one is the most likely after the summary so far.
     """
-    names = [name for name in SUMMARY_ORDER if name in stated(text)]
+    tokens = tokenizer(text + " picture:")["input_ids"]
+    place_of = {}
+    for name in (name for name in SUMMARY_ORDER if name in stated(text)):
+        said = f" {name} {getattr(scene, name)}"
+        tokens = tokens + tokenizer(said, add_special_tokens=False)["input_ids"]
+        place_of[name] = len(tokens) - 2  # of the name, after which the value comes
+    logits: Tensor = model(input_ids=torch.tensor([tokens])).logits[0]
     known = {}
-    so_far = text + " picture:"
-    tokens = tokenizer(so_far)["input_ids"]
-    for name in names:
-        tokens = tokens + tokenizer(f" {name}", add_special_tokens=False)["input_ids"]
-        logits: Tensor = model(input_ids=torch.tensor([tokens])).logits[0, -1]
-        values = [
-            tokenizer(f" {v}", add_special_tokens=False)["input_ids"][0] for v in VALUES[name]
-        ]
-        known[name] = VALUES[name][int(logits[values].argmax())] == getattr(scene, name)
-        tokens = [*tokens, int(logits.argmax())]
+    for name, place in place_of.items():
+        values = tokenizer([f" {v}" for v in VALUES[name]], add_special_tokens=False)["input_ids"]
+        likely = int(logits[place, [value for (value,) in values]].argmax())
+        known[name] = VALUES[name][likely] == getattr(scene, name)
     return known
 
 
 def measure(
     model: OPTForCausalLM, tokenizer: GPT2Tokenizer, split: Split, num_texts: int, seed: int = 1
 ) -> dict[str, float]:
-    """The share of stated attributes that the model knows, by kind of text, on scenes of a split."""
+    """The share of stated attributes that the model knows, by kind of text, on a split's scenes."""
     rng = random.Random(f"what the language model knows, {split} {seed}")
     texts: dict[str, list[tuple[str, Scene]]] = {"caption": [], "story": [], "dialogue": []}
     for _ in range(num_texts):
@@ -239,18 +256,14 @@ def _answers(
     captions: list[tuple[str, Scene]],
     rng: random.Random,
 ) -> float:
-    """The share of questions about a complete caption that greedy decoding answers word for word."""
+    """The share of questions on a complete caption that greedy decoding answers word for word."""
     right = []
     for text, scene in captions:
         asked = dialogue(scene, rng)[0]
-        prompt = torch.tensor([tokenizer(question_prompt(text, asked.question))["input_ids"]])
+        prompt = tokenizer(question_prompt(text, asked.question))["input_ids"]
         answer = tokenizer(f" {asked.answer}", add_special_tokens=False)["input_ids"]
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=len(answer),
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        right.append(out[0, prompt.shape[1] :].tolist()[: len(answer)] == answer)
+        logits: Tensor = model(input_ids=torch.tensor([prompt + answer])).logits[0]
+        # Greedy decoding gives this answer if each of its tokens is the most likely one.
+        likely = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+        right.append(likely == answer)
     return round(float(np.mean(right)), 4)

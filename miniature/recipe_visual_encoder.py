@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
@@ -35,7 +36,7 @@ class VisualEncoderRecipe(BaseModel):
     joint_width: int = 64
     pictures_per_scene: int = 20
     captions_per_picture: int = 3
-    num_steps: int = 1500
+    num_steps: int = 1400
     batch: int = 160  # scenes, no two alike
     complete_share: float = 0.3  # of the captions that tell everything
     matrix_rate: float = 0.01
@@ -126,6 +127,12 @@ def train(
 
 def _similarity(model: CLIP, images: Tensor, texts: Tensor) -> Tensor:
     return model.encode_image(images, normalize=True) @ model.encode_text(texts, normalize=True).T
+
+
+def load(directory: Path) -> tuple[CLIP, CLIPTokenizer]:
+    """What `write` wrote, in float32."""
+    model = open_clip.create_model(f"local-dir:{directory}", precision="fp32")
+    return model.eval(), CLIPTokenizer.from_pretrained(directory)
 
 
 def write(model: CLIP, tokenizer: CLIPTokenizer, config: dict, directory: Path) -> None:

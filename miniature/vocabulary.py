@@ -62,7 +62,7 @@ def language_model_tokenizer() -> GPT2Tokenizer:
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet())]
     return GPT2Tokenizer(
         vocab=_number([*symbols, *(a + b for a, b in merges)]),
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]
         bos_token="</s>",
         eos_token="</s>",
         unk_token="</s>",
@@ -86,6 +86,6 @@ def clip_tokenizer() -> CLIPTokenizer:
     )  # last, so that CLIP finds the end as the largest id
     return CLIPTokenizer(
         vocab=_number([*symbols, *(a + b for a, b in merges), *special]),
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]
         model_max_length=TEXT_LENGTH,
     )
