@@ -127,20 +127,13 @@ def plain_step(plain: Plain) -> Step:
     return step
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU time of one call."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def extra_memory(call: Callable[[], object]) -> float:
-    """MiB of resident memory that one call needs at its peak beyond what is held before."""
+def measure(call: Callable[[], object]) -> tuple[float, float]:
+    """CPU seconds of one call, and the MiB of resident memory it needs on top of what is held."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _status("VmRSS")
+    before, start = _status("VmRSS"), time.process_time()
     call()
-    return (_status("VmHWM") - before) / 1024
+    return time.process_time() - start, (_status("VmHWM") - before) / 1024
 
 
 def _status(key: str) -> int:
@@ -168,8 +161,7 @@ def clip_seconds() -> float:
             else:
                 tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))
         picture = torch.randn(1, 3, 224, 224)
-        model(picture)
-        return min(cpu_seconds(lambda: model(picture)) for _ in range(2))
+        return min(measure(lambda: model(picture))[0] for _ in range(2))
 
 
 def flop_per_example(packed: bool) -> float:
@@ -198,10 +190,14 @@ def on_cpu(cases: list[tuple[int, bool]], repetitions: int) -> dict[str, float]:
     results: dict[str, float] = {}
     for num_examples, packed in cases:
         batch = batch_of(num_examples, "cpu")
-        calls = [lambda: fast(batch, packed), lambda: slow(batch, packed)]  # noqa: B023
-        measured = [[cpu_seconds(call) for call in calls] for _ in range(repetitions)]
-        fast_s, slow_s = map(min, zip(*measured))
-        fast_mib, slow_mib = map(extra_memory, calls)
+        measured = [
+            (
+                *measure(lambda: fast(batch, packed)),  # noqa: B023
+                *measure(lambda: slow(batch, packed)),  # noqa: B023
+            )
+            for _ in range(repetitions)
+        ]
+        fast_s, fast_mib, slow_s, slow_mib = map(min, zip(*measured))
         with_clip = (slow_s + 3 * num_examples * clip) / fast_s
         print(
             f"{num_examples:8d}  {packed!s:>6}  {fast_s:7.2f}  {slow_s:7.2f}"

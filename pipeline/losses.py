@@ -1,10 +1,14 @@
 """The losses of Eq. 1 to 4, formed without ever holding a [tokens, vocabulary] tensor.
 
+The cross-entropy sweeps over the vocabulary block by block with a running maximum, as attention
+kernels do over keys, so that a block of logits stays in the cache and none is kept.
+
 Legend: P supervised positions, n frozen output rows, r [IMG] rows, e width, B batch, p retrieval
 width. The softmax is over the n frozen rows and, where `E_img` is given, the r [IMG] rows as well.
 Logits are products in the dtype of the hidden states; everything after is at least float32.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**24
-"""Logits alive at any moment: 64 MiB in float32."""
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+"""Logits of one block, by device: what stays in a core's cache; what keeps a GPU busy."""
 
 
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -31,8 +35,8 @@ def cross_entropy_sum(
 ) -> Float[Tensor, ""]:
     """Sum over positions of the cross-entropy, with gradients to `hidden` and `image_embeddings`.
 
-    The frozen rows get no gradient, so the [P, n] gradient of the logits never outlives its chunk:
-    the gradients are formed in the forward pass, chunk by chunk.
+    The frozen rows get no gradient, so the [P, n] gradient of the logits is never needed as such:
+    both gradients are formed in the forward pass.
 
     Args:
         targets: ids below n are frozen rows, n + i is [IMG i+1].
@@ -52,35 +56,26 @@ class _CrossEntropySum(torch.autograd.Function):
         output_rows: Tensor,
         output_bias: Tensor | None,
     ) -> Tensor:
-        needs_hidden, needs_images = ctx.needs_input_grad[:2]
+        words = _sweep(hidden, targets, output_rows, output_bias, ctx.needs_input_grad[0])
         images = image_embeddings.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        grad_images = torch.zeros_like(image_embeddings, dtype=wide)
-        total = hidden.new_zeros((), dtype=wide)
-        for part in _chunks(len(hidden), len(output_rows)):
-            states, goal = hidden[part], targets[part]
-            logits = _word_logits(states, output_rows, output_bias)
-            image_logits = at_least_float32(states @ images.T)
-            chosen = _chosen(logits, image_logits, goal)
-            exponentials, word_sum, top = _exponentials(logits)
-            normaliser = torch.logaddexp(top + word_sum.log(), _logsumexp(image_logits))
-            total += (normaliser - chosen).sum()
-            if needs_hidden or needs_images:
-                probabilities = (image_logits - normaliser[:, None]).exp()
-                probabilities -= _one_hot(goal - len(output_rows), len(images), wide)
-            if needs_images:
-                grad_images += probabilities.T.to(hidden.dtype) @ states
-            if grad_hidden is not None:
-                scale = (top - normaliser).exp()[:, None].to(hidden.dtype)
-                grad = exponentials.to(hidden.dtype) @ output_rows
-                is_word = (goal < len(output_rows))[:, None]
-                rows = output_rows[goal.clamp(max=len(output_rows) - 1)]
-                grad_hidden[part] = (
-                    grad.mul_(scale) - rows * is_word + probabilities.to(hidden.dtype) @ images
-                )
-        ctx.save_for_backward(grad_hidden, grad_images.to(image_embeddings.dtype))
-        return total
+        image_logits = at_least_float32(hidden @ images.T)
+        normaliser = torch.logaddexp(words.logsumexp, _logsumexp(image_logits))
+        chosen = _choose(words.chosen, image_logits, targets - len(output_rows))
+
+        # d(sum)/d(image logits): the softmax of the [IMG] rows less the one-hot target.
+        grad_logits = (image_logits - normaliser[:, None]).exp()
+        grad_logits -= _one_hot(targets - len(output_rows), grad_logits)
+        grad_logits = grad_logits.to(hidden.dtype)
+        grad_images = (grad_logits.T @ hidden).to(image_embeddings.dtype)
+        grad_hidden = None
+        if words.expected is not None:
+            is_word = (targets < len(output_rows))[:, None]
+            target_rows = output_rows[targets.clamp(max=len(output_rows) - 1)] * is_word
+            share = (words.logsumexp - normaliser).exp()[:, None]
+            grad_hidden = words.expected * share - target_rows + grad_logits @ images
+            grad_hidden = grad_hidden.to(hidden.dtype)
+        ctx.save_for_backward(grad_hidden, grad_images)
+        return (normaliser - chosen).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -107,36 +102,51 @@ def constant_cross_entropy_sum(
     The frozen rows enter through one number per position, their logsumexp; the normaliser is
     logaddexp(that, logsumexp of the r image logits). Exact.
     """
-    num_rows = len(output_rows)
     with torch.no_grad():
-        normalisers, chosen = [], []
-        for part in _chunks(len(hidden), num_rows):
-            logits = _word_logits(hidden[part], output_rows, output_bias)
-            word = targets[part].clamp(max=num_rows - 1)[:, None]
-            chosen.append(logits.gather(1, word)[:, 0])
-            _, total, top = _exponentials(logits)
-            normalisers.append(top + total.log())
-        words, chosen_word = torch.cat(normalisers), torch.cat(chosen)
+        words = _sweep(hidden, targets, output_rows, output_bias, want_expected=False)
     image_logits = at_least_float32(hidden @ image_embeddings.to(hidden.dtype).T)
-    image = (targets - num_rows).clamp(min=0)[:, None]
-    goal = torch.where(targets >= num_rows, image_logits.gather(1, image)[:, 0], chosen_word)
-    return (torch.logaddexp(words, torch.logsumexp(image_logits, dim=1)) - goal).sum()
+    chosen = _choose(words.chosen, image_logits, targets - len(output_rows))
+    return (torch.logaddexp(words.logsumexp, _logsumexp(image_logits)) - chosen).sum()
 
 
-def _chunks(num_positions: int, num_rows: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // num_rows)
-    return [slice(i, min(i + size, num_positions)) for i in range(0, num_positions, size)]
+@dataclass(frozen=True)
+class _Words:
+    """What the cross-entropy needs to know of the frozen rows."""
+
+    logsumexp: Tensor  # [P]
+    chosen: Tensor  # [P] logit of the target; meaningless where the target is no word
+    expected: Tensor | None  # [P, e] mean output row under the softmax over words
 
 
-def _word_logits(states: Tensor, output_rows: Tensor, output_bias: Tensor | None) -> Tensor:
-    return at_least_float32(F.linear(states, output_rows, output_bias))
-
-
-def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(logits - max) in the place of `logits`, its sum over rows, and the max."""
-    top = logits.amax(dim=1)
-    exponentials = logits.sub_(top[:, None]).exp_()
-    return exponentials, exponentials.sum(dim=1), top
+def _sweep(
+    hidden: Tensor,
+    targets: Tensor,
+    output_rows: Tensor,
+    output_bias: Tensor | None,
+    want_expected: bool,
+) -> _Words:
+    num_rows, wide = len(output_rows), torch.promote_types(hidden.dtype, torch.float32)
+    top = hidden.new_full((len(hidden),), float("-inf"), dtype=wide)
+    total, chosen = torch.zeros_like(top), torch.zeros_like(top)
+    weighted = torch.zeros_like(hidden, dtype=wide) if want_expected else None
+    elements = BLOCK_ELEMENTS.get(hidden.device.type, BLOCK_ELEMENTS["cpu"])
+    size = max(1, elements // len(hidden))
+    for begin in range(0, num_rows, size):
+        rows = output_rows[begin : begin + size]
+        bias = None if output_bias is None else output_bias[begin : begin + size]
+        logits = at_least_float32(F.linear(hidden, rows, bias))
+        place = targets - begin
+        logit = logits.gather(1, place.clamp(0, len(rows) - 1)[:, None])[:, 0]
+        chosen = torch.where((place >= 0) & (place < len(rows)), logit, chosen)
+        new_top = torch.maximum(top, logits.amax(dim=1))
+        shrink = (top - new_top).exp()
+        exponentials = logits.sub_(new_top[:, None]).exp_()
+        total = total * shrink + exponentials.sum(dim=1)
+        if weighted is not None:
+            weighted.mul_(shrink[:, None]).add_(exponentials.to(hidden.dtype) @ rows)
+        top = new_top
+    expected = None if weighted is None else weighted.div_(total[:, None])
+    return _Words(top + total.log(), chosen, expected)
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
@@ -145,18 +155,16 @@ def _logsumexp(logits: Tensor) -> Tensor:
     return torch.logsumexp(logits, dim=1)
 
 
-def _chosen(logits: Tensor, image_logits: Tensor, targets: Tensor) -> Tensor:
-    num_rows = logits.shape[1]
-    word = logits.gather(1, targets.clamp(max=num_rows - 1)[:, None])[:, 0]
+def _choose(words: Tensor, image_logits: Tensor, image: Tensor) -> Tensor:
+    """The target's logit, where `image` is negative a word's."""
     if image_logits.shape[1] == 0:
-        return word
-    image = image_logits.gather(1, (targets - num_rows).clamp(min=0)[:, None])[:, 0]
-    return torch.where(targets < num_rows, word, image)
+        return words
+    return torch.where(image < 0, words, image_logits.gather(1, image.clamp(min=0)[:, None])[:, 0])
 
 
-def _one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Rows of the identity; a negative index gives zeros."""
-    return (index[:, None] == torch.arange(size, device=index.device)).to(dtype)
+def _one_hot(index: Tensor, like: Tensor) -> Tensor:
+    """Rows of the identity in the shape and dtype of `like`; a negative index gives zeros."""
+    return (index[:, None] == torch.arange(like.shape[1], device=index.device)).to(like.dtype)
 
 
 def info_nce(

@@ -27,11 +27,11 @@ def tensors(with_bias: bool) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("chunk_elements", [N, 4 * N, 10**6])
+@pytest.mark.parametrize("block_elements", [P, 4 * P, 10**6])
 def test_cross_entropy_is_torchs(
-    with_bias: bool, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+    with_bias: bool, block_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setitem(losses.BLOCK_ELEMENTS, "cpu", block_elements)
     hidden, rows, bias, images, targets = tensors(with_bias)
     hidden.requires_grad_(), images.requires_grad_()
     words = F.linear(hidden, rows, bias)

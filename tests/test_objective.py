@@ -81,7 +81,7 @@ def compare(
     expected = plain.losses(captions_of(batch), batch.pooled, batch.targets, objective, draws)
     losses = training_losses(gill, batch, objective, draws)
     for part in PARTS:
-        ours, theirs = float(getattr(losses, part)), float(expected[part])
+        ours, theirs = getattr(losses, part).item(), expected[part].item()
         assert ours == pytest.approx(theirs, rel=loss_tolerance), part
     gill.zero_grad()
     plain.zero_grad()
