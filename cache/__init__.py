@@ -45,13 +45,11 @@ from cache.progress import Progress, print_progress
 from cache.reading import (
     Batch,
     DamagedRowsError,
-    ReadingParams,
     RowsUnavailableError,
-    ShuffledRows,
-    StoresDifferError,
     iterate_blocks,
     read_rows,
 )
+from cache.shuffled_rows import ReadingParams, ShuffledRows, StoresDifferError
 from cache.store import (
     EmbeddingStore,
     NotAStoreError,

@@ -18,7 +18,12 @@ def row_checksums(stored: np.ndarray) -> NDArray[np.uint32]:
     if len(stored) == 0 or stored[0].size == 0:
         return np.zeros(len(stored), np.uint32)
     rows = np.ascontiguousarray(stored).reshape(len(stored), -1).view(np.uint8)
-    return np.fromiter((google_crc32c.value(row) for row in rows), np.uint32, len(rows))
+    return np.fromiter(map(bytes_checksum, rows), np.uint32, len(rows))
+
+
+def bytes_checksum(row: np.ndarray) -> int:
+    """CRC-32C of one row's bytes: uint8 [n]."""
+    return google_crc32c.value(row)
 
 
 def row_keys(fingerprints: Iterable[str]) -> NDArray[np.uint64]:

@@ -27,7 +27,7 @@ from cache.layout import (
     fitted_name,
 )
 from cache.location import Location, explained, locate
-from cache.shards import can_read_straight, create_data_array, read_straight, shard_path
+from cache.shards import ShardFile, create_data_array, shard_path
 
 ATTRIBUTE = "embedding_cache"
 FORMAT = 1
@@ -168,17 +168,24 @@ class EmbeddingStore:
         array = self.array_spec(name)
         if out is None:
             out = np.empty((stop - start, *array.stored_row_shape), array.codec.dtype)
-        if not (self.location.is_local and can_read_straight(self.spec, name)):
+        if not self.reads_straight(name):
             out[...] = self._open(name)[start:stop]
             return out
         rows = self.spec.shard_rows
         for shard in range(start // rows, -(-stop // rows)):
             first, last = max(start, shard * rows), min(stop, (shard + 1) * rows)
-            path = self.location.path.joinpath(*shard_path(self.spec, name, shard))
-            read_straight(
-                path, self.spec, name, first - shard * rows, out[first - start : last - start]
-            )
+            with self.open_shard(name, shard) as file:
+                file.read(first - shard * rows, out[first - start : last - start])
         return out
+
+    def reads_straight(self, name: str) -> bool:
+        """True where nothing stands between the file and the rows: local and uncompressed."""
+        return self.location.is_local and self.array_spec(name).codec.compressor == "none"
+
+    def open_shard(self, name: str, shard: int) -> ShardFile:
+        """A shard's file, of an array that `reads_straight`."""
+        path = self.location.path.joinpath(*shard_path(self.spec, name, shard))
+        return ShardFile(path, self.spec, name)
 
     def read_checked(
         self,

@@ -1,0 +1,206 @@
+"""Where the rows of a shuffled epoch come from: one array of one store, window by window."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.checksums import bytes_checksum
+from cache.codec import decode
+from cache.epoch_order import Window
+from cache.layout import checksum_name
+from cache.reading import read_sorted
+from cache.shards import DamagedShardError, ShardFile
+from cache.store import EmbeddingStore
+
+OPEN_SHARDS = 256  # files kept open per array
+RECYCLED = 8  # batches whose memory is used again
+READ_THREADS = 2
+THREADED_BYTES = 4 << 20  # smaller batches are read in one thread
+
+
+class RowSource:
+    """One array of one store, taken from window by window.
+
+    `prepare(window)` may run in another thread while rows are taken from the window before; `enter`
+    makes the prepared window the one to take from; `take` reads rows of it; `release` ends an epoch.
+    """
+
+    def __init__(self, store: EmbeddingStore, name: str) -> None:
+        self.store, self.name = store, name
+        self.fitted = store.fitted(name)
+        self.checksums: NDArray[np.uint32] = store.read_table(checksum_name(name))
+        array = store.array_spec(name)
+        self.values = Memory(array.shape, self.fitted.decoded_dtype)
+        self.stored = Memory(array.stored_row_shape, np.dtype(array.codec.dtype))
+
+    def prepare(self, window: Window) -> None:
+        raise NotImplementedError
+
+    def enter(self) -> None:
+        raise NotImplementedError
+
+    def take(self, offsets: NDArray[np.int64], out: np.ndarray) -> dict[int, str]:
+        """Decode rows (int64 [k], offsets into window.rows) into out [k, *shape], checked.
+
+        Returns {damaged row: what is wrong with it}.
+        """
+        raise NotImplementedError
+
+    def release(self) -> None:
+        raise NotImplementedError
+
+
+class Memory:
+    """Arrays [size, *shape], in memory that an earlier one has left if there is any.
+
+    Fresh memory costs a page fault every 4 kB: more than reading into it does.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._blocks: list[tuple[memoryview, weakref.ref[np.ndarray]]] = []
+
+    def empty(self, size: int) -> np.ndarray:
+        count = size * math.prod(self._shape)
+        free = (
+            i
+            for i, (block, user) in enumerate(self._blocks)
+            if user() is None and block.nbytes >= count * self._dtype.itemsize
+        )
+        if (i := next(free, None)) is not None:
+            block, _ = self._blocks.pop(i)
+        else:
+            block = np.empty(count, self._dtype).data.cast("B")
+        # Every view that a user makes has this array as its base: as long as one lives, it does.
+        user = np.frombuffer(block, self._dtype, count)
+        self._blocks = [*self._blocks, (block, weakref.ref(user))][-RECYCLED:]
+        return user.reshape(size, *self._shape)
+
+
+class StraightSource(RowSource):
+    """Local and uncompressed: rows are read from their files into the batch, with one copy.
+
+    Preparing a window asks the system to read its blocks, so that the page cache is the buffer.
+    """
+
+    def __init__(self, store: EmbeddingStore, name: str) -> None:
+        super().__init__(store, name)
+        self._files: dict[int, ShardFile] = {}
+        self._next: Window | None = None
+        self._rows = np.zeros(0, np.int64)
+        self._readers = ThreadPoolExecutor(READ_THREADS, "cache-read")
+
+    def prepare(self, window: Window) -> None:
+        self._next = window
+        size = self.store.spec.shard_rows
+        for piece in window.pieces:
+            for shard in np.unique(piece // size):
+                inside = piece[piece // size == shard] - shard * size
+                try:
+                    with self.store.open_shard(self.name, int(shard)) as file:
+                        file.announce(int(inside[0]), int(inside[-1]) + 1)
+                except DamagedShardError:
+                    pass  # its rows tell when they are taken
+
+    def enter(self) -> None:
+        assert self._next is not None
+        self._rows = self._next.rows
+        self.release()
+
+    def take(self, offsets: NDArray[np.int64], out: np.ndarray) -> dict[int, str]:
+        rows = self._rows[offsets]
+        as_stored = self.fitted.first is None and self.fitted.scale is None
+        stored = out if as_stored else self.stored.empty(len(rows))
+        files, bad = self._open(rows)
+        as_bytes = stored.reshape(-1).view(np.uint8).reshape(len(rows), -1)
+        parts = READ_THREADS if stored.nbytes >= THREADED_BYTES else 1
+        cuts = [len(rows) * i // parts for i in range(parts + 1)]
+        jobs = [
+            (rows[start:stop], as_bytes[start:stop]) for start, stop in zip(cuts[:-1], cuts[1:])
+        ]
+        reads = self._readers.map if parts > 1 else map
+        for found in reads(lambda job: self._read(job[0], job[1], files), jobs):
+            bad.update(found)
+        if not as_stored:
+            decode(self.fitted, stored, slice(None), out)
+        return bad
+
+    def release(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _open(self, rows: NDArray[np.int64]) -> tuple[dict[int, ShardFile], dict[int, str]]:
+        """The files of rows by shard, and the rows of files that cannot be opened."""
+        if len(self._files) > OPEN_SHARDS:
+            self.release()
+        bad: dict[int, str] = {}
+        shards = rows // self.store.spec.shard_rows
+        for shard in np.unique(shards).tolist():
+            try:
+                if shard not in self._files:
+                    self._files[shard] = self.store.open_shard(self.name, shard)
+            except DamagedShardError as e:
+                bad.update(dict.fromkeys(rows[shards == shard].tolist(), f"unreadable: {e}"))
+        return self._files, bad
+
+    def _read(
+        self, rows: NDArray[np.int64], out: NDArray[np.uint8], files: dict[int, ShardFile]
+    ) -> dict[int, str]:
+        """Read rows into out [k, bytes of a row]; returns the damaged ones."""
+        bad, size = {}, self.store.spec.shard_rows
+        for row, checksum, into in zip(rows.tolist(), self.checksums[rows].tolist(), out):
+            if row // size not in files:
+                into[...] = 0
+                continue
+            try:
+                files[row // size].read_row(row % size, into.data)
+            except DamagedShardError as e:
+                into[...] = 0
+                bad[row] = f"unreadable: {e}"
+                continue
+            # Row by row, while the row is still in the processor's cache.
+            if bytes_checksum(into) != checksum:
+                bad[row] = "checksum differs"
+        return bad
+
+
+class BufferedSource(RowSource):
+    """Remote or compressed: blocks are read through Zarr into one buffer while another is in use."""
+
+    def __init__(self, store: EmbeddingStore, name: str) -> None:
+        super().__init__(store, name)
+        self._buffers = [self.stored.empty(0), self.stored.empty(0)]  # in use, being filled
+        self._current = self._next = (np.zeros(0, np.int64), dict[int, str]())
+
+    def prepare(self, window: Window) -> None:
+        if len(self._buffers[1]) < len(window.rows):
+            self._buffers[1] = self.stored.empty(len(window.rows))
+        bad: dict[int, str] = {}
+        at = 0
+        for piece in window.pieces:
+            into = self._buffers[1][at : at + len(piece)]
+            bad.update(read_sorted(self.store, self.name, piece, self.checksums, into))
+            at += len(piece)
+        self._next = (window.rows, bad)
+
+    def enter(self) -> None:
+        self._buffers.reverse()
+        self._current = self._next
+
+    def take(self, offsets: NDArray[np.int64], out: np.ndarray) -> dict[int, str]:
+        rows, bad = self._current
+        decode(self.fitted, self._buffers[0], offsets, out)
+        return {row: bad[row] for row in rows[offsets].tolist() if row in bad} if bad else {}
+
+    def release(self) -> None:
+        """Keeps its buffers, for the next epoch."""
+
+
+def row_source(store: EmbeddingStore, name: str) -> RowSource:
+    return (StraightSource if store.reads_straight(name) else BufferedSource)(store, name)

@@ -1,0 +1,275 @@
+"""Shuffled batches over one or several stores with the same rows."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from cache.epoch_order import Window, plan_epoch
+from cache.reading import (
+    Batch,
+    DamagedRowsError,
+    RowsUnavailableError,
+    damage_report,
+    opened,
+)
+from cache.row_sources import RowSource, row_source
+from cache.store import EmbeddingStore, RowStatus
+
+
+class ReadingParams(BaseModel):
+    """How shuffled rows are read. block_rows and buffer_rows are part of the order of an epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block_rows: int = Field(
+        default=128, ge=1, description="Consecutive rows that are read at once."
+    )
+    buffer_rows: int = Field(
+        default=2048,
+        ge=1,
+        description="Rows that are mixed: of compressed or remote stores two such buffers are held "
+        "in memory, of others the system's page cache serves.",
+    )
+    prefetch: int = Field(default=2, ge=1, description="Batches made ahead of the consumer.")
+    on_damage: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="A row that fails its checksum: stop, naming its shard; or skip and report.",
+    )
+
+
+class StoresDifferError(ValueError):
+    """Stores that should hold the same rows do not."""
+
+
+class ShuffledRows:
+    """Shuffled batches over one or several stores with the same rows.
+
+    for batch in ShuffledRows({"pooled": ("features.zarr", "pooled"),
+                               "embedding": ("targets.zarr", "embedding")}, batch_size=200, seed=0):
+        batch.rows  # int64 [B];  batch.arrays["pooled"]  # [B, d]
+
+    Iterating gives the rest of the current epoch and then moves to the next; `state_dict` is (epoch,
+    step), and after `load_state_dict` iteration goes on exactly there. The order depends on (seed,
+    epoch, rank, world_size), the subset and the params alone.
+
+    Over all ranks, every row of `subset` (default: all) that is done in all stores comes exactly once
+    per epoch; failed rows are left out and counted (`num_failed`). All ranks take the same number of
+    steps; the last batch is shorter, and may be empty on some ranks: `drop_last` leaves it out.
+
+    Raises StoresDifferError where the stores hold different rows, RowsUnavailableError where rows are
+    pending, and DamagedRowsError in the middle of an epoch (with on_damage="skip" such rows are left
+    out of their batch and collected in `damaged`: row -> what is wrong).
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, tuple[str | Path | EmbeddingStore, str]],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        subset: Iterable[int] | None = None,
+        drop_last: bool = False,
+        params: ReadingParams | None = None,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not below world_size {world_size}")
+        stores: dict[str, EmbeddingStore] = {}
+        self._sources: dict[str, RowSource] = {}
+        for output, (where, name) in sources.items():
+            store = stores.setdefault(str(where), opened(where))
+            self._sources[output] = row_source(store, name)
+        _check_same_rows(list(stores.values()))
+        self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
+        self.rank, self.world_size = rank, world_size
+        self.params = params or ReadingParams()
+        self._rows, self.num_failed = _usable_rows(list(stores.values()), subset)
+        self.damaged: dict[int, str] = {}
+        self.epoch, self.step = 0, 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch, over all ranks."""
+        return len(self._rows)
+
+    def __len__(self) -> int:
+        """Steps of an epoch: the same on every rank."""
+        if self.drop_last:
+            return self.num_rows // self.world_size // self.batch_size
+        return math.ceil(math.ceil(self.num_rows / self.world_size) / self.batch_size)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> Self:
+        self.epoch, self.step = state["epoch"], state["step"]
+        return self
+
+    def windows(self, epoch: int) -> list[Window]:
+        """What this rank reads in an epoch, in order."""
+        return plan_epoch(
+            self._rows,
+            block_rows=self.params.block_rows,
+            buffer_rows=self.params.buffer_rows,
+            seed=self.seed,
+            epoch=epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """This rank's rows of an epoch in the order they come: int64. Reads no data."""
+        parts = [window.rows[window.permutation] for window in self.windows(epoch)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def __iter__(self) -> Iterator[Batch]:
+        windows, first = self.windows(self.epoch), self.step
+        try:
+            for batch in _in_background(
+                lambda: self._batches(windows, first), self.params.prefetch
+            ):
+                self.step += 1
+                yield batch
+        finally:
+            for source in self._sources.values():
+                source.release()
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def _batches(self, windows: list[Window], first: int) -> Iterator[Batch]:
+        """Batches from step `first` on."""
+        begins = np.cumsum([0, *(len(window.rows) for window in windows)])
+        total = int(begins[-1])
+        position = min(first * self.batch_size, total)
+        entered = int(np.searchsorted(begins[1:], position, side="right"))
+        with ThreadPoolExecutor(1, "cache-read") as pool:
+            prepared = self._prepared(windows[entered:], pool)
+            left = np.zeros(0, np.int64)  # offsets in the current window that are still to come
+            skip = position - int(begins[entered])
+            for step in range(first, len(self)):
+                size = max(0, min(self.batch_size, total - step * self.batch_size))
+                rows = np.empty(size, np.int64)
+                arrays = {output: s.values.empty(size) for output, s in self._sources.items()}
+                bad: dict[int, str] = {}
+                filled = 0
+                while filled < size:
+                    if len(left) == 0:
+                        window = next(prepared)
+                        left, skip = window.permutation[skip:], 0
+                    now, left = left[: size - filled], left[size - filled :]
+                    here = slice(filled, filled + len(now))
+                    rows[here] = window.rows[now]
+                    for output, source in self._sources.items():
+                        bad.update(self._judge(source, source.take(now, arrays[output][here])))
+                    filled += len(now)
+                if bad:
+                    self.damaged.update(bad)
+                    good = ~np.isin(rows, list(bad))
+                    rows, arrays = rows[good], {name: a[good] for name, a in arrays.items()}
+                yield Batch(rows, arrays)
+
+    def _prepared(self, windows: list[Window], pool: ThreadPoolExecutor) -> Iterator[Window]:
+        """The windows, each made ready to take from while the one before it is in use."""
+
+        def prepare(window: Window) -> None:
+            for source in self._sources.values():
+                source.prepare(window)
+
+        ahead = [pool.submit(prepare, window) for window in windows[:1]]
+        for i, window in enumerate(windows):
+            ahead.pop().result()
+            for source in self._sources.values():
+                source.enter()
+            if i + 1 < len(windows):
+                ahead.append(pool.submit(prepare, windows[i + 1]))
+            yield window
+
+    def _judge(self, source: RowSource, bad: dict[int, str]) -> dict[int, str]:
+        if bad and self.params.on_damage == "stop":
+            raise DamagedRowsError(damage_report(source.store, source.name, bad))
+        return bad
+
+
+def _check_same_rows(stores: Sequence[EmbeddingStore]) -> None:
+    first = stores[0]
+    for other in stores[1:]:
+        if first.num_rows != other.num_rows:
+            raise StoresDifferError(
+                f"{first.location} has {first.num_rows:,} rows, {other.location} {other.num_rows:,}: "
+                "fill both from one table"
+            )
+        if first.meta["rows_fingerprint"] != other.meta["rows_fingerprint"]:
+            keys, others = first.read_table("row_key"), other.read_table("row_key")
+            row = int(np.flatnonzero(keys != others)[0])
+            raise StoresDifferError(
+                f"{first.location} and {other.location} hold different rows, from row {row} on: "
+                "fill both from one table"
+            )
+
+
+def _usable_rows(
+    stores: Sequence[EmbeddingStore], subset: Iterable[int] | None
+) -> tuple[NDArray[np.int64], int]:
+    """(sorted rows that are done in all stores, number of failed ones left out)."""
+    rows = np.arange(stores[0].num_rows)
+    if subset is not None:
+        rows = np.unique(np.asarray(list(subset), np.int64))
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < stores[0].num_rows):
+            raise RowsUnavailableError(
+                f"the subset names rows {rows[0]} to {rows[-1]}; {stores[0].location} has "
+                f"{stores[0].num_rows:,}"
+            )
+    usable = np.ones(len(rows), bool)
+    for store in stores:
+        status = store.status()[rows]
+        if pending := int(np.count_nonzero(status == RowStatus.PENDING)):
+            raise RowsUnavailableError(
+                f"{store.location}: {pending:,} rows are pending; run the stage that fills it first"
+            )
+        usable &= status == RowStatus.DONE
+    return rows[usable], int(np.count_nonzero(~usable))
+
+
+def _in_background(make: Callable[[], Iterator[Batch]], depth: int) -> Iterator[Batch]:
+    """The items of an iterator that runs in a thread, at most `depth` ahead."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def pull() -> None:
+        try:
+            for item in make():
+                put(item)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as e:
+            put(e)
+
+    thread = threading.Thread(target=pull, name="cache-batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
