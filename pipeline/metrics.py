@@ -14,6 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class MetricUnavailable(RuntimeError):  # noqa: N818
+    """A metric whose published weights, tables or library are not on this machine.
+
+    Says what is missing and how to get it. Reports show it as absent, never as another metric.
+    """
+
+
 class MeanAndError(NamedTuple):
     """A mean over examples and its standard error; None where one example gives no error."""
 
