@@ -15,12 +15,12 @@ from typing import Literal
 import torch
 
 from app.artifacts import Artifacts
-from cache.store import open_store
+from cache import open_store
 from corpora.pictures import open_picture
 from pipeline.backbones import Backbones
 from pipeline.checkpoint import BEST, LAST, load_heads
 from pipeline.conversation import Answer, Conversation, Part, ReplySettings, Speaker
-from pipeline.decision import load_decision
+from pipeline.decision import DecisionModel
 from pipeline.gill import Gill as GillModel
 from pipeline.image_generator import ImageGenerator, load_image_generator
 from pipeline.language_model import load_language_model
@@ -56,11 +56,11 @@ class Gill:
         backbones = Backbones.read(artifacts.backbones)
         gill = load_model(artifacts, place, checkpoint)
         index = decision = None
+        heads = fingerprint_heads(artifacts.model / CHECKPOINTS[checkpoint])
         if artifacts.index.is_dir():
-            heads = fingerprint_heads(artifacts.model / CHECKPOINTS[checkpoint])
             index = load_index(artifacts.index, heads=heads)
-        if artifacts.decision.is_dir():
-            decision = load_decision(artifacts.decision)
+        if (artifacts.decision / "decision.json").is_file():
+            decision = DecisionModel.load(artifacts.decision, heads=heads)
         return cls(
             Speaker(
                 gill=gill,

@@ -192,9 +192,15 @@ class Conversation:
             hits = speaker.index.search(query, 1, exclude=self.shown)[0]
             best = hits[0] if hits else None
         probability = self._generate_probability(hidden, best, settings.want)
-        if best is not None and (probability is None or probability < 0.5):
+        if best is not None and (probability is None or probability < self._threshold):
             return self._retrieved(best, probability)
         return self._generate(hidden, settings, probability, on_step)
+
+    @property
+    def _threshold(self) -> float:
+        """From this p(generate) on a picture is generated."""
+        decision = self.speaker.decision
+        return 0.5 if decision is None else decision.threshold
 
     def _retrieved(self, hit: Retrieved, probability: float | None) -> RetrievedImage:
         if hit.image is None:

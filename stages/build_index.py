@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from app.gill import CHECKPOINTS, fingerprint_heads
-from cache.reading import iterate_blocks
-from cache.store import open_store
+from cache import iterate_blocks, open_store
 from corpora.caption_table import CaptionTable
 from corpora.captions import check_captions
 from pipeline.backbones import Backbones

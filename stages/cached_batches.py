@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.reading import Batch, ReadingParams, ShuffledRows, read_rows
+from cache import Batch, ReadingParams, ShuffledRows, read_rows
 from corpora.caption_table import CaptionTable
 from pipeline.batch import CaptionBatch
 from pipeline.language_model import LanguageModel

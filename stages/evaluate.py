@@ -8,6 +8,7 @@ recall of retrieval, and on the miniature world the oracle's share of right attr
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from miniature import oracle
 from miniature.language import EVERYTHING, caption
-from miniature.world import SCENES, SCENES_OF, Scene, render
+from miniature.world import SCENES, SCENES_OF, VALUES, Scene, render
 from pipeline.backbones import Backbones
 from pipeline.decoding import Context, DecodingSettings, decode
 from pipeline.evaluation import (
@@ -157,8 +158,6 @@ def _miniature_recall(gill: Gill, params: Params) -> dict[str, Any]:
 
 
 def _recall_of_scenes(gill: Gill, scenes: Sequence[Scene], seed: int) -> dict[str, Any]:
-    import random
-
     rng = random.Random(seed)
     pictures = [Image.fromarray(pixels) for pixels in render(scenes, seed + 1)]
     return _recall(gill, [caption(scene, rng, EVERYTHING) for scene in scenes], pictures)
@@ -216,11 +215,19 @@ def _captioning(
     if one.scenes is not None:
         said, right = 0, 0
         for text, scene in zip(texts, one.scenes, strict=True):
-            mentioned, agreed = oracle.compare_caption(text, scene)
+            mentioned, agreed = _compare_caption(text, scene)
             said, right = said + mentioned, right + agreed
         result["attributes_said"] = said / len(texts)
         result["attributes_right"] = right / max(said, 1)
     return result
+
+
+def _compare_caption(text: str, scene: Scene) -> tuple[int, int]:
+    """How many attributes a caption names, and how many of them are the scene's."""
+    words = set(text.replace(".", " ").split())
+    named = {name: words & set(values) for name, values in VALUES.items()}
+    right = [said == {getattr(scene, name)} for name, said in named.items() if said]
+    return len(right), sum(right)
 
 
 def _pooled(gill: Gill, pictures: Sequence[Image.Image]) -> Float[Tensor, "N d"]:

@@ -88,7 +88,7 @@ def story_sets(folder: Path, limit: int) -> list[EvaluationSet]:
 
 
 def dialogue_sets(folder: Path, limit: int, rounds: Sequence[int]) -> list[EvaluationSet]:
-    """Dialogues as in Table 2: the first n rounds, newline-separated `Q: ...? A: ...`."""
+    """Dialogues as in Table 2: the first n rounds, newline-separated `Q: ... A: ...`."""
     dialogues, report = read_dialogues(
         folder / "dialogues.json", images_dir=folder / "dialogue_images"
     )
@@ -101,8 +101,7 @@ def dialogue_sets(folder: Path, limit: int, rounds: Sequence[int]) -> list[Evalu
     for count in rounds:
         examples = []
         for dialogue, picture in zip(dialogues, pictures, strict=True):
-            first = dialogue.questions_and_answers[:count]
-            prompt = dialogue_prompt([(f"{question}?", answer) for question, answer in first])
+            prompt = dialogue_prompt(dialogue.questions_and_answers[:count])
             examples.append(Example(dialogue.id, (prompt,), prompt, picture))
         plural = "round" if count == 1 else "rounds"
         sets.append(

@@ -12,11 +12,9 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cache.codec import Codec
-from cache.filling import FillingParams
-from cache.reading import ReadingParams
+from cache import Codec, FillingParams, ReadingParams
 from corpora.captions import CaptionParams
-#from pipeline.decision import DecisionSettings
+from pipeline.decision import DecisionSettings
 from pipeline.image_generator import GenerationSettings
 from pipeline.mapper import MapperSizes
 from pipeline.objective import Objective
@@ -120,6 +118,21 @@ class IndexParams(IndexSettings):
         return IndexSettings(**{name: getattr(self, name) for name in IndexSettings.model_fields})
 
 
+class DecisionParams(DecisionSettings):
+    votes: str | None = Field(
+        None,
+        description="annotated prompts (Prompt, Category, Challenge, Note, Decisions); null: none, "
+        "or on the miniature world the oracle's",
+    )
+
+    @property
+    def settings(self) -> DecisionSettings:
+        """What the classifier itself takes of these."""
+        return DecisionSettings(
+            **{name: getattr(self, name) for name in DecisionSettings.model_fields}
+        )
+
+
 class EvaluationParams(Section):
     captions: int = Field(100, ge=1, description="test captions to generate from")
     stories: int = Field(60, ge=0, description="miniature stories")
@@ -142,7 +155,7 @@ class Params(Section):
     objective: Objective
     training: TrainingSettings
     index: IndexParams = IndexParams()
-    #    decision: DecisionSettings = DecisionSettings()
+    decision: DecisionParams = DecisionParams()
     generation: GenerationSettings = GenerationSettings()
     evaluation: EvaluationParams = EvaluationParams()
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.encoding import Roles
-from cache.filling import FillReport, fill
-from cache.layout import ArraySpec, StoreSpec
+from cache import ArraySpec, FillReport, Roles, StoreSpec, fill
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from pipeline.backbones import Backbone, Backbones

@@ -7,9 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from cache.encoding import Roles
-from cache.filling import fill
-from cache.layout import ArraySpec, StoreSpec
+from cache import ArraySpec, Roles, StoreSpec, fill
 from corpora.caption_table import CaptionTable
 from pipeline.backbones import Backbone, Backbones
 from pipeline.text_conditioner import Conditioning, load_text_conditioner

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+STAGES_INIT = Path("stages/__init__.py")
 ROOMS = ("pipeline", "stages", "cache", "corpora", "miniature", "app", "benchmarks")
 
 
@@ -33,9 +34,11 @@ def project_imports(module: Path) -> set[Path]:
     files: set[Path] = set()
     for name in imported_names(module):
         path = Path(*name.split("."))
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if name.split(".")[0] in ROOMS and (ROOT / candidate).is_file():
-                files.add(candidate)
+        room = path.parts[0] if path.parts else ""
+        candidates = [path.with_suffix(".py"), Path(room) / "__init__.py"]
+        # `stages/__init__.py` is the command line, which reaches every stage and computes nothing.
+        if room in ROOMS:
+            files.update(f for f in candidates if (ROOT / f).is_file() and f != STAGES_INIT)
     return files
 
 

@@ -1,0 +1,128 @@
+"""Stage fit-decision: the retrieve-or-generate classifier (section 3.3, appendix C).
+
+Labels are votes of people in the released TSV format (`decision.votes`), or on the miniature world
+of the oracle, written in the same format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from app.gill import CHECKPOINTS, Gill, fingerprint_heads
+from corpora.parti_prompts import (
+    PartiPrompt,
+    VotedPrompt,
+    agreed_label,
+    read_prompts,
+    read_votes,
+    write_votes,
+)
+from corpora.pictures import open_picture
+from miniature import oracle
+from miniature.world import Scene
+from pipeline.decision import TABLE_6, fit_decision
+from pipeline.evaluation import generate_pictures, gill_conditioning, read_contexts
+from pipeline.retrieval import RetrievalIndex
+from stages.devices import set_up
+from stages.failures import StageError
+from stages.params import Params
+from stages.paths import ARTIFACTS, METRICS
+from stages.progress import Ticker
+
+
+def run(params: Params) -> None:
+    """Fit on the labelled prompts; without any, say so and leave no classifier."""
+    device = set_up(params.run)
+    gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.run.checkpoint)
+    index = gill.speaker.index
+    if index is None:
+        raise StageError(f"{ARTIFACTS.index} is missing: run `stages build-index`")
+    heads = fingerprint_heads(ARTIFACTS.model / CHECKPOINTS[params.run.checkpoint])
+    ARTIFACTS.decision.mkdir(parents=True, exist_ok=True)
+    votes_file = params.decision.votes
+    if votes_file is None and params.captions.table != "miniature":
+        _write_metrics({"fitted": False, "why": "decision.votes names no labelled prompts"})
+        print("no labelled prompts (decision.votes): no classifier; `auto` will generate")
+        return
+    if votes_file is not None:
+        voted = read_votes(Path(votes_file))
+        hidden, similarity = _read_prompts(gill, index, [row.prompt for row in voted])
+        labels = [agreed_label(row.votes) for row in voted]
+        by = "people"
+    else:
+        prompts = read_prompts(ARTIFACTS.miniature / "prompts.tsv")
+        hidden, similarity = _read_prompts(gill, index, prompts)
+        labels = _oracle_labels(gill, index, hidden, params)
+        voted = [VotedPrompt(p, (label,)) for p, label in zip(prompts, labels, strict=True)]
+        write_votes(ARTIFACTS.decision / "oracle_votes.tsv", voted)
+        by = "the oracle of the miniature world"
+    kept = [i for i, label in enumerate(labels) if label != "same"]
+    model, metrics = fit_decision(
+        hidden[kept],
+        similarity[kept],
+        [labels[i] for i in kept],
+        params.decision.settings,
+        votes=[voted[i].votes for i in kept] if by == "people" else None,
+        heads=heads,
+    )
+    model.save(ARTIFACTS.decision)
+    counts = {name: labels.count(name) for name in ("gen", "ret", "same")}
+    _write_metrics({"fitted": True, "labels_by": by, "labels": counts, **metrics})
+    for name in TABLE_6:
+        if name in metrics:
+            print(f"{name}: macro F1 {metrics[name]['macro_f1']:.3f}")
+
+
+@torch.no_grad()
+def _read_prompts(
+    gill: Gill, index: RetrievalIndex, prompts: Sequence[PartiPrompt]
+) -> tuple[Float[Tensor, "N r e"], Float[Tensor, " N"]]:
+    """Hidden states of the [IMG] tokens after each prompt, and the best candidate's cosine."""
+    speaker = gill.speaker
+    hidden = read_contexts(speaker.gill, speaker.encoder, [[p.prompt] for p in prompts])
+    queries = speaker.gill.text_query(hidden).float().cpu()
+    return hidden.float().cpu(), index.max_similarity(queries)
+
+
+def _oracle_labels(
+    gill: Gill, index: RetrievalIndex, hidden: Float[Tensor, "N r e"], params: Params
+) -> list[str]:
+    """Which of the two pictures shows more of the prompt; alike and complete: the real one."""
+    speaker = gill.speaker
+    assert speaker.generator is not None
+    truth = json.loads((ARTIFACTS.miniature / "truth.json").read_text(encoding="utf-8"))
+    codes = np.array([Scene(*scene).codes for scene in truth["prompts"]])
+    queries = speaker.gill.text_query(hidden).float().cpu()
+    found = [hits[0] for hits in index.search(queries, 1)]
+    retrieved = [open_picture(hit.image) for hit in found if hit.image is not None]
+    with Ticker("pictures to judge") as ticker:
+        generated = generate_pictures(
+            speaker.generator,
+            gill_conditioning(speaker.gill, hidden),
+            speaker.empty_prompt,
+            params.generation,
+            params.decision.seed,
+            lambda done, total: ticker.show(f"{done} of {total}"),
+        )
+    gen = (oracle.read_scenes(generated) == codes).sum(1)
+    ret = (oracle.read_scenes(retrieved) == codes).sum(1)
+    return [_vote(int(g), int(r), codes.shape[1]) for g, r in zip(gen, ret, strict=True)]
+
+
+def _vote(generated_right: int, retrieved_right: int, attributes: int) -> str:
+    if generated_right == retrieved_right:
+        return "ret" if retrieved_right == attributes else "same"
+    return "gen" if generated_right > retrieved_right else "ret"
+
+
+def _write_metrics(metrics: dict[str, Any]) -> None:
+    METRICS.mkdir(exist_ok=True)
+    (METRICS / "decision.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,80 @@
+"""The command lines: every spelling, help that says what is read and written, errors in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from stages.cli import app
+from stages.params import ParamsError, read_params
+
+ROOT = Path(__file__).parents[1]
+STAGES = sorted(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_says_what_a_stage_reads_and_writes(stage):
+    result = CliRunner().invoke(app, [stage, "--help"])
+    assert result.exit_code == 0
+    assert "Reads" in result.output
+    assert "Writes" in result.output
+
+
+@pytest.mark.parametrize("words", [["stages"], ["stages", "run"]])
+def test_typer_takes_both_spellings(words):
+    typer = Path(sys.executable).with_name("typer")
+    result = subprocess.run(
+        [typer, *words, "precompute-targets", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "targets of Eq. 3" in result.stdout
+
+
+@pytest.mark.parametrize("preset", [ROOT / "params.yaml", *PRESETS], ids=lambda path: path.name)
+def test_presets_are_valid(preset):
+    read_params(preset)
+
+
+def test_the_default_is_the_miniature_preset():
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/miniature.yaml").read_text()
+
+
+def test_the_presets_name_the_paper_and_the_released_objective():
+    from pipeline.objective import Objective
+
+    assert read_params(ROOT / "presets/paper.yaml").objective == Objective.paper()
+    assert read_params(ROOT / "presets/released.yaml").objective == Objective.released()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"training": {"lerning_rate": 1}}, ["training.lerning_rate", "unknown key", "learning_rate"]),
+        ({"trainig": {}}, ["trainig", "unknown key", "training"]),
+        ({"training": {"steps": 0}}, ["training.steps", "greater than or equal to 1", "0"]),
+        ({"model": {"mapper": {"kind": "magic"}}}, ["model.mapper.kind", "gill_mapper", "magic"]),
+        ({"captions": {"check": "maybe"}}, ["captions.check", "decode", "maybe"]),
+    ],
+)
+def test_wrong_params_are_named_with_the_file_and_what_is_allowed(tmp_path, change, words):
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, values in change.items():
+        raw.setdefault(section, {}).update(values)
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ParamsError) as failure:
+        read_params(file)
+    for word in ["params.yaml", *words]:
+        assert word in str(failure.value)
+    result = CliRunner().invoke(app, ["train", "--params", str(file)])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_params_file_says_where_to_get_one(tmp_path):
+    with pytest.raises(ParamsError, match="presets"):
+        read_params(tmp_path / "params.yaml")
