@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline.retrieval import IndexSettings, RetrievalIndex, build_index, set_search_threads
+from pipeline.retrieval import RetrievalIndex, build_index, set_search_threads
+from pipeline.settings import IndexSettings
 
 WIDTH, QUERIES, TIMED_ALONE, BLOCK = 256, 1000, 200, 50_000
 NEIGHBOURS = 10

@@ -35,14 +35,14 @@ from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.image_tokens import rescale_image_rows
 from pipeline.language_model import LanguageModel
-from pipeline.objective import Objective, PackingDraws, training_losses
+from pipeline.objective import PackingDraws, training_losses
+from pipeline.settings import Objective
 from tests.plain import Plain
 from tests.tiny_language_models import tiny_tokenizer
 
 NUM_ROWS = 50266
 LENGTHS = (5, 8, 9, 10, 11, 12, 14, 19)
 OBJECTIVE = Objective.released()
-PRODUCT = "product of 8192 x 8192 matrices"
 OPT_1_3B: dict[str, Any] = {"hidden_size": 2048, "ffn_dim": 8192, "num_hidden_layers": 24}
 OPT_6_7B: dict[str, Any] = {"hidden_size": 4096, "ffn_dim": 16384, "num_hidden_layers": 32}
 for sizes in (OPT_1_3B, OPT_6_7B):
@@ -215,7 +215,7 @@ def on_gpu(models: dict[str, dict[str, Any]], num_examples: int = 200) -> dict[s
     """Whole fast steps in bfloat16, and how much of the measured matrix-product rate they reach."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     rate = 2 * 8192**3 / min(_gpu_seconds(lambda: a @ a) for _ in range(10))
-    print(f"bfloat16 {PRODUCT}: {rate / 1e12:.0f} TFLOP/s")
+    print(f"product of two 8192 x 8192 matrices in bfloat16: {rate / 1e12:.0f} TFLOP/s")
     print("model      packed   s/step  TFLOP/s  of product  peak GiB  h for 20 000 steps")
     batch = batch_of(num_examples, "cuda")
     results: dict[str, float] = {}

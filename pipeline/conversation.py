@@ -22,8 +22,9 @@ from torch import Tensor
 from pipeline.decision import DecisionModel
 from pipeline.decoding import Context, DecodingSettings, ImagePiece, TextPiece, stream
 from pipeline.gill import Gill
-from pipeline.image_generator import GenerationSettings, ImageGenerator
+from pipeline.image_generator import ImageGenerator
 from pipeline.retrieval import RetrievalIndex, Retrieved
+from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning
 from pipeline.visual_encoder import VisualEncoder
 
@@ -144,9 +145,7 @@ class Conversation:
         elif settings.want != "auto":
             decoding = decoding.model_copy(update={"image_bias": _CERTAIN})
         prompt = self._read(turn)
-        pieces = stream(
-            self.speaker.gill, self._context, [prompt], decoding, seeds=[settings.seed]
-        )
+        pieces = stream(self.speaker.gill, self._context, [prompt], decoding, seeds=[settings.seed])
         for piece in pieces:
             if isinstance(piece, TextPiece):
                 yield Text(piece.text)
@@ -204,7 +203,9 @@ class Conversation:
 
     def _retrieved(self, hit: Retrieved, probability: float | None) -> RetrievedImage:
         if hit.image is None:
-            raise ValueError("the candidate index knows no pictures: build it with a candidate table")
+            raise ValueError(
+                "the candidate index knows no pictures: build it with a candidate table"
+            )
         self.shown.append(hit.row)
         picture = self.speaker.open_picture(hit.image)
         return RetrievedImage(

@@ -32,9 +32,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pipeline.settings import DecisionSettings
 
 TABLE_6 = {
     "always_retrieve": (0.267,),
@@ -55,29 +56,6 @@ Metrics = dict[str, Any]
 
 class DecisionError(ValueError):
     """The decision model cannot be fitted, read or used: what is wrong and what to do."""
-
-
-class DecisionSettings(BaseModel):
-    """What the classifier reads and how it is fitted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    img_tokens: Literal["first", "all"] = Field(
-        default="first", description="hidden states it reads: of [IMG1], or of all r tokens"
-    )
-    use_similarity: bool = Field(
-        default=True, description="whether it reads the highest cosine similarity as well"
-    )
-    regularisation: tuple[float, ...] = Field(
-        default=(1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-        min_length=1,
-        description="inverse strengths of the L2 penalty; cross-validation picks one",
-    )
-    folds: int = Field(default=5, ge=2, description="folds of the stratified cross-validation")
-    test_fraction: float = Field(
-        default=0.33, gt=0, lt=1, description="share of test rows where the caller names none"
-    )
-    seed: int = Field(default=0, ge=0, description="seed of the split, the folds and the draws")
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.gill import Gill
-from pipeline.image_generator import GenerationSettings, ImageGenerator
+from pipeline.image_generator import ImageGenerator
+from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, TextConditioner
 from pipeline.visual_encoder import VisualEncoder
 

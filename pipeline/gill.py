@@ -47,7 +47,7 @@ class ImageTokens:
 
 
 class Gill(nn.Module):
-    """The frozen language model and the heads.
+    """The frozen language model and the heads, which are moved to its device.
 
     `state_dict()` and `parameters()` hold the heads alone. Heads compute in the language model's
     dtype (autocast), whatever dtype their parameters are kept in; losses and normalisations in at
@@ -65,7 +65,7 @@ class Gill(nn.Module):
                 f"width {language_model.width}"
             )
         self.language_model = language_model  # a plain attribute: LanguageModel is no nn.Module
-        self.heads = heads
+        self.heads = heads.to(language_model.device)
 
     # --- heads -------------------------------------------------------------------------------
 

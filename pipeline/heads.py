@@ -8,7 +8,8 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pipeline.mapper import MAPPERS, MapperSizes
+from pipeline.mapper import MAPPERS
+from pipeline.settings import MapperSizes
 
 if TYPE_CHECKING:
     from pipeline.language_model import LanguageModel

@@ -7,7 +7,7 @@ guidance needs the conditioning of the empty prompt, which the target cache stor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import (
@@ -17,9 +17,9 @@ from diffusers import (
     EulerDiscreteScheduler,
 )
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.backbones import BackboneError
+from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning
 
 SCHEDULERS = {
@@ -27,19 +27,6 @@ SCHEDULERS = {
     "dpm-solver": DPMSolverMultistepScheduler,
     "euler": EulerDiscreteScheduler,
 }
-
-
-class GenerationSettings(BaseModel):
-    """How the generator samples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(50, ge=1, description="denoising steps")
-    guidance: float = Field(7.5, ge=1, description="classifier-free guidance scale; 1 turns it off")
-    scheduler: Literal["pipeline", "ddim", "dpm-solver", "euler"] = Field(
-        "pipeline", description="`pipeline` keeps the scheduler that the pipeline came with"
-    )
-    batch_size: int = Field(8, ge=1, description="pictures per forward of the UNet")
 
 
 class ImageGenerator:

@@ -5,41 +5,13 @@ Every mapper turns (hidden [B, r, e], embeddings [r, e]) into [B, L, D].
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-MapperKind = Literal["gill_mapper", "linear", "mlp", "encoder"]
-
-
-class MapperSizes(BaseModel):
-    """Kind and depth of the mapping network."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: MapperKind = Field(
-        default="gill_mapper",
-        description="gill_mapper: encoder-decoder with L learnt queries (the paper's); linear, "
-        "mlp, encoder: the three baselines of the paper's Table 3",
-    )
-    encoder_layers: int = Field(default=4, ge=1, description="layers over the r [IMG] states")
-    decoder_layers: int = Field(
-        default=4,
-        ge=1,
-        description="layers over the L queries (gill_mapper only). The paper says '4-layer'; 4 + 4 "
-        "is what was trained and what gives its 50 M parameters",
-    )
-    feedforward: int = Field(default=4, ge=1, description="feed-forward width, in multiples of m")
-    num_heads: int = Field(default=4, ge=1, description="attention heads")
-    adds_embedding: bool = Field(
-        default=True,
-        description="gill_mapper only. true: its input is hidden state + input embedding of each "
-        "[IMG] token, as released; false: hidden states alone, as in Eq. 3",
-    )
+from pipeline.settings import MapperSizes
 
 
 class GILLMapper(nn.Module):

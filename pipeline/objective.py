@@ -6,11 +6,9 @@ logits), and never runs the visual encoder, pads, or keeps a [tokens, vocabulary
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pipeline.batch import CaptionBatch
@@ -22,123 +20,8 @@ from pipeline.losses import (
     mean_distance,
     mean_squared_error,
 )
+from pipeline.settings import Objective
 from pipeline.streams import pair_rows
-
-
-class Objective(BaseModel):
-    """What is minimised. The defaults are `Objective.paper()`; `Objective.released()` is the code
-    that produced the published numbers. Numbers in brackets are items of UPSTREAM.md."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    captioning_weight: float = Field(
-        default=1.0, ge=0, description="weight of l_c (Eq. 5); 0 leaves its pass out"
-    )
-    image_token_weight: float = Field(
-        default=1.0,
-        ge=0,
-        description="weight of l_p (Eq. 5). The released code counts it twice with 0.5 (4): also 1",
-    )
-    retrieval_weight: float = Field(
-        default=1.0,
-        ge=0,
-        description="weight of l_r, the sum of the two terms of Eq. 4. Released: 0.5, their mean "
-        "(7). 0 trains for generation only",
-    )
-    generation_weight: float = Field(
-        default=1.0, ge=0, description="weight of l_g (Eq. 3); 0 trains for retrieval only"
-    )
-    token_reduction: Literal["examples", "tokens"] = Field(
-        default="examples",
-        description="examples: sum over the tokens of a caption, mean over examples (Eq. 1 and 5). "
-        "tokens: mean over all supervised tokens of the batch, as released (1)",
-    )
-    supervise_start: bool = Field(
-        default=False,
-        description="predict the start id from the last visual token: released (2), not in Eq. 1",
-    )
-    captioning_softmax: Literal["words", "words_and_images"] = Field(
-        default="words",
-        description="words: p_theta of Eq. 1, over the frozen vocabulary. words_and_images: the "
-        "[IMG] rows share the softmax, so that l_c trains E_img too, as released (11)",
-    )
-    image_token_targets: Literal["image_token", "caption_and_image_token"] = Field(
-        default="image_token",
-        description="image_token: Eq. 2, [IMG1] alone. caption_and_image_token: every caption "
-        "token as well, without any image, as released (3)",
-    )
-    supervise_second: bool = Field(
-        default=True,
-        description="l_p also for the second caption of a packed pair. Released: false, because "
-        "its label mask stops at the first [IMG1] of a row; an accident (5)",
-    )
-    generation_loss: Literal["squared_error", "distance"] = Field(
-        default="squared_error",
-        description="squared_error: mean over all elements, the 'MSE' of section 3.2 (the sum "
-        "printed in Eq. 3 is L * D times this). distance: L2 norm per position, not squared, as "
-        "released (6)",
-    )
-    mapper_adds_embedding: bool = Field(
-        default=False,
-        description="the mapper reads hidden state + input embedding, as released (13); Eq. 3: "
-        "hidden states alone. A property of the trained heads: must agree with theirs",
-    )
-    learn_temperature: bool = Field(
-        default=True,
-        description="train log(1/tau). As released (8); Eq. 5 does not list tau, but the paper "
-        "gives no value to fix it at",
-    )
-    contrastive_gradient: Literal["global", "divided"] = Field(
-        default="global",
-        description="global: l_r's true gradient over the batch of all ranks. divided: 1/W of it "
-        "on W ranks, as released; an accident (12). Same on one rank",
-    )
-    pack_probability: float = Field(
-        default=0.5, ge=0, le=1, description="how often two examples share a sequence (section 3.4)"
-    )
-    packing_unit: Literal["pair", "batch"] = Field(
-        default="pair",
-        description="what a coin decides. pair: each two neighbours, the paper's 'two random "
-        "examples with probability 0.5'. batch: the whole batch, as released (22)",
-    )
-    separate_image_draws: bool = Field(
-        default=False,
-        description="retrieval and generation toss their own coins, as released (22); then a batch "
-        "may need two passes. false: one coin and one pass for both. Each loss has the same "
-        "distribution either way, only their joint randomness differs, so both presets say false",
-    )
-    rescale_image_rows: bool = Field(
-        default=False,
-        description="after each step scale the rows of E_img to the mean norm of the frozen rows: "
-        "released (31), not in the paper. Applied by training",
-    )
-    trained_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="dtype of trained parameters and optimiser state. bfloat16 is what the "
-        "released code kept (32): small steps are rounded away and the temperature cannot move; an "
-        "accident, so both presets say float32. Applied by training",
-    )
-
-    @classmethod
-    def paper(cls) -> "Objective":
-        """Equations 1 to 5 as printed."""
-        return cls()
-
-    @classmethod
-    def released(cls) -> "Objective":
-        """The released code, on one GPU, with float32 parameters."""
-        return cls(
-            retrieval_weight=0.5,
-            token_reduction="tokens",
-            supervise_start=True,
-            captioning_softmax="words_and_images",
-            image_token_targets="caption_and_image_token",
-            supervise_second=False,
-            generation_loss="distance",
-            mapper_adds_embedding=True,
-            packing_unit="batch",
-            rescale_image_rows=True,
-        )
 
 
 @dataclass(frozen=True)
@@ -198,9 +81,15 @@ def training_losses(
 
     Raises:
         ValueError: the heads' mapper input contradicts the objective; `draws` do not fit the batch;
-            a sequence exceeds the language model's positions; pooled targets are missing.
+            a sequence exceeds the language model's positions; pooled targets are missing; the
+            language model is in float16, in which gradients underflow.
     """
     _check_mapper_input(gill, objective)
+    if gill.language_model.dtype == torch.float16:
+        raise ValueError(
+            "the language model is in float16, in which gradients underflow: train with bfloat16 "
+            "or float32"
+        )
     zero = gill.heads.logit_scale.new_zeros(())
     captioning = image_token = text_to_image = image_to_text = generation = pooled = zero
     if objective.captioning_weight:

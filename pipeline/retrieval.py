@@ -38,6 +38,8 @@ from jaxtyping import Float, Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from pipeline.settings import IndexSettings
+
 Block = tuple[Tensor, Tensor]
 
 RECORD = "index.json"
@@ -53,46 +55,6 @@ _MAGIC = {
 
 class RetrievalError(ValueError):
     """An index or a query cannot be used: what is wrong, where, and what to do."""
-
-
-class IndexSettings(BaseModel):
-    """How candidate vectors are stored and searched."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["flat", "hnsw", "ivf-sq8", "ivf-pq"] = Field(
-        default="flat",
-        description="flat: exact. hnsw: a graph, fast, the most memory. ivf-sq8: inverted lists of "
-        "8-bit vectors. ivf-pq: inverted lists of 4-bit product codes, the least memory",
-    )
-    hnsw_links: int = Field(
-        default=32, ge=2, le=128, description="hnsw: links per vector and level"
-    )
-    hnsw_build_effort: int = Field(
-        default=80, ge=8, description="hnsw: candidates kept while linking"
-    )
-    hnsw_search_effort: int = Field(
-        default=192, ge=1, description="hnsw: candidates kept while searching"
-    )
-    ivf_lists: int | None = Field(
-        default=None, ge=1, description="ivf: number of lists; none: 4 sqrt(N), at most N / 39"
-    )
-    ivf_probes: int = Field(default=32, ge=1, description="ivf: lists read per query")
-    ivf_training_vectors: int = Field(
-        default=400_000, ge=256, description="ivf: largest random sample that places the lists"
-    )
-    pq_bytes: int = Field(
-        default=64, ge=1, description="ivf-pq: bytes per vector; 2 * this divides p"
-    )
-    rerank: int = Field(
-        default=8,
-        ge=0,
-        description="ivf: candidates per result that are scored again at float16 (2 p bytes a "
-        "vector); 0 keeps the codes alone, whose scores are approximate",
-    )
-    seed: int = Field(
-        default=0, ge=0, description="ivf: the seed of the training sample and its clusters"
-    )
 
 
 class IndexPart(BaseModel):

@@ -22,13 +22,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pipeline.batch import CaptionBatch
@@ -50,100 +49,9 @@ from pipeline.checkpoint import (
 )
 from pipeline.gill import Gill
 from pipeline.image_tokens import rescale_image_rows
-from pipeline.objective import (
-    Losses,
-    Objective,
-    PackingDraws,
-    draw_packing,
-    training_losses,
-)
+from pipeline.objective import Losses, PackingDraws, draw_packing, training_losses
+from pipeline.settings import Objective, TrainingSettings
 from pipeline.streams import captioning_stream, image_streams, pair_rows
-
-
-class Constant(BaseModel):
-    """No change after the warm-up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["constant"] = "constant"
-
-    def factor(self, step: int, steps: int) -> float:
-        return 1.0
-
-
-class LinearDecay(BaseModel):
-    """Straight down to zero over the last part of the run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["linear"] = "linear"
-    begin: float = Field(default=0.5, ge=0, lt=1, description="where it begins, of all steps")
-
-    def factor(self, step: int, steps: int) -> float:
-        begin = self.begin * steps
-        return min(1.0, (steps - step) / (steps - begin))
-
-
-class StepDecay(BaseModel):
-    """One drop, as released: to a tenth at step 12008 of 20000 (UPSTREAM 30)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["step"] = "step"
-    at: int = Field(default=12008, ge=0, description="first step with the lower rate")
-    to: float = Field(default=0.1, gt=0, description="factor from there on")
-
-    def factor(self, step: int, steps: int) -> float:
-        return self.to if step >= self.at else 1.0
-
-
-class TrainingSettings(BaseModel):
-    """How the objective is minimised."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=20000, ge=1, description="optimiser steps")
-    batch_size: int = Field(default=200, ge=1, description="examples per step, over all processes")
-    learning_rate: float = Field(default=1e-3, gt=0, description="highest rate (section 4)")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Adam's")
-    epsilon: float = Field(default=1e-8, gt=0, description="Adam's")
-    warmup_steps: int = Field(
-        default=0, ge=0, description="the rate grows from 0 (at the first step) over these steps"
-    )
-    schedule: Annotated[Constant | LinearDecay | StepDecay, Field(discriminator="kind")] = Field(
-        default=LinearDecay(), description="what the rate does after the warm-up"
-    )
-    clip_norm: float | None = Field(
-        default=None, gt=0, description="longest gradient over all trained tensors; released: 1.0"
-    )
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="AdamW's, on every trained tensor; released: 0.01"
-    )
-    log_every: int = Field(default=10, ge=1, description="steps between points of the curve")
-    validate_every: int = Field(default=500, ge=1, description="steps between validations")
-    checkpoint_every: int = Field(
-        default=500, ge=1, description="steps between the states from which to resume"
-    )
-    seed: int = Field(default=0, description="of the packing coins")
-
-    @classmethod
-    def paper(cls) -> TrainingSettings:
-        """Section 4: Adam, 20000 steps of 200, rate 0.001; what it leaves open is off."""
-        return cls(schedule=Constant())
-
-    @classmethod
-    def released(cls) -> TrainingSettings:
-        """The released code (UPSTREAM 28 to 31, 33), with float32 master copies."""
-        return cls(
-            warmup_steps=2000,
-            schedule=StepDecay(),
-            clip_norm=1.0,
-            weight_decay=0.01,
-            validate_every=2000,
-            checkpoint_every=2000,
-        )
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        return self.learning_rate * warm * self.schedule.factor(step, self.steps)
 
 
 @runtime_checkable

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from pipeline.heads import Heads, HeadSizes
-from pipeline.mapper import MapperSizes
+from pipeline.settings import MapperSizes
 
 ARGUMENTS_FILE = "model_args.json"
 HEADS_FILE = "pretrained_ckpt.pth.tar"

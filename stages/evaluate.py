@@ -28,7 +28,6 @@ from miniature.world import SCENES, SCENES_OF, VALUES, Scene, render
 from pipeline.backbones import Backbones
 from pipeline.decoding import Context, DecodingSettings, decode
 from pipeline.evaluation import (
-    Example,
     generate_pictures,
     gill_conditioning,
     read_contexts,
@@ -50,9 +49,7 @@ def run(params: Params) -> None:
     device = set_up(params.run)
     gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.run.checkpoint)
     generator = Backbones.read(ARTIFACTS.backbones).image_generator
-    conditioner = load_text_conditioner(
-        generator.path, dtype=generator.torch_dtype, device=device
-    )
+    conditioner = load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device)
     is_miniature = params.captions.table == "miniature"
     table = CaptionTable(ARTIFACTS.captions)
     metrics: dict[str, Any] = {}
@@ -233,8 +230,7 @@ def _compare_caption(text: str, scene: Scene) -> tuple[int, int]:
 def _pooled(gill: Gill, pictures: Sequence[Image.Image]) -> Float[Tensor, "N d"]:
     encoder = gill.speaker.encoder
     batches = [
-        encoder.encode_pictures(pictures[i : i + 128]).float()
-        for i in range(0, len(pictures), 128)
+        encoder.encode_pictures(pictures[i : i + 128]).float() for i in range(0, len(pictures), 128)
     ]
     return torch.cat(batches)
 

@@ -14,12 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cache import Codec, FillingParams, ReadingParams
 from corpora.captions import CaptionParams
-from pipeline.decision import DecisionSettings
-from pipeline.image_generator import GenerationSettings
-from pipeline.mapper import MapperSizes
-from pipeline.objective import Objective
-from pipeline.retrieval import IndexSettings
-from pipeline.training import TrainingSettings
+from pipeline.settings import (
+    DecisionSettings,
+    GenerationSettings,
+    IndexSettings,
+    MapperSizes,
+    Objective,
+    TrainingSettings,
+)
 
 
 class Section(BaseModel):

@@ -40,4 +40,3 @@ def run(params: Params, *, retrain: bool) -> None:
     for backbone in found.values():
         widths = ", ".join(f"{name} {value}" for name, value in backbone.widths.items())
         print(f"{backbone.role}: {backbone.source} ({widths}) {backbone.fingerprint[:12]}")
-

@@ -21,9 +21,7 @@ def run(params: Params) -> None:
         table = section.table
     ARTIFACTS.captions.parent.mkdir(parents=True, exist_ok=True)
     with Ticker("checking captions") as ticker:
-        report = check_captions(
-            section.for_table(table), ARTIFACTS.captions, ticker.show
-        )
+        report = check_captions(section.for_table(table), ARTIFACTS.captions, ticker.show)
     print(f"{report.source}: {report.kept} rows kept, {report.excluded} excluded")
     for reason, count in report.reasons.items():
         print(f"  {reason}: {count}")

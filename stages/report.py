@@ -77,7 +77,9 @@ def _generation_tables(evaluation: dict[str, Any]) -> list[Table]:
         "the cosine between generated and real picture in the run's own visual encoder."
     )
     if judged:
-        note += " Right attributes: share of place, colour, shape, size and side that the oracle reads."
+        note += (
+            " Right attributes: share of place, colour, shape, size and side that the oracle reads."
+        )
     tables = [Table("Generated pictures (after Tables 1 and 2 of the paper)", columns, rows, note)]
     captioning = evaluation["captioning"]
     if "attributes_right" in captioning:

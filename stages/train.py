@@ -74,9 +74,7 @@ def run(params: Params) -> None:
         print(f"{name}: {value:.4f}")
 
 
-def new_heads(
-    params: ModelParams, backbones: Backbones, language_model: LanguageModel
-) -> Heads:
+def new_heads(params: ModelParams, backbones: Backbones, language_model: LanguageModel) -> Heads:
     """Untrained heads whose widths come from the frozen models.
 
     Raises StageError where words for the [IMG] rows are too few.

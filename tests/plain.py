@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.heads import Heads
-from pipeline.objective import Objective, PackingDraws
+from pipeline.objective import PackingDraws
+from pipeline.settings import Objective
 
 IGNORED = -100
 Piece = tuple[list[int] | Tensor, list[int]]

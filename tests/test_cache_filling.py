@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -155,7 +156,7 @@ def test_another_model_is_refused_by_name_and_rebuilt_on_purpose(tmp_path: Path)
     fill_sample(path, rows)
     before = files(path)
     changed = {**PROVENANCE, "preprocessing": {"size": 16}}
-    with pytest.raises(StoreMismatchError, match=r"provenance.preprocessing.size: stored 8, asked 16"):
+    with pytest.raises(StoreMismatchError, match=r"provenance.preprocessing.size: stored 8, asked"):
         fill_sample(path, rows, provenance=changed)
     with pytest.raises(
         StoreMismatchError, match=r"embedding.codec.dtype: stored 'float16', asked 'int8'"
@@ -197,12 +198,12 @@ def test_batches_hold_items_of_one_group(tmp_path: Path) -> None:
     fill(path, rows, make_spec(), lambda: roles, provenance=PROVENANCE, params=params)
     assert all(len(set(map(len, batch))) == 1 for batch in batches)
     assert max(map(len, batches)) == 3
-    assert sorted(sum(batches, [])) == sorted(rows)
+    assert sorted(row for batch in batches for row in batch) == sorted(rows)
     expect_values(path, rows)
 
 
 def test_reading_encoding_and_writing_overlap(tmp_path: Path) -> None:
-    """A reader waits for the encoder of an earlier batch: only possible if reading runs ahead of it."""
+    """A reader waits for the encoding of an earlier batch: it must not hold it up."""
     encoding = threading.Event()
 
     def read_late(row: str) -> str:
@@ -263,10 +264,8 @@ def test_wrong_shapes_and_values_from_the_encoder(tmp_path: Path) -> None:
         return {"embedding": np.zeros((len(payloads), 2)), "pooled": np.zeros((len(payloads), 6))}
 
     roles = Roles(read, misshapen, constants=empty_prompt)
-    with pytest.raises(ValueError, match=r"expected 'embedding' of shape \(3, 5, 6\), got \(3, 2\)"):
-        fill(
-            tmp_path / "a.zarr", captions(3), make_spec(), lambda: roles, provenance=PROVENANCE
-        )
+    with pytest.raises(ValueError, match=r"'embedding' of shape \(3, 5, 6\), got \(3, 2\)"):
+        fill(tmp_path / "a.zarr", captions(3), make_spec(), lambda: roles, provenance=PROVENANCE)
 
     def diverged(payloads: list[str]) -> dict[str, np.ndarray]:
         values = encode(payloads)
@@ -290,7 +289,7 @@ class Killed(BaseException):
 def test_a_kill_before_any_file_is_renamed_costs_unfinished_shards_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file comes into place by a rename. Stop before the k-th of them, for every k, and go on."""
+    """Every file comes into place by a rename. Stop before the k-th, for every k, and go on."""
     rows = captions(9)
     rows[5] = "unreadable"
     fresh, spec = tmp_path / "fresh.zarr", make_spec(shard_rows=4)
@@ -332,7 +331,7 @@ def test_a_kill_before_any_file_is_renamed_costs_unfinished_shards_only(
 
 @pytest.mark.parametrize("moment", ["writing", "encoding"])
 def test_sigkill(tmp_path: Path, moment: str) -> None:
-    """A process killed by SIGKILL, in the middle of writing a file or at some moment of its work."""
+    """A process killed by SIGKILL: in the middle of writing a file, or wherever it is."""
     path, rows = tmp_path / "s.zarr", captions(40)
     script = f"""
 import os, signal, sys
@@ -396,8 +395,8 @@ class FaultyFileSystem(MemoryFileSystem):
     """Objects in memory, until a write fails with an operating-system error."""
 
     protocol = "faulty"
-    store: dict = {}
-    pseudo_dirs = [""]
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
     writes_left = 10**9
     fault = errno.ENOSPC
 
@@ -420,20 +419,20 @@ def test_a_full_disk_stops_the_run_and_costs_nothing() -> None:
     fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
     path, rows = "faulty://disk/s.zarr", captions(24)
     FaultyFileSystem.fault = errno.ENOSPC
-    counts = []
+    counts, errors = [], []
     for room in range(0, 100, 7):
         FaultyFileSystem.writes_left = room
         try:
             report = fill_sample(path, rows)
             break
         except WriteFailedError as e:
-            assert e.errno == errno.ENOSPC
-            assert "No space left" in str(e)
-            assert "run again" in str(e)
+            errors.append(e)
         FaultyFileSystem.writes_left = 10**9
         if locate(f"{path}/row_status/zarr.json").exists():
             counts.append(open_store(path).status_counts()["done"])
     FaultyFileSystem.writes_left = 10**9
+    assert {e.errno for e in errors} == {errno.ENOSPC}
+    assert all("No space left" in str(e) and "run again" in str(e) for e in errors)
     assert counts == sorted(counts)
     assert 0 in counts
     assert any(0 < count < 24 for count in counts)

@@ -51,8 +51,8 @@ def test_description(path: Path, rows: list[str]) -> None:
     np.testing.assert_allclose(embedding.norms, [np.linalg.norm(v) for v in good], rtol=1e-3)
     np.testing.assert_allclose(pooled.norms, [np.linalg.norm(v[-1]) for v in good], rtol=1e-6)
     text = shown(store_panel(description))
-    for word in ("60 rows", "1 failed", "int8", "row 7 failed", "hash", "spread evenly", "position 5"):
-        assert word in text
+    words = ("60 rows", "1 failed", "int8", "row 7 failed", "hash", "spread evenly", "position 5")
+    assert all(word in text for word in words)
 
 
 def test_neighbours_by_cosine(path: Path, rows: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""How rows are cut, how many files that makes, and that a store of millions of rows opens at once."""
+"""How rows are cut, how many files that makes, and how millions of rows open."""
 
 from pathlib import Path
 

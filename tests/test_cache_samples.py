@@ -43,7 +43,7 @@ def empty_prompt() -> dict[str, np.ndarray]:
 
 
 def make_roles(seconds: float = 0.0, log: str | None = None) -> Roles:
-    """Roles that take `seconds` a batch, and write the captions they encode to files named by process."""
+    """Roles that take `seconds` a batch, and log what they encode to a file per process."""
 
     def encode_slowly(payloads: Sequence[str]) -> dict[str, np.ndarray]:
         time.sleep(seconds)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 from test_cache_samples import (
     PROVENANCE,
     captions,
@@ -98,9 +97,7 @@ def test_processes_one_of_which_dies(tmp_path: Path, single: Path, rows: list[st
 
 
 def test_local_cluster(tmp_path: Path, single: Path, rows: list[str]) -> None:
-    fill_sample(
-        tmp_path / "s.zarr", rows, spec=SPEC, scheduler="local-cluster", num_workers=1
-    )
+    fill_sample(tmp_path / "s.zarr", rows, spec=SPEC, scheduler="local-cluster", num_workers=1)
     expect_same(tmp_path / "s.zarr", single)
 
 

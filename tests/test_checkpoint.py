@@ -26,7 +26,7 @@ from pipeline.checkpoint import (
     save_state,
 )
 from pipeline.heads import Heads, HeadSizes
-from pipeline.mapper import MapperSizes
+from pipeline.settings import MapperSizes
 
 SIZES = HeadSizes(d=6, e=8, k=2, r=2, L=4, D=5, m=8, p=4, mapper=MapperSizes(kind="linear"))
 RECORD = CheckpointRecord(

@@ -13,11 +13,11 @@ from pipeline.decision import (
     TABLE_6,
     DecisionError,
     DecisionModel,
-    DecisionSettings,
     f1_scores,
     fit_decision,
     human_performance,
 )
+from pipeline.settings import DecisionSettings
 
 R, E = 2, 16
 

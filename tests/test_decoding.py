@@ -28,7 +28,7 @@ from pipeline.decoding import (
 from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
-from pipeline.mapper import MapperSizes
+from pipeline.settings import MapperSizes
 from tests.tiny_language_models import (
     CONFIGURATIONS,
     NUM_WORDS,

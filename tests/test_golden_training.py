@@ -21,8 +21,9 @@ from pipeline.batch import CaptionBatch
 from pipeline.decoding import Context, DecodingSettings, ImagePiece, decode, released_image_logit
 from pipeline.gill import Gill
 from pipeline.language_model import load_language_model
-from pipeline.objective import Objective, PackingDraws
-from pipeline.training import Constant, Stepper, TrainingSettings
+from pipeline.objective import PackingDraws
+from pipeline.settings import Constant, Objective, TrainingSettings
+from pipeline.training import Stepper
 from pipeline.upstream import import_heads, our_name
 
 FOLDERS = os.environ.get("GILL_GOLDEN", str(Path(__file__).parent / "golden" / "a")).split(":")

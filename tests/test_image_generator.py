@@ -7,7 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from pipeline.backbones import BackboneError
-from pipeline.image_generator import GenerationSettings, load_image_generator
+from pipeline.image_generator import load_image_generator
+from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, load_text_conditioner
 
 SETTINGS = GenerationSettings(steps=3, guidance=3.0, scheduler="ddim", batch_size=2)

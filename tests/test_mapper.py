@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pipeline.mapper import MAPPERS, MapperSizes
+from pipeline.mapper import MAPPERS
+from pipeline.settings import MapperSizes
 
 E, L, D, M = 12, 8, 6, 16
 

@@ -12,8 +12,8 @@ from pipeline.batch import CaptionBatch
 from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
-from pipeline.mapper import MapperSizes
-from pipeline.objective import Objective, PackingDraws, draw_packing, training_losses
+from pipeline.objective import PackingDraws, draw_packing, training_losses
+from pipeline.settings import MapperSizes, Objective
 from tests.plain import Plain
 from tests.tiny_language_models import CONFIGURATIONS, NUM_WORDS, tiny_model, tiny_tokenizer
 
@@ -93,6 +93,7 @@ def compare(
     assert errors[worst] < gradient_tolerance, (worst, errors[worst])
 
 
+PAIR = PackingDraws.same(2, False)
 LENGTHS = [1, MAX_TOKENS, 5, 1, MAX_TOKENS, 11]
 DRAWS = {
     "alone": PackingDraws.same(6, False),
@@ -212,6 +213,29 @@ def test_bfloat16_stays_close_to_float32() -> None:
     torch.testing.assert_close(grads[1].pop("losses"), grads[0].pop("losses"), rtol=0.02, atol=0)
     ours, theirs = (torch.cat([g.flatten() for g in grad.values()]) for grad in grads[::-1])
     assert float((ours - theirs).norm() / theirs.norm()) < 0.08
+
+
+@pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16])
+def test_heads_may_be_kept_in_bfloat16(frozen: torch.dtype) -> None:
+    objective = Objective.released()
+    gill, _ = build("opt", 2, objective, torch.float32)
+    exact = training_losses(gill, example_batch([3, 4], torch.float32), objective, PAIR)
+    model = LanguageModel(tiny_model("opt", frozen), tiny_tokenizer())
+    low = Gill(model, copy.deepcopy(gill.heads).to(torch.bfloat16))
+    losses = training_losses(low, example_batch([3, 4], torch.float32), objective, PAIR)
+    assert losses.total.dtype == torch.float32
+    assert losses.total.item() == pytest.approx(exact.total.item(), rel=0.03)
+    losses.total.backward()
+    grads = [p.grad for p in low.heads.parameters()]
+    assert {g.dtype for g in grads} == {torch.bfloat16}
+    assert all(g.isfinite().all() for g in grads)
+
+
+def test_float16_is_refused() -> None:
+    heads = Heads(small_sizes(32, 2, False))
+    gill = Gill(LanguageModel(tiny_model("opt", torch.float16), tiny_tokenizer()), heads)
+    with pytest.raises(ValueError, match="float16, in which gradients underflow"):
+        training_losses(gill, example_batch([3, 4], torch.float32), Objective.paper(), PAIR)
 
 
 def test_weight_zero_leaves_a_part_out(opt64: tuple[Gill, Plain]) -> None:

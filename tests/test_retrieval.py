@@ -13,13 +13,13 @@ from torch.nn.functional import normalize
 
 from pipeline.retrieval import (
     IndexPart,
-    IndexSettings,
     RetrievalError,
     RetrievalIndex,
     build_index,
     load_index,
     search_together,
 )
+from pipeline.settings import IndexSettings
 
 N, P = 3000, 32
 KINDS = ("flat", "hnsw", "ivf-sq8", "ivf-pq")

@@ -19,17 +19,20 @@ from pipeline.checkpoint import BEST, LAST, STATE, CheckpointError, load_heads, 
 from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
-from pipeline.mapper import MapperSizes
-from pipeline.objective import Objective, PackingDraws, draw_packing, training_losses
-from pipeline.training import (
+from pipeline.objective import PackingDraws, draw_packing, training_losses
+from pipeline.settings import (
     Constant,
-    DvcliveLog,
     LinearDecay,
+    MapperSizes,
+    Objective,
+    StepDecay,
+    TrainingSettings,
+)
+from pipeline.training import (
+    DvcliveLog,
     NonFiniteLossError,
     Progress,
-    StepDecay,
     Stepper,
-    TrainingSettings,
     processes,
     take_examples,
     train,

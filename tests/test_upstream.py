@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.heads import Heads, HeadSizes
-from pipeline.mapper import MapperSizes
+from pipeline.settings import MapperSizes
 from pipeline.upstream import (
     ARGUMENTS_FILE,
     DECISION_CLASSES,
