@@ -1,6 +1,4 @@
-"""The shipped tiny backbones: three directories in the real formats, ready to use where they lie
-or to copy out.
-"""
+"""The shipped tiny backbones: three directories in the real formats, to use there or copy out."""
 
 import shutil
 from collections.abc import Callable
@@ -46,8 +44,7 @@ SHIPPED = Backbones.within(Path(__file__).parent / "weights")
 
 
 def unpack(directory: Path) -> Backbones:
-    """Copies the shipped backbones to `directory`/{language_model, visual_encoder,
-    image_generator}.
+    """Copies the shipped backbones to a folder, into the places of `Backbones.within(directory)`.
 
     What lies in those three places before is replaced.
 

@@ -147,8 +147,7 @@ def _different_captions(
 def _draw_captioned(
     directory: Path, counts: dict[Split, int], captions_per_picture: int, seed: int
 ) -> dict[Split, dict[str, Scene]]:
-    """Writes captions.tsv, candidates.tsv and the pictures; gives the scene of each picture, by
-    split and path.
+    """Writes captions.tsv, candidates.tsv and pictures; gives the scenes by split and picture path.
 
     The first caption of a val or test picture is complete, so that what it should show is known.
     """
@@ -247,8 +246,7 @@ def _draw_coco(directory: Path, scenes: dict[str, Scene], seed: int) -> None:
 
 
 def _draw_questions(directory: Path, scenes: dict[str, Scene], seed: int) -> None:
-    """Writes VQAv2 questions and annotations: one question about each test picture, the annotators
-    all agreeing.
+    """Writes VQAv2 questions and annotations: a question about each test picture, all agreeing.
 
     Picture number n of `images/test` has image_id n.
     """
@@ -327,8 +325,7 @@ def _draw_stories(directory: Path, number: int, seed: int) -> dict[str, list[lis
 
 
 def _draw_dialogues(directory: Path, number: int, seed: int) -> dict[str, list[str]]:
-    """Writes VisDial dialogues and their pictures; gives the scene of each dialogue, by its
-    image_id.
+    """Writes VisDial dialogues and their pictures; gives the scenes by image_id.
 
     The candidates of a round are all answers there are, which is fewer than VisDial's hundred, and
     the questions keep their question marks, which VisDial's lack.
@@ -381,8 +378,7 @@ def _draw_dialogues(directory: Path, number: int, seed: int) -> dict[str, list[s
 
 
 def _draw_prompts(directory: Path, number: int, seed: int) -> list[list[str]]:
-    """Writes PartiPrompts-like prompts, complete captions of three kinds of scenes; gives their
-    scenes in order.
+    """Writes PartiPrompts: complete captions of three kinds of scenes; gives the scenes in order.
 
     The category is the kind: a rare pair, which no candidate shows; a common training scene,
     which candidates may show; or a held-out scene with a common pair, which no candidate shows

@@ -64,9 +64,7 @@ def _on_side(side: str) -> str:
 
 
 def noun_phrase(scene: Scene, rng: random.Random, article: str, color: float, size: float) -> str:
-    """For example `a small red ring`, with the size and the colour each mentioned with the
-    probability given.
-    """
+    """For example `a small red ring`; `color` and `size` are the probabilities of their mention."""
     words = [article]
     if rng.random() < size:
         words.append(scene.size)
@@ -89,9 +87,7 @@ def caption(scene: Scene, rng: random.Random, mention: Mention = EVERYTHING) -> 
 
 
 def event(scene: Scene, attribute: str, name: str, rng: random.Random) -> str:
-    """Says that an attribute has just become what it is in `scene`, for example `the ring turns
-    blue.`
-    """
+    """Tells that an attribute has become what it is in `scene`: for example `it turns blue.`"""
     match attribute:
         case "place":
             return f"{name} {rng.choice(('goes', 'moves'))} to the {scene.place}."
@@ -105,9 +101,7 @@ def event(scene: Scene, attribute: str, name: str, rng: random.Random) -> str:
 
 
 def picture_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption as a set of captioned pictures has them: mostly descriptions, some events, few
-    complete.
-    """
+    """A caption as collections have them: most describe, some tell an event, few say all."""
     if rng.random() < 0.7:
         return caption(scene, rng, MOST)
     changed = rng.choice(CHANGEABLE)
@@ -124,8 +118,7 @@ def story(
     mention: Mention = LITTLE,
     rare_share: float | None = None,
 ) -> list[Moment]:
-    """A story in pictures: the first caption says little, each later one tells the one attribute
-    that changed.
+    """A story: its first caption says little, each later one tells the one attribute that changed.
 
     Args:
         rng: source of chance.
@@ -162,8 +155,7 @@ def story(
 
 
 def dialogue(scene: Scene, rng: random.Random, num_rounds: int = 10) -> list[Round]:
-    """Questions and answers about a picture; each attribute is asked for once, and guessed at in
-    the other rounds.
+    """Questions and answers about a picture: one question per attribute, the others are guesses.
 
     The answer "no" is informative (`no it is blue`), so that no round is wasted.
     """
@@ -222,16 +214,12 @@ def story_prompt(captions: Sequence[str]) -> str:
 
 
 def dialogue_prompt(rounds: Sequence[Round]) -> str:
-    """The rounds of a dialogue as one text: `Q: what color is it? A: red`, one round a line, no
-    line end at the end.
-    """
+    """The rounds of a dialogue as lines like `Q: what color is it? A: red`."""
     return "\n".join(f"Q: {question} A: {answer}" for question, answer in rounds)
 
 
 def question_prompt(context: str, question: str) -> str:
-    """A question after a text that answers it (or after nothing, if the context is a picture), up
-    to the `A:`.
-    """
+    """A question up to its `A:`, after a text (or nothing, if the context is a picture)."""
     return f"{context}\nQ: {question} A:" if context else f"Q: {question} A:"
 
 

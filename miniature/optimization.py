@@ -1,6 +1,4 @@
-"""How every tiny backbone is optimised: Muon for the matrices, Adam for the rest, one schedule,
-visible progress.
-"""
+"""How every tiny backbone is optimised: Muon for matrices, Adam for the rest, one schedule."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +10,7 @@ Report = Callable[[str], None]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of a matrix is made orthogonal by Newton-Schulz iterations (Jordan et
-    al., 2024).
+    """Momentum with orthogonalised updates of matrices (Jordan et al., 2024).
 
     Tensors of more than two dimensions (convolutions) are matrices [first, rest]. The update is
     scaled by `sqrt(max(1, rows / columns))`.
@@ -41,9 +38,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 4) -> Tensor:
-    """Pushes all singular values towards 1 with the quintic Newton-Schulz iteration; [rows,
-    columns] both.
-    """
+    """Pushes all singular values of a matrix towards 1: quintic Newton-Schulz iteration."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(iterations):
@@ -53,9 +48,7 @@ def orthogonalize(matrix: Tensor, iterations: int = 4) -> Tensor:
 
 
 class Optimization:
-    """Updates parameters over a fixed number of steps: linear warm-up, plateau, linear decay over
-    the last part.
-    """
+    """Updates parameters over a fixed number of steps: warm-up, plateau, linear decay."""
 
     def __init__(
         self,
@@ -67,8 +60,7 @@ class Optimization:
         decay_share: float = 0.5,
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
-        """Sorts the parameters: matrices and convolutions to Muon; embeddings, vectors and the
-        narrow to Adam.
+        """Gives matrices and convolutions to Muon; embeddings, vectors and narrow ones to Adam.
 
         Args:
             named_parameters: what to update.
@@ -111,9 +103,7 @@ class Optimization:
 
 
 class Progress:
-    """Counts steps and reports rate, time left and the running mean of the loss, every few
-    seconds.
-    """
+    """Counts steps; reports rate, time left and the mean of the loss every few seconds."""
 
     def __init__(
         self, what: str, num_steps: int, report: Report, every_seconds: float = 15.0

@@ -1,6 +1,4 @@
-"""Reads what a picture shows from its pixels, so that pictures are judged by truth and not by a
-learned model.
-"""
+"""Reads what a picture shows from its pixels: pictures are judged by truth, not by a model."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -31,9 +29,7 @@ Pictures = NDArray[np.uint8] | Sequence[Image.Image]
 
 @cache
 def _templates() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All shapes at slightly different sizes and places: coverage [M, 1024] and (shape, size,
-    side) [M, 3].
-    """
+    """Shapes of varied size and place: coverage [M, 1024], and (shape, size, side) [M, 3]."""
     covers, labels = [], []
     for shape in range(len(VALUES["shape"])):
         grid = np.array(
@@ -76,8 +72,9 @@ def as_pixels(pictures: Pictures) -> NDArray[np.uint8]:
 
 
 def read_scenes(pictures: Pictures) -> NDArray[np.int64]:
-    """Reads the attributes of each picture: int64 [N, 5] of codes in the order of `ATTRIBUTES`, -1
-    where unknown.
+    """Reads the attributes of each picture: int64 [N, 5] of codes, -1 where unknown.
+
+    The columns are in the order of `ATTRIBUTES`.
 
     Args:
         pictures: uint8 [N, 32, 32, 3], or PIL pictures.

@@ -1,6 +1,4 @@
-"""The tiny autoencoder: pictures of 32 x 32 x 3 to latents of 8 x 8 x 4 and back, a diffusers
-`AutoencoderKL`.
-"""
+"""The tiny autoencoder, a diffusers `AutoencoderKL`: 32 x 32 x 3 to 8 x 8 x 4 and back."""
 
 import numpy as np
 import torch
@@ -51,8 +49,9 @@ def _differences(picture: Tensor) -> Tensor:
 def train(
     recipe: AutoencoderRecipe, seed: int, report: Report
 ) -> tuple[AutoencoderKL, dict[str, float]]:
-    """Trains on pictures of training scenes; returns the autoencoder, latents scaled to deviation
-    1, and its scores.
+    """Trains on pictures of training scenes; returns the autoencoder and its scores.
+
+    Its `scaling_factor` gives the latents deviation 1.
     """
     torch.manual_seed(seed)
     levels = len(recipe.widths)
@@ -99,9 +98,7 @@ def encode(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
 def measure(
     autoencoder: AutoencoderKL, scenes: tuple[Scene, ...], seed: int = 1
 ) -> dict[str, float]:
-    """What the oracle still reads after encoding and decoding, without and with some noise on the
-    latents.
-    """
+    """What the oracle reads after encoding and decoding, without and with noise on the latents."""
     latents = encode(autoencoder, as_tensor(render(scenes, seed)))
     noise = (
         torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)) * latents.std()

@@ -220,7 +220,7 @@ def assemble(
 
 def load(directory: Path) -> StableDiffusionPipeline:
     """What `write` wrote, in float32."""
-    pipeline = StableDiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(directory).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

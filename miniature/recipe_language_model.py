@@ -1,5 +1,4 @@
-"""The tiny language model: an OPT that reads what was said about a scene, answers questions and
-sums it up.
+"""The tiny language model: an OPT that reads about a scene, answers questions and sums up.
 
 Its texts are captions, stories, dialogues and requests of training scenes. Many end with a
 summary in words of what they established, which teaches the model to collect it; names in a
@@ -122,9 +121,7 @@ def _summary_of_stated(text: str, scene: Scene, rng: random.Random) -> str:
 def _windows(
     tokenizer: GPT2Tokenizer, write_text: Callable[[random.Random], str], length: int, seed: str
 ) -> Iterator[list[int]]:
-    """Endless windows of whole texts, each begun by `</s>`, filled to `length` with the start of
-    one more.
-    """
+    """Endless windows of `length` tokens: texts, each begun by `</s>`, the last one cut."""
     rng = random.Random(seed)
     while True:
         window: list[int] = []
@@ -139,9 +136,7 @@ def _windows(
 def train(
     directory: Path, recipe: LanguageModelRecipe, seed: int, report: Report
 ) -> dict[str, float]:
-    """Trains the model, writes model and tokenizer to `directory` in float16, and returns its
-    scores.
-    """
+    """Trains, writes model and tokenizer to `directory` in float16, and returns the scores."""
     torch.manual_seed(seed)
     tokenizer = language_model_tokenizer()
     model = OPTForCausalLM(
@@ -192,9 +187,7 @@ def load(directory: Path) -> tuple[OPTForCausalLM, GPT2Tokenizer]:
 
 
 def write(model: OPTForCausalLM, tokenizer: GPT2Tokenizer, directory: Path) -> None:
-    """Writes a directory that `AutoModelForCausalLM` and `AutoTokenizer` load; the weights in
-    float16.
-    """
+    """Writes a directory that `AutoModelForCausalLM` and `AutoTokenizer` load, in float16."""
     deepcopy(model).half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -206,8 +199,10 @@ def write(model: OPTForCausalLM, tokenizer: GPT2Tokenizer, directory: Path) -> N
 def known_attributes(
     model: OPTForCausalLM, tokenizer: GPT2Tokenizer, text: str, scene: Scene
 ) -> dict[str, bool]:
-    """For each attribute that a text states, whether the model's summary of the text gets it right:
-    whether, of the attribute's values, the true one is the most likely after the summary so far.
+    """For each attribute that a text states, whether the model's summary of it gets it right.
+
+    It does if, of all values of the attribute, the true one is the likeliest to come next in a
+    summary that is right so far.
     """
     tokens = tokenizer(text + " picture:")["input_ids"]
     place_of = {}

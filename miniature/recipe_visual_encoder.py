@@ -1,6 +1,4 @@
-"""The tiny CLIP: an open_clip model and its tokenizer, in a directory that open_clip loads as
-`local-dir:`.
-"""
+"""The tiny CLIP: model and tokenizer in a directory that open_clip loads as `local-dir:`."""
 
 import json
 import random
@@ -63,9 +61,6 @@ def model_config(recipe: VisualEncoderRecipe, vocabulary_size: int) -> dict:
             "heads": recipe.text_heads,
             "layers": recipe.text_layers,
             "hf_tokenizer_name": "the tokenizer in this directory",
-            # What the Hugging Face tokenizer has to be told to give CLIP's own token layout: see
-            # `tokenize`.
-            "tokenizer_kwargs": {"strip_sep_token": False},
         },
     }
 
@@ -79,9 +74,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 def train(
     directory: Path, recipe: VisualEncoderRecipe, seed: int, report: Report
 ) -> dict[str, float]:
-    """Trains on captioned pictures of training scenes, writes the directory in float16, and
-    returns its scores.
-    """
+    """Trains on captioned pictures of training scenes, writes float16, and returns the scores."""
     torch.manual_seed(seed)
     rng = random.Random(f"captions for the visual encoder {seed}")
     tokenizer = clip_tokenizer()
@@ -153,8 +146,7 @@ def write(model: CLIP, tokenizer: CLIPTokenizer, config: dict, directory: Path) 
 
 @torch.no_grad()
 def measure(model: CLIP, tokenizer: CLIPTokenizer, seed: int = 1) -> dict[str, float]:
-    """How often a complete caption finds its scene's picture among one picture of each of the 576
-    scenes.
+    """How often a complete caption finds its picture among one picture of each of the 576 scenes.
 
     `recall_at_1` over all captions; `recall_at_1_held_out` over those of validation and test
     scenes; `attributes` is the share of attributes that the found picture has right.

@@ -1,5 +1,4 @@
-"""The tokenizers of the tiny backbones: byte-level BPE of the real kinds, in which every word is
-one token.
+"""The tokenizers of the tiny backbones: byte-level BPE, in which every word is one token.
 
 Bytes cover everything else, so that any text can be tokenized; a word the world does not know
 comes out in pieces that no backbone has seen.
@@ -14,10 +13,8 @@ from transformers import CLIPTokenizer, GPT2Tokenizer
 
 from miniature.language import words
 
-TEXT_LENGTH = (
-    24  # L: text positions of the tiny CLIP and of the image generator, BOS and EOS included
-)
-MAX_POSITIONS = 256  # of the tiny language model, BOS included
+TEXT_LENGTH = 24  # L: text positions of CLIP and the image generator, begin and end included
+MAX_POSITIONS = 256  # of the language model, `</s>` included
 
 _SPACE = "Ġ"  # how byte-level BPE writes a space
 _WORD_END = "</w>"  # how CLIP's BPE marks the last piece of a word
@@ -55,9 +52,7 @@ def _number(symbols: Iterable[str]) -> dict[str, int]:
 
 
 def language_model_tokenizer() -> GPT2Tokenizer:
-    """OPT's kind of tokenizer: `</s>` (2) begins every text and ends it, `<pad>` is 1, case and
-    spaces count.
-    """
+    """OPT's kind: `</s>` (2) begins every text and ends it, `<pad>` is 1, case and spaces count."""
     merges = learn_merges(tuple(form) for word in words() for form in (word, _SPACE + word))
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet())]
     return GPT2Tokenizer(
@@ -73,17 +68,13 @@ def language_model_tokenizer() -> GPT2Tokenizer:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's kind of tokenizer: lower case, `<|startoftext|> ... <|endoftext|>`, padded with the
-    latter.
-    """
+    """CLIP's kind: lower case, `<|startoftext|> ... <|endoftext|>`, padded with the latter."""
     lower = dict.fromkeys(word.lower() for word in words())
     merges = learn_merges((*word[:-1], word[-1] + _WORD_END) for word in lower)
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [*alphabet, *(byte + _WORD_END for byte in alphabet)]
-    special = (
-        "<|startoftext|>",
-        "<|endoftext|>",
-    )  # last, so that CLIP finds the end as the largest id
+    # Last, so that CLIP finds the end of a text as its largest id.
+    special = ("<|startoftext|>", "<|endoftext|>")
     return CLIPTokenizer(
         vocab=_number([*symbols, *(a + b for a, b in merges), *special]),
         merges=merges,  # type: ignore[arg-type]

@@ -28,9 +28,7 @@ ATTRIBUTES = tuple(VALUES)
 
 
 class Scene(NamedTuple):
-    """What a picture shows, in words; the fields are `ATTRIBUTES`, their values those of
-    `VALUES`.
-    """
+    """What a picture shows, in words: the fields are `ATTRIBUTES`, with values from `VALUES`."""
 
     place: str
     color: str
@@ -131,9 +129,7 @@ _SUPERSAMPLING = 3
 def shape_coverage(
     shape: int, x: NDArray[np.floating], y: NDArray[np.floating], radius: NDArray[np.floating]
 ) -> NDArray[np.float32]:
-    """How much of each pixel a shape covers, for n centres and radii in pixels: float32 [n, 32,
-    32] in 0..1.
-    """
+    """How much of each pixel a shape covers, for n centres and radii: float32 [n, 32, 32], 0..1."""
     grid = (np.arange(PICTURE_SIZE * _SUPERSAMPLING, dtype=np.float32) + 0.5) / _SUPERSAMPLING
     dx = ((grid[None, :] - x[:, None]) / radius[:, None]).astype(np.float32)[:, None, :]
     dy = ((grid[None, :] - y[:, None]) / radius[:, None]).astype(np.float32)[:, :, None]
