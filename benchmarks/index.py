@@ -1,6 +1,6 @@
 """Approximate retrieval against exact search: recall, speed, memory and build time of every kind.
 
-    python -m benchmarks.index [--quick] [--rows N] [--full] [--json FILE]
+    python -m benchmarks.index [--quick] [--full] [--rows N] [--kinds KIND ...] [--json FILE]
 
 --quick measures 100 000 vectors, the default 1 000 000, --full also 3 300 000 (the size of CC3M).
 
@@ -22,7 +22,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +111,8 @@ def _saved_bytes(index: RetrievalIndex) -> int:
         return sum(path.stat().st_size for path in Path(folder).glob("vectors-*"))
 
 
-def measure(number: int) -> dict[str, dict[str, float]]:
-    """All kinds at one size; prints a line per kind as it goes."""
+def measure(number: int, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Exact search and the given kinds at one size; prints a line per kind as it goes."""
     pictures = Pictures(number)
     queries = pictures.queries()
     print(
@@ -124,9 +124,9 @@ def measure(number: int) -> dict[str, dict[str, float]]:
     )
     results: dict[str, dict[str, float]] = {}
     exact_rows, exact_alone, exact_batched = torch.empty(0), 0.0, 0.0
-    for kind, settings in SETTINGS.items():
+    for kind in ("flat", *kinds):
         start = time.perf_counter()
-        index = build_index(pictures, settings, heads="benchmark", features="benchmark")
+        index = build_index(pictures, SETTINGS[kind], heads="benchmark", features="benchmark")
         build = time.perf_counter() - start
         alone = _alone(index, queries, 20 if kind == "flat" else TIMED_ALONE)
         batched, rows = _batched(index, queries)
@@ -165,6 +165,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="100 000 vectors only")
     parser.add_argument("--full", action="store_true", help="also 3 300 000 vectors")
     parser.add_argument("--rows", type=int, help="this many vectors instead")
+    approximate = [kind for kind in SETTINGS if kind != "flat"]
+    parser.add_argument("--kinds", nargs="+", choices=approximate, default=approximate)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -173,7 +175,7 @@ def main() -> None:
     sizes = [given.rows] if given.rows else [100_000] if given.quick else [1_000_000]
     if given.full:
         sizes.append(3_300_000)
-    measured = {size: measure(size) for size in sizes}
+    measured = {size: measure(size, given.kinds) for size in sizes}
     line = json.dumps({**measured[sizes[0]], "rows": sizes[0], "all_sizes": measured})
     if given.json:
         given.json.write_text(line + "\n")
