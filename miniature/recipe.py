@@ -132,7 +132,10 @@ def _train_image_generator(directory: Path, recipes: Recipes, report: Report) ->
 
 
 def _load_autoencoder(directory: Path) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(directory).eval().requires_grad_(False)
+    autoencoder = AutoencoderKL.from_pretrained(directory).eval().requires_grad_(False)
+    # Otherwise the generator's configuration would name a folder of this machine.
+    autoencoder.register_to_config(_name_or_path="")
+    return autoencoder
 
 
 _TRAIN: dict[Part, Callable[[Path, Recipes, Report], dict[str, float]]] = {
