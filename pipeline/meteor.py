@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import fsum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,11 +90,11 @@ class Meteor:
 
         def weigh(words: Words) -> float:
             functional = self.resources.function_words
-            return sum(1 - DELTA if word in functional else DELTA for word in words)
+            return fsum(1 - DELTA if word in functional else DELTA for word in words)
 
         def matched(side: int) -> float:
             words = hypothesis if side == HYPOTHESIS else reference
-            return sum(
+            return fsum(
                 WEIGHTS[match.kind] * weigh([words[i] for i in match.spans[side]])
                 for match in chosen
             )
@@ -157,8 +158,8 @@ class _Counts:
 
 def _sum(parts: Sequence[_Counts]) -> _Counts:
     return _Counts(
-        lengths=(sum(part.lengths[0] for part in parts), sum(part.lengths[1] for part in parts)),
-        matched=(sum(part.matched[0] for part in parts), sum(part.matched[1] for part in parts)),
+        lengths=(fsum(part.lengths[0] for part in parts), fsum(part.lengths[1] for part in parts)),
+        matched=(fsum(part.matched[0] for part in parts), fsum(part.matched[1] for part in parts)),
         covered=sum(part.covered for part in parts),
         chunks=sum(part.chunks for part in parts),
     )

@@ -39,7 +39,7 @@ _REWRITES = [
         (r"([0-9]),([^0-9])", r"\1 , \2"),
         (r"([^0-9]),([0-9])", r"\1 , \2"),
         (r"[`‘’]", "'"),
-        (r"''", ' " '),
+        (r"[“”]|''", ' " '),
         (r"–", "-"),
         (r"--", "-"),
         # A hyphen between words, so that half a compound can match.
