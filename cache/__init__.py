@@ -1,4 +1,4 @@
-"""The embedding cache: one vector (or stack of vectors) per row of a table, made once, read many times.
+"""The embedding cache: a vector, or a stack of them, per row of a table; made once, read often.
 
 The data types, before anything else:
 
@@ -13,14 +13,14 @@ The data types, before anything else:
     StoreDescription, RowView   what `inspect` shows
 
 A store is a Zarr v3 group (cache/layout.py draws it) with a manifest beside it. `zarr.open` and
-`xarray.open_zarr` read it without this package. A row is there when its `row_status` says so, and is
-right when it matches its checksum. Only shards are written, whole, each by one writer, then recorded.
+`xarray.open_zarr` read it without this package. A row is there when its `row_status` says so, and
+is right when it matches its checksum. Shards are written whole, each by one writer, then recorded.
 
-    fill(path, rows, spec, make_roles, provenance=...)      make it, resume it, bring it up to date
-    ShuffledRows({name: (path, array)}, batch_size=, seed=) train from it
-    read_rows(path, [3, 5]), iterate_blocks(path)           read it by number, or in order
-    describe(path), view_row(path, 3), write_page(path, page)   look at it
-    verify(path), repair(path)                              check it, and have what is bad made again
+    fill(path, rows, spec, make_roles, provenance={})          make it, resume it, update it
+    ShuffledRows({name: (path, array)}, batch_size=200, seed=0)    train from it
+    read_rows(path, [3, 5]), iterate_blocks(path)              read it by number, or in order
+    describe(path), view_row(path, 3), write_page(path, page)  look at it
+    verify(path), repair(path)                                 check it; have what is bad redone
 
 This room knows no model and no picture, and is the only one that imports zarr, numcodecs or dask.
 """

@@ -26,19 +26,20 @@ class Codec(BaseModel):
 
     dtype: Literal["float32", "float16", "int8"] = Field(
         default="float16",
-        description="Stored number type. int8: per channel (last axis), with scale and offset fitted "
-        "to the range of a sample of rows spread evenly over the table.",
+        description="Stored number type. int8: per channel (last axis), with scale and offset "
+        "fitted to the range of a sample of rows spread evenly over the table.",
     )
     compressor: Literal["none", "zstd", "blosc-zstd", "blosc-lz4"] = Field(
         default="none",
-        description="Lossless compressor on top. Embeddings are nearly random bits: float16 shrinks "
-        "by about 8% and is read several times slower; worth it on slow or costly storage.",
+        description="Lossless compressor on top. Embeddings are nearly random bits: float16 "
+        "shrinks by about 8% and is read several times slower; for slow or costly storage.",
     )
     level: int = Field(default=3, ge=0, le=9, description="Level of the compressor.")
     share_first: bool = Field(
         default=False,
-        description="Store position 0 once for all rows. Right for a causal text encoder, whose BOS "
-        "vector cannot depend on the caption. Checked on every row: one that deviates is refused.",
+        description="Store position 0 once for all rows. Right for a causal text encoder, whose "
+        "BOS vector cannot depend on the caption. Checked on every row: one that deviates is "
+        "refused.",
     )
 
     @property
@@ -97,8 +98,9 @@ def fit(codec: Codec, sample: np.ndarray) -> FittedCodec:
         worst = _relative_squared_error(values[:, 0], np.broadcast_to(first, values[:, 0].shape))
         if worst.max() > SHARED_FIRST_TOLERANCE:
             raise FirstPositionVariesError(
-                "share_first is on, but the first position is not the same for every row (relative "
-                f"squared difference up to {worst.max():.2g}): this encoder is not causal; turn it off"
+                "share_first is on, but the first position is not the same for every row "
+                f"(relative squared difference up to {worst.max():.2g}): this encoder is not "
+                "causal; turn it off"
             )
         values = values[:, 1:]
     if codec.dtype != "int8":
@@ -112,9 +114,9 @@ def fit(codec: Codec, sample: np.ndarray) -> FittedCodec:
 def encode(
     fitted: FittedCodec, values: np.ndarray
 ) -> tuple[np.ndarray, NDArray[np.float32], dict[int, str]]:
-    """Values float [n, *shape] -> (stored [n, *stored_shape], error float32 [n], {row: why
-    refused}).
+    """Values float [n, *shape] -> (stored [n, *stored_shape], error float32 [n], refused).
 
+    refused: row -> why.
     A refused row (not finite, too large for float16, first position deviates) is stored as zeros.
     """
     values = values.astype(np.float32, copy=False)
@@ -161,8 +163,7 @@ def decode(
     index: NDArray[np.intp] | slice = slice(None),
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rows `index` of stored [n, *stored_shape] -> values [m, *shape], into `out` where it is
-    given."""
+    """Rows `index` of stored [n, *stored_shape] -> values [m, *shape], into `out` if given."""
     if isinstance(index, slice) and fitted.first is None and fitted.scale is None and out is None:
         return stored[index]
     shape = stored.shape[1:]

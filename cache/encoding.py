@@ -1,8 +1,7 @@
 """Shards through three roles: read -> encode -> write, overlapped.
 
 Reading runs in threads ahead of the encoder, encoding in the caller's thread, and the write of one
-shard beside the encoding of the next. Queues are bounded: memory does not grow with the number of
-rows.
+shard beside the encoding of the next. Queues are bounded: memory does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -25,13 +24,11 @@ from cache.store import EmbeddingStore, RowStatus, ShardResult
 
 
 class Roles(NamedTuple):
-    """What the cache does not know: pictures, captions, models. Made by a factory where the work
-    runs.
+    """What the cache does not know: pictures, captions, models. Made where the work runs.
 
     read: row -> payload, called from several threads; raises to have the row recorded as failed.
-    encode: list of b payloads -> {array name: float [b, *shape]}, called from one thread at a time
-    per
-        shard in work. An exception ends the run: it is not one row's fault.
+    encode: list of b payloads -> {array name: float [b, *shape]}, called from one thread per shard
+        in work. An exception ends the run: it is not one row's fault.
     group: payload -> key; only payloads of equal key share a batch (captions of equal length).
     constants: () -> {name: float [*axes]}, the arrays kept once (the empty prompt's embedding).
     """
@@ -103,14 +100,17 @@ def encode_shards(
             written.append(writing.submit(_write, store, run, draft))
         while written:
             yield written.popleft().result()
+    except (Exception, KeyboardInterrupt):
+        while written:  # a shard that is being written is not lost with the one that failed
+            yield written.popleft().result()
+        raise
     finally:
         reading.shutdown(wait=False, cancel_futures=True)
         writing.shutdown(wait=True, cancel_futures=True)
 
 
 def sample_values(roles: Roles, rows: Sequence[Any], batch_size: int) -> dict[str, np.ndarray]:
-    """Encode a few rows without storing them: {array: float32 [n, *shape]}, unreadable rows left
-    out."""
+    """Encode a few rows and store nothing: {array: float32 [n, *shape]}, less unreadable rows."""
     batches: dict[Hashable, list[Any]] = {}
     for row in rows:
         try:
@@ -193,8 +193,7 @@ def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:
 
 
 def _write(store: EmbeddingStore, run: str, draft: _Draft) -> ShardResult:
-    """Put the shard's files in place and say what is in them; the row status is the
-    coordinator's."""
+    """Put the shard's files in place and say what is in them. Row status: the coordinator's."""
     shard, positions = draft.task.shard, draft.positions
     failed = list(draft.reasons)
     checksums = {}

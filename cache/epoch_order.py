@@ -1,7 +1,7 @@
 """The order of an epoch: which rows, when, on which rank. Numbers only; reads nothing.
 
-Two levels, so that storage sees neighbouring rows together: the order of blocks (runs of consecutive
-rows) is shuffled, then the rows of a window of several blocks are mixed.
+Two levels, so that storage sees neighbouring rows together: the order of blocks (runs of
+consecutive rows) is shuffled, then the rows of a window of several blocks are mixed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 class Window(NamedTuple):
     """Rows that are mixed together.
 
-    pieces: ascending rows of one block each; rows int64 [n]: all of them; permutation int64 [n]: the
-    order in which they leave, as offsets into rows.
+    pieces: ascending rows of one block each; rows int64 [n]: all of them; permutation int64 [n]:
+    the order in which they leave, as offsets into rows.
     """
 
     pieces: list[NDArray[np.int64]]

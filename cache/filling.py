@@ -27,8 +27,7 @@ SAMPLE_ROWS = 256  # spread evenly over the table, for codecs that are fitted to
 
 
 class FillingParams(BaseModel):
-    """How a store is filled. None of it changes what is stored, save the batch size in the last
-    bits."""
+    """How a store is filled. What is stored does not depend on it, save rounding on batch_size."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,8 +35,8 @@ class FillingParams(BaseModel):
     num_readers: int = Field(default=4, ge=1, description="Threads that read and decode rows.")
     scheduler: str = Field(
         default="single",
-        description="single: in this process. Otherwise by Dask, one task a shard: threads, processes, "
-        "local-cluster, or the address of a running scheduler such as tcp://10.0.0.1:8786.",
+        description="single: in this process. Otherwise by Dask, one task a shard: threads, "
+        "processes, local-cluster, or the address of a running scheduler such as tcp://10.0.0.1:8786.",
     )
     num_workers: int | None = Field(
         default=None,
@@ -50,7 +49,7 @@ class FillingParams(BaseModel):
     def _known(cls, value: str) -> str:
         if value not in ("single", "threads", "processes", "local-cluster") and "://" not in value:
             raise ValueError(
-                f"{value!r} is no scheduler: single, threads, processes, local-cluster or an address"
+                f"{value!r} is no scheduler: single, threads, processes, local-cluster, an address"
             )
         return value
 
@@ -103,22 +102,20 @@ def fill(
     retry_failed: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> FillReport:
-    """Fill the store at `where` with the rows of a table; create it, resume it or bring it up to
-    date.
+    """Fill the store at `where` from a table: create it, resume it or bring it up to date.
 
-    rows: N rows, handed to `Roles.read`; key: row -> fingerprint of all that its values are made
-    from. make_roles: called once in every process that does the work, and not at all where there
-    is none;
-        for processes and clusters it must be picklable (a module-level function, or a partial of
-        one).
-    provenance: JSON values that must not change under the rows: model, weights, preprocessing,
-    dtype. versions: library versions; recorded, and never a reason to refuse.
-    rebuild: remove the store first. retry_failed: encode failed rows again.
+    rows: N rows, handed to `Roles.read`; indexed by numbers and slices.
+    key: row -> fingerprint of all that its values are made from.
+    make_roles: called once in every process that does the work, and not at all where there is no
+        work; for processes and clusters a module-level function, or a partial of one.
+    provenance: JSON values that must not change under the rows (model, weights, preprocessing).
+    versions: library versions; recorded, and never a reason to refuse.
+    rebuild: remove the store first.
+    retry_failed: encode failed rows again.
 
     Raises StoreMismatchError (other provenance or spec), StoreLockedError (another run),
     NotAStoreError (something else is there), WriteFailedError (full disk, read-only),
-    ShardsLostError, and whatever the encoder raises. Whatever happens, shards that are done stay
-    done.
+    ShardsLostError, and what the encoder raises. Whatever happens, shards that are done stay done.
     """
     location, started = locate(where), time.monotonic()
     spec.check_num_files(len(rows))
@@ -238,10 +235,9 @@ def _prepare(
     to_fit = {name for name, array in spec.arrays.items() if needs_fitting(array.codec)}
     if to_fit or spec.constants:
         if not len(rows) and to_fit:
-            # Nothing to fit to yet. The next fill, with rows, prepares the store.
-            return
+            return  # nothing to fit to yet: the first fill with rows prepares the store
         picked = np.unique(np.linspace(0, len(rows) - 1, SAMPLE_ROWS).round().astype(int))
-        sample = [rows[i] for i in picked] if to_fit else []
+        sample = [rows[int(i)] for i in picked] if to_fit else []
         values, constants = ask(sample)
         store.write_constants(constants)
         fitted: dict[str, FittedCodec] = {
@@ -251,7 +247,7 @@ def _prepare(
         if to_fit:
             parts = [fitted_name(name, part) for name in fitted for part in fitted[name].parts()]
             store.update_meta(
-                fitted=f"{', '.join(sorted(parts))}: fitted to {len(sample)} rows spread evenly over "
-                f"the first table of {len(rows)} rows (int8: range of each channel)"
+                fitted=f"{', '.join(sorted(parts))}: fitted to {len(sample)} rows spread evenly "
+                f"over the first table of {len(rows)} rows (int8: range of each channel)"
             )
     store.update_meta(prepared=True)

@@ -1,4 +1,4 @@
-"""Look into a store: its shape, cost and provenance; one row among its neighbours; a page for the browser.
+"""Look into a store: its shape, cost and provenance; a row among its neighbours; an HTML page.
 
 Functions return data; `*_panel` functions make it a rich renderable, `write_page` an HTML file that
 needs nothing else.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table as RichTable
 
-from cache.reading import iterate_blocks, read_rows
+from cache.reading import DamagedRowsError, iterate_blocks, read_rows
 from cache.store import EmbeddingStore, RowStatus, open_store
 
 NORM_SAMPLE = 512  # rows, spread evenly over those that are done
@@ -29,7 +29,7 @@ NORM_SAMPLE = 512  # rows, spread evenly over those that are done
 
 @dataclass(frozen=True)
 class ArrayDescription:
-    """One array of a store. Bytes: as float32 values, and as stored; norms: L2, of a sample of rows."""
+    """One array of a store. Bytes: as float32 and as stored; norms: L2, of a sample of rows."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,6 +52,8 @@ class ArrayDescription:
 
 @dataclass(frozen=True)
 class StoreDescription:
+    """A store as a whole. damage: what the sample came upon; `verify` finds all of it."""
+
     location: str
     num_rows: int
     status: dict[str, int]
@@ -61,6 +63,7 @@ class StoreDescription:
     provenance: dict[str, Any]
     versions: list[dict[str, str]]
     fitted: str | None
+    damage: list[str]
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,13 @@ def describe(where: str | Path | EmbeddingStore) -> StoreDescription:
     store = where if isinstance(where, EmbeddingStore) else open_store(where)
     done = np.flatnonzero(store.status() == RowStatus.DONE)
     sample = done[np.unique(np.linspace(0, len(done) - 1, min(NORM_SAMPLE, len(done))).astype(int))]
-    arrays = []
+    arrays, damage = [], []
     for name, spec in store.spec.arrays.items():
+        try:
+            norms = _norms(read_rows(store, sample, [name])[name])
+        except DamagedRowsError as e:
+            norms = np.zeros(0, np.float32)
+            damage.append(str(e))
         stored_bytes, num_files = store.location.bytes_stored(name, "c")
         arrays.append(
             ArrayDescription(
@@ -96,7 +104,7 @@ def describe(where: str | Path | EmbeddingStore) -> StoreDescription:
                 num_files=num_files,
                 stored_bytes=stored_bytes,
                 value_bytes=len(done) * math.prod(spec.shape) * 4,
-                norms=_norms(read_rows(store, sample, [name])[name]),
+                norms=norms,
                 measured=store.meta.get("measured", {}).get(name, {}),
             )
         )
@@ -110,6 +118,7 @@ def describe(where: str | Path | EmbeddingStore) -> StoreDescription:
         provenance=store.provenance,
         versions=store.meta["versions"],
         fitted=store.meta.get("fitted"),
+        damage=damage,
     )
 
 
@@ -159,7 +168,7 @@ def store_panel(description: StoreDescription) -> Group:
 
 
 def row_panel(view: RowView, label: Callable[[int], str] | None = None) -> RichTable:
-    """A rich renderable of a row and its neighbours. label: row -> what it stands for (its caption)."""
+    """A rich renderable of a row and its neighbours. label: row -> its caption, or the like."""
     table = RichTable(
         "row", "cosine", "what", title=f"row {view.row} ({view.status}), by {view.array}"
     )
@@ -200,7 +209,8 @@ def write_page(
         for name, text in _facts(description)
     )
     histograms = "".join(
-        f"<figure>{_histogram(a.norms)}<figcaption>norms of {html.escape(a.name)}</figcaption></figure>"
+        f"<figure>{_histogram(a.norms)}"
+        f"<figcaption>norms of {html.escape(a.name)}</figcaption></figure>"
         for a in description.arrays
     )
     sections = "".join(_row_section(view, label, picture) for view in views)
@@ -238,7 +248,8 @@ _ARRAY_COLUMNS: list[tuple[str, Callable[[ArrayDescription], str]]] = [
     (
         "norms",
         lambda a: (
-            f"{a.norms.mean():.4g} ± {a.norms.std():.2g} ({a.norms.min():.4g} to {a.norms.max():.4g})"
+            f"{a.norms.mean():.4g} ± {a.norms.std():.2g} "
+            f"({a.norms.min():.4g} to {a.norms.max():.4g})"
             if len(a.norms)
             else "-"
         ),
@@ -252,6 +263,7 @@ def _facts(description: StoreDescription) -> list[tuple[str, str]]:
     facts += [(name, f"constant, shape {shape}") for name, shape in description.constants.items()]
     if description.fitted:
         facts.append(("fitted", description.fitted))
+    facts += [("DAMAGED", text) for text in description.damage]
     failures = list(description.failures.items())
     facts += [(f"row {row} failed", reason) for row, reason in failures[:20]]
     if len(failures) > 20:
@@ -298,7 +310,8 @@ def _row_section(
         cells.append(
             f"<figure>{image}<figcaption>{row}: {text}<br>{html.escape(note)}</figcaption></figure>"
         )
-    return f"<h2>Row {view.row} and its neighbours by {html.escape(view.array)}</h2><div>{''.join(cells)}</div>"
+    heading = f"Row {view.row} and its neighbours by {html.escape(view.array)}"
+    return f"<h2>{heading}</h2><div>{''.join(cells)}</div>"
 
 
 _PAGE = """<!doctype html>

@@ -40,7 +40,7 @@ class ArraySpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dims: dict[str, int] = Field(
-        description="Names and sizes of the axes after the row, in order: {position: 77, channel: 768}"
+        description="Names and sizes of the axes after the row: {position: 77, channel: 768}"
     )
     codec: Codec = Codec()
 
@@ -103,7 +103,7 @@ class StoreSpec(BaseModel):
             for axis, size in dims.items():
                 if axis in ("row", "reason_byte") or sizes.setdefault(axis, size) != size:
                     raise ValueError(
-                        f"axis {axis!r} is reserved or has two sizes ({sizes.get(axis)} and {size}): "
+                        f"axis {axis!r} is reserved or has two sizes ({sizes.get(axis)}, {size}): "
                         "xarray needs one size per axis name"
                     )
         return self
@@ -117,8 +117,7 @@ class StoreSpec(BaseModel):
         return range(start, min(start + self.shard_rows, num_rows))
 
     def inner_rows(self, name: str) -> int:
-        """Rows per inner chunk: the largest divisor of shard_rows that stays under
-        INNER_CHUNK_BYTES."""
+        """Rows per inner chunk: the largest divisor of shard_rows within INNER_CHUNK_BYTES."""
         most = max(1, INNER_CHUNK_BYTES // self.arrays[name].stored_row_bytes)
         return max(n for n in _divisors(self.shard_rows) if n <= most)
 
@@ -131,8 +130,7 @@ class StoreSpec(BaseModel):
         return self.num_shards(num_rows) * len(self.arrays) + chunks + metadata + once
 
     def check_num_files(self, num_rows: int) -> None:
-        """Raises ValueError, with a shard size that fits, where a store would have too many
-        files."""
+        """Raises ValueError, naming a shard size that fits, where there would be too many files."""
         if self.most_files(num_rows) <= MAX_FILES:
             return
         better = self.shard_rows
@@ -142,7 +140,8 @@ class StoreSpec(BaseModel):
             better *= 2
         raise ValueError(
             f"{num_rows:,} rows in shards of {self.shard_rows} would make "
-            f"{self.most_files(num_rows):,} files, more than {MAX_FILES:,}: set shard_rows to {better}"
+            f"{self.most_files(num_rows):,} files, more than {MAX_FILES:,}: set shard_rows to "
+            f"{better}"
         )
 
 
@@ -155,8 +154,7 @@ class Table(NamedTuple):
 
 
 def bookkeeping(spec: StoreSpec) -> dict[str, Table]:
-    """The bookkeeping arrays of a store by name. `row_status` comes last: it is what commits a
-    row."""
+    """The bookkeeping arrays of a store by name. `row_status`, last, is what commits a row."""
     tables = {"row_key": Table("uint64", BOOKKEEPING_CHUNK)}
     for name, array in spec.arrays.items():
         tables[checksum_name(name)] = Table("uint32", BOOKKEEPING_CHUNK)

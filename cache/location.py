@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,8 +46,7 @@ class Location:
         return FsspecStore.from_url(self.url, read_only=read_only)
 
     def exists(self) -> bool:
-        """True where a file or a folder with anything in it lies here (half-written files
-        apart)."""
+        """True where a file, or a folder with more than half-written files in it, lies here."""
         if self.is_local:
             return self.path.is_file() or not all(
                 n.endswith(PARTIAL_SUFFIX) for n in self.children()
@@ -94,12 +94,11 @@ class Location:
                 f.write(text.encode())
 
     def remove(self, *inside: str) -> None:
-        """Remove this file or folder, or the one named `inside` it; nothing to remove is not an
-        error."""
+        """Remove this file or folder, or the one named `inside` it, if it exists."""
         if self.is_local:
             target = self.path.joinpath(*inside)
             if target.is_dir():
-                fsspec.filesystem("file").rm(str(target), recursive=True)
+                shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
         else:
@@ -155,8 +154,7 @@ class Location:
 
 
 def locate(where: str | Path | Location) -> Location:
-    """`artifacts/targets.zarr`, `file:///data/targets.zarr` or `s3://bucket/targets.zarr` -> its
-    Location."""
+    """`artifacts/targets.zarr`, `file:///data/targets.zarr`, `s3://bucket/targets.zarr`, ..."""
     if isinstance(where, Location):
         return where
     text = str(where)

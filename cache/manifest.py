@@ -53,8 +53,7 @@ def make_manifest(store: EmbeddingStore) -> dict[str, Any]:
 
 
 def measure(store: EmbeddingStore) -> dict[str, dict[str, float]]:
-    """What storing cost, over the rows that are done: relative squared error per array, mean and
-    worst."""
+    """What storing cost the rows that are done: relative squared error, mean and worst."""
     done = store.status() == RowStatus.DONE
     measured = {}
     for name, array in store.spec.arrays.items():
@@ -76,8 +75,7 @@ def write_manifest(store: EmbeddingStore) -> None:
 
 
 def read_manifest(store: str | Path | Location) -> dict[str, Any]:
-    """Raises FileNotFoundError where the store is unfinished: only a settled store has a
-    manifest."""
+    """Raises FileNotFoundError for an unfinished store: only a settled one has a manifest."""
     where = manifest_location(store)
     text = where.read_text()
     if text is None:

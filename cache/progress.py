@@ -11,8 +11,7 @@ from typing import TextIO
 
 @dataclass(frozen=True)
 class Progress:
-    """Rows of this run: how many there are, how many are settled, how many of these failed, since
-    when."""
+    """Rows of this run: how many there are, are settled, and failed; seconds since it began."""
 
     num_rows: int
     settled: int

@@ -12,7 +12,6 @@ import zarr
 from numpy.typing import NDArray
 
 from cache.codec import decode
-from cache.layout import checksum_name
 from cache.store import EmbeddingStore, RowStatus, open_store
 
 
@@ -34,8 +33,7 @@ class DamagedRowsError(RuntimeError):
 def read_rows(
     where: str | Path | EmbeddingStore, rows: Iterable[int], names: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Rows by number, in the order asked for: {array: [n, *shape]}, checked against their
-    checksums.
+    """Rows by number, in the order asked for: {array: [n, *shape]}.
 
     Raises RowsUnavailableError or DamagedRowsError, naming rows and files.
     """
@@ -50,16 +48,11 @@ def read_rows(
         raise RowsUnavailableError(
             f"{store.location}: row {missing[0]} is {state} ({len(missing)} such rows asked for)"
         )
+    names = names or list(store.spec.arrays)
     order, back = np.unique(wanted, return_inverse=True)
-    result = {}
-    for name in names or list(store.spec.arrays):
-        array = store.array_spec(name)
-        stored = np.empty((len(order), *array.stored_row_shape), array.codec.dtype)
-        table = store.table(checksum_name(name))
-        if damaged := read_sorted(store, name, order, table, stored):
-            raise DamagedRowsError(damage_report(store, name, damaged))
-        result[name] = decode(store.fitted(name), stored, back)
-    return result
+    tables = {name: store.checksums(name) for name in names}
+    index = slice(None) if np.array_equal(order, wanted) else back
+    return _read(store, order, index, tables)
 
 
 def iterate_blocks(
@@ -69,8 +62,7 @@ def iterate_blocks(
     block_rows: int = 1024,
     subset: Iterable[int] | None = None,
 ) -> Iterator[Batch]:
-    """All done rows (of `subset`) in row order, about block_rows at a time, read ahead by one
-    block.
+    """All done rows (of `subset`) in row order, block by block, read ahead by one block.
 
     For indexes and evaluation. Raises DamagedRowsError, naming rows and files.
     """
@@ -79,14 +71,36 @@ def iterate_blocks(
     if subset is not None:
         done = np.intersect1d(done, np.asarray(list(subset), np.int64))
     cuts = np.flatnonzero(np.diff(done // block_rows)) + 1
-    blocks = [block for block in np.split(done, cuts) if len(block)]
+    names = names or list(store.spec.arrays)
+    tables = {name: np.asarray(store.checksums(name)[...]) for name in names}
     with ThreadPoolExecutor(1, "cache-read") as pool:
-        following: Future[dict[str, np.ndarray]] | None = None
-        for i, rows in enumerate(blocks):
-            current = following or pool.submit(read_rows, store, rows, names)
-            if i + 1 < len(blocks):
-                following = pool.submit(read_rows, store, blocks[i + 1], names)
-            yield Batch(rows, current.result())
+        ahead: Future[Batch] | None = None
+        for rows in np.split(done, cuts):
+            following = pool.submit(
+                lambda rows: Batch(rows, _read(store, rows, slice(None), tables)), rows
+            )
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None and len(done):
+            yield ahead.result()
+
+
+def _read(
+    store: EmbeddingStore,
+    rows: NDArray[np.int64],
+    index: NDArray[np.intp] | slice,
+    tables: Mapping[str, np.ndarray | zarr.Array],
+) -> dict[str, np.ndarray]:
+    """Ascending rows of the arrays in tables {array: checksums [N]}, taken at index."""
+    result = {}
+    for name, checksums in tables.items():
+        array = store.array_spec(name)
+        stored = np.empty((len(rows), *array.stored_row_shape), array.codec.dtype)
+        if damaged := read_sorted(store, name, rows, checksums, stored):
+            raise DamagedRowsError(damage_report(store, name, damaged))
+        result[name] = decode(store.fitted(name), stored, index)
+    return result
 
 
 def opened(where: str | Path | EmbeddingStore) -> EmbeddingStore:
@@ -104,8 +118,7 @@ def read_sorted(
 
     Rows close together are read in one go, with what lies between them.
     """
-    compressed = store.array_spec(name).codec.compressor != "none"
-    reach = store.spec.inner_rows(name) if compressed else 2
+    reach = 2 if store.reads_straight(name) else store.spec.inner_rows(name)
     cuts = np.flatnonzero(np.diff(rows) > reach) + 1
     damaged: dict[int, str] = {}
     for first, last in zip([0, *cuts], [*cuts, len(rows)]):

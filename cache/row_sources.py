@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from cache.store import EmbeddingStore
 
 OPEN_SHARDS = 256  # files kept open per array
 RECYCLED = 8  # batches whose memory is used again
-READ_THREADS = 2
+READ_THREADS = 2  # that share the rows of a batch
 THREADED_BYTES = 4 << 20  # smaller batches are read in one thread
 
 
@@ -27,7 +28,8 @@ class RowSource:
     """One array of one store, taken from window by window.
 
     `prepare(window)` may run in another thread while rows are taken from the window before; `enter`
-    makes the prepared window the one to take from; `take` reads rows of it; `release` ends an epoch.
+    makes the prepared window the one to take from; `take` reads rows of it; `release` ends an
+    epoch.
     """
 
     def __init__(self, store: EmbeddingStore, name: str) -> None:
@@ -120,9 +122,7 @@ class StraightSource(RowSource):
         as_bytes = stored.reshape(-1).view(np.uint8).reshape(len(rows), -1)
         parts = READ_THREADS if stored.nbytes >= THREADED_BYTES else 1
         cuts = [len(rows) * i // parts for i in range(parts + 1)]
-        jobs = [
-            (rows[start:stop], as_bytes[start:stop]) for start, stop in zip(cuts[:-1], cuts[1:])
-        ]
+        jobs = [(rows[start:stop], as_bytes[start:stop]) for start, stop in pairwise(cuts)]
         reads = self._readers.map if parts > 1 else map
         for found in reads(lambda job: self._read(job[0], job[1], files), jobs):
             bad.update(found)
@@ -171,7 +171,7 @@ class StraightSource(RowSource):
 
 
 class BufferedSource(RowSource):
-    """Remote or compressed: blocks are read through Zarr into one buffer while another is in use."""
+    """Remote or compressed: blocks are read through Zarr into one buffer, beside that in use."""
 
     def __init__(self, store: EmbeddingStore, name: str) -> None:
         super().__init__(store, name)

@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, Self
 
 from cache.encoding import Roles, ShardTask, encode_shards, sample_values
 from cache.location import Location
 from cache.store import EmbeddingStore, ShardResult, open_store
 
 ATTEMPTS = 3  # times that a shard may lose its worker before it is given up
+ROUND = 64  # tasks per worker that are handed to a local scheduler together
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,8 @@ class Lost:
 
 
 def encode_one(order: WorkOrder, task: ShardTask) -> ShardResult:
-    """Do one shard, on whatever process this runs."""
-    store, roles = _tools(order)
-    shards = encode_shards(
-        store, order.run, [task], roles, batch_size=order.batch_size, num_readers=order.num_readers
-    )
-    return next(iter(shards))
+    """Do one shard, in whatever process this runs."""
+    return next(encode_in_turn(order, [task]))
 
 
 def prepare(order: WorkOrder, rows: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -75,23 +75,21 @@ def runner(scheduler: str, num_workers: int | None) -> Iterator[Runner]:
     Raises what a call raises; hands over Lost for calls whose worker died again and again.
     """
     if scheduler in ("threads", "processes"):
-        yield partial(
-            _run_locally, scheduler=scheduler, num_workers=num_workers or os.cpu_count() or 1
-        )
+        with _LocalPool(scheduler, num_workers or os.cpu_count() or 1) as pool:
+            yield pool.run
         return
     import distributed
 
-    if scheduler == "local-cluster":
-        with (
-            distributed.LocalCluster(
-                n_workers=num_workers, threads_per_worker=1, dashboard_address=":0"
-            ) as cluster,
-            distributed.Client(cluster, set_as_default=False) as client,
-        ):
-            yield partial(_run_on_cluster, client=client)
-    else:
-        with distributed.Client(scheduler, set_as_default=False) as client:
-            yield partial(_run_on_cluster, client=client)
+    with ExitStack() as stack:
+        address: Any = scheduler
+        if scheduler == "local-cluster":
+            address = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=num_workers, threads_per_worker=1, dashboard_address=None
+                )
+            )
+        client = stack.enter_context(distributed.Client(address, set_as_default=False))
+        yield partial(_run_on_cluster, client=client)
 
 
 _tools_lock = threading.Lock()
@@ -99,8 +97,7 @@ _tools_made: dict[str, tuple[EmbeddingStore, Roles]] = {}
 
 
 def _tools(order: WorkOrder) -> tuple[EmbeddingStore, Roles]:
-    """The open store and the roles: made once per process and run, as a model takes long to
-    load."""
+    """The open store and the roles: made once per process and run, for models load slowly."""
     with _tools_lock:
         if order.run not in _tools_made:
             _tools_made.clear()  # the model of an earlier run need not stay in memory
@@ -114,39 +111,54 @@ def forget_tools() -> None:
         _tools_made.clear()
 
 
-def _run_locally(
-    calls: Iterable[Call],
-    on_result: Callable[[Any], None],
-    *,
-    scheduler: str,
-    num_workers: int,
-) -> None:
-    """Dask's own schedulers of one machine."""
-    import dask
-    from dask.callbacks import Callback
+class _LocalPool:
+    """Dask's own schedulers of one machine, on one pool of threads or processes for a whole run."""
 
-    left = dict(enumerate(calls))
+    def __init__(self, scheduler: str, num_workers: int) -> None:
+        self._scheduler, self._num_workers = scheduler, num_workers
+        self._pool = self._start()
 
-    def posttask(_key: Any, result: Any, *_: Any) -> None:
-        i, value = result
-        del left[i]
-        on_result(value)
+    def run(self, calls: Iterable[Call], on_result: Callable[[Any], None]) -> None:
+        waiting = iter(calls)
+        # In rounds, so that the tasks of millions of rows are never in memory together.
+        while batch := dict(enumerate(islice(waiting, ROUND * self._num_workers))):
+            self._run_round(batch, on_result)
 
-    for attempt in range(1, ATTEMPTS + 1):
-        tasks = [dask.delayed(partial(_numbered, i, call))() for i, call in left.items()]
-        try:
-            with Callback(posttask=posttask):
-                dask.compute(
-                    *tasks,
-                    scheduler=scheduler,
-                    num_workers=num_workers,
-                    chunksize=1,
-                    optimize_graph=False,
-                )
-            return
-        except BrokenProcessPool as e:
-            if attempt == ATTEMPTS:
-                on_result(Lost(f"worker processes died {ATTEMPTS} times, lastly: {e}"))
+    def _run_round(self, left: dict[int, Call], on_result: Callable[[Any], None]) -> None:
+        import dask
+        from dask.callbacks import Callback
+
+        def posttask(_key: Any, result: Any, *_: Any) -> None:
+            i, value = result
+            del left[i]
+            on_result(value)
+
+        for _ in range(ATTEMPTS):
+            tasks = [dask.delayed(partial(_numbered, i, call))() for i, call in left.items()]
+            try:
+                with Callback(posttask=posttask):
+                    dask.compute(
+                        *tasks,
+                        scheduler=self._scheduler,
+                        pool=self._pool,
+                        chunksize=1,
+                        optimize_graph=False,
+                    )
+                return
+            except BrokenProcessPool as e:
+                self._pool, reason = self._start(), str(e)
+        on_result(Lost(f"worker processes died {ATTEMPTS} times, lastly: {reason}"))
+
+    def _start(self) -> Executor:
+        if self._scheduler == "threads":
+            return ThreadPoolExecutor(self._num_workers)
+        return ProcessPoolExecutor(self._num_workers, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _numbered(i: int, call: Call) -> tuple[int, Any]:

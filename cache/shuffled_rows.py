@@ -58,17 +58,18 @@ class ShuffledRows:
                                "embedding": ("targets.zarr", "embedding")}, batch_size=200, seed=0):
         batch.rows  # int64 [B];  batch.arrays["pooled"]  # [B, d]
 
-    Iterating gives the rest of the current epoch and then moves to the next; `state_dict` is (epoch,
-    step), and after `load_state_dict` iteration goes on exactly there. The order depends on (seed,
-    epoch, rank, world_size), the subset and the params alone.
+    Iterating gives the rest of the current epoch and then moves to the next; `state_dict` is
+    (epoch, step), and after `load_state_dict` iteration goes on exactly there. The order depends
+    on (seed, epoch, rank, world_size), the subset and the params alone.
 
-    Over all ranks, every row of `subset` (default: all) that is done in all stores comes exactly once
-    per epoch; failed rows are left out and counted (`num_failed`). All ranks take the same number of
-    steps; the last batch is shorter, and may be empty on some ranks: `drop_last` leaves it out.
+    Over all ranks, every row of `subset` (default: all) that is done in all stores comes exactly
+    once per epoch; failed rows are left out and counted (`num_failed`). All ranks take the same
+    number of steps; the last batch is shorter, and may be empty on some ranks: `drop_last` leaves
+    it out.
 
-    Raises StoresDifferError where the stores hold different rows, RowsUnavailableError where rows are
-    pending, and DamagedRowsError in the middle of an epoch (with on_damage="skip" such rows are left
-    out of their batch and collected in `damaged`: row -> what is wrong).
+    Raises StoresDifferError where the stores hold different rows, RowsUnavailableError where rows
+    are pending, and DamagedRowsError in the middle of an epoch (with on_damage="skip" such rows
+    are left out of their batch and collected in `damaged`: row -> what is wrong).
     """
 
     def __init__(
@@ -205,8 +206,8 @@ def _check_same_rows(stores: Sequence[EmbeddingStore]) -> None:
     for other in stores[1:]:
         if first.num_rows != other.num_rows:
             raise StoresDifferError(
-                f"{first.location} has {first.num_rows:,} rows, {other.location} {other.num_rows:,}: "
-                "fill both from one table"
+                f"{first.location} has {first.num_rows:,} rows, {other.location} has "
+                f"{other.num_rows:,}: fill both from one table"
             )
         if first.meta["rows_fingerprint"] != other.meta["rows_fingerprint"]:
             keys, others = first.read_table("row_key"), other.read_table("row_key")

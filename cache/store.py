@@ -64,7 +64,7 @@ class ShardResult:
 
 
 class EmbeddingStore:
-    """One store of one corpus. `open_store` opens it; `writing.fill` creates and fills it."""
+    """One store of one corpus. `open_store` opens it, `fill` creates and fills it."""
 
     def __init__(self, location: Location, group: zarr.Group) -> None:
         self.location = location
@@ -146,6 +146,11 @@ class EmbeddingStore:
         """A bookkeeping array by name."""
         return self._open(name)
 
+    def checksums(self, name: str) -> zarr.Array:
+        """CRC-32C of every row's stored bytes in the array `name`: uint32 [N]."""
+        self.array_spec(name)
+        return self.table(checksum_name(name))
+
     def read_table(self, name: str) -> np.ndarray:
         """A whole bookkeeping array; raises NotAStoreError naming it where it cannot be read."""
         try:
@@ -160,8 +165,7 @@ class EmbeddingStore:
     def read_stored(
         self, name: str, start: int, stop: int, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Rows start:stop as they are stored, unchecked: [n, *stored_row_shape], into `out` if
-        given.
+        """Rows start:stop as stored, unchecked: [n, *stored_row_shape], into `out` if given.
 
         Raises DamagedShardError or what Zarr raises where a shard cannot be read.
         """
@@ -261,8 +265,7 @@ class EmbeddingStore:
         if len(rows) == 0:
             return
         with explained(self.location):
-            # Status first: a kill in between leaves a pending row with a stale reason, which is
-            # harmless.
+            # Status first: a stale reason of a pending row is harmless, the reverse would not be.
             for name in ("row_status", "row_reason"):
                 table = self.table(name)
                 step = table.chunks[0]
@@ -290,9 +293,10 @@ class EmbeddingStore:
         if len(moved):
             kept = int(np.count_nonzero(written[:common])) - len(moved)
             what = f"{kept:,} stored rows are kept" if kept else "no stored row can be kept"
+            which = f"row {moved[0]} is" if len(moved) == 1 else f"{len(moved):,} rows are"
             notes.append(
-                f"the table changed: row {moved[0]} is not what was stored there, and so are "
-                f"{len(moved) - 1:,} more; {what}, the others are encoded again"
+                f"the table changed: {which} not what was stored there (from row {moved[0]} on); "
+                f"{what}, the others are encoded again"
             )
         if old and new > old:
             notes.append(f"{new - old:,} rows are new at the end of the table")
@@ -323,8 +327,7 @@ class EmbeddingStore:
         self._fitted.clear()
 
     def write_constants(self, constants: Mapping[str, np.ndarray]) -> None:
-        """Store the constants that the spec names; raises ValueError where one is missing or
-        misshapen."""
+        """Store the constants that the spec names; raises ValueError if one lacks or misfits."""
         for name, dims in self.spec.constants.items():
             found = np.asarray(constants[name]).shape if name in constants else "nothing"
             if found != tuple(dims.values()):
@@ -363,10 +366,10 @@ class EmbeddingStore:
 
 
 def open_store(where: str | Path | Location, *, writable: bool = False) -> EmbeddingStore:
-    """Open a store for reading (or, under the run lock, for writing); raises NotAStoreError where
-    there is none.
+    """Open a store, for reading or (under the run lock) for writing.
 
-    Light: the attributes and the shape of the status, however many rows there are.
+    Reads the attributes only, however many rows there are. Raises NotAStoreError where there is
+    none.
     """
     location = locate(where)
     try:
@@ -386,11 +389,9 @@ def open_for_writing(
     provenance: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> EmbeddingStore:
-    """Open the store that `spec` and `provenance` describe, or create it empty. Under the run lock
-    only.
+    """Open the store that `spec` and `provenance` describe, or create it. Under the run lock.
 
-    Raises StoreMismatchError naming every difference; NotAStoreError where something else lies
-    there.
+    Raises StoreMismatchError naming every difference, NotAStoreError where something else lies.
     """
     provenance = json.loads(json.dumps(dict(provenance)))
     asked = {"spec": spec.model_dump(mode="json"), "provenance": provenance}
@@ -446,7 +447,8 @@ def remove_store(location: Location) -> None:
     """Remove a store. Killed on the way, what is left is a store whose rows are all pending."""
     if not location.exists():
         return
-    open_store(location)  # never remove what is not ours
+    store = open_store(location, writable=True)  # never remove what is not ours
+    store.update_meta(prepared=False)
     with explained(location):
         location.beside(".manifest.json").remove()
         location.remove("row_status")

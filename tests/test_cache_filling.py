@@ -47,7 +47,11 @@ from cache import (
     verify,
 )
 from cache.encoding import ShardTask, SupersededRunError, encode_shards
-from cache.location import locate
+from cache.location import Location, locate
+
+
+class Killed(BaseException):
+    pass
 
 
 def expect_values(path: str | Path, rows: list[str]) -> None:
@@ -133,7 +137,7 @@ def test_changed_and_dropped_rows(tmp_path: Path) -> None:
     rows[5] = "another five"
     report = fill_sample(path, rows)
     assert (report.encoded, report.skipped) == (1, 29)
-    assert "row 5 is not what was stored there" in report.notes[0]
+    assert "row 5 is not what was stored there (from row 5 on)" in report.notes[0]
     assert "29 stored rows are kept" in report.notes[0]
     expect_values(path, rows)
 
@@ -167,6 +171,36 @@ def test_another_model_is_refused_by_name_and_rebuilt_on_purpose(tmp_path: Path)
     assert report.encoded == 9
     assert open_store(path).provenance == changed
     expect_values(path, rows)
+
+
+def test_a_removal_that_is_killed_leaves_no_row_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, spec = captions(9), make_spec(dtype="int8", share_first=True)
+    fresh = tmp_path / "fresh.zarr"
+    fill_sample(fresh, rows, spec=spec)
+    remove, countdown = Location.remove, [0]
+
+    def remove_until(self: Location, *inside: str) -> None:
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            raise Killed
+        remove(self, *inside)
+
+    for k in range(1, 20):
+        path = tmp_path / f"{k}.zarr"
+        fill_sample(path, rows, spec=spec)
+        countdown[0] = k
+        monkeypatch.setattr(Location, "remove", remove_until)
+        try:
+            fill_sample(path, rows, spec=spec, rebuild=True)
+            break
+        except Killed:
+            monkeypatch.setattr(Location, "remove", remove)
+        assert fill_sample(path, rows, spec=spec).encoded in (0, 9)
+        expect_same = {name: data for name, data in files(fresh).items() if name != "zarr.json"}
+        assert {n: d for n, d in files(path).items() if n != "zarr.json"} == expect_same
+    assert k > 10
 
 
 def test_other_library_versions_are_recorded_not_refused(tmp_path: Path) -> None:
@@ -239,23 +273,28 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert "18 of 18 rows (100%)" in str(told[-1])
 
 
-def test_an_encoder_that_raises_costs_only_its_shard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_an_encoder_that_raises_costs_only_its_shard(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
     path, rows = tmp_path / "s.zarr", captions(30)
 
     def encode_until(payloads: list[str]) -> dict[str, np.ndarray]:
         if "caption 17" in payloads:
-            raise RuntimeError("out of memory")
+            raise kind("out of memory")
         return encode(payloads)
 
     roles = Roles(read, encode_until, constants=empty_prompt)
     params = FillingParams(batch_size=4)
-    with pytest.raises(RuntimeError, match="out of memory") as caught:
+    with pytest.raises(kind, match="out of memory") as caught:
         fill(path, rows, make_spec(), lambda: roles, provenance=PROVENANCE, params=params)
-    assert "rows 16 to 19" in caught.value.__notes__[0]
+    if kind is RuntimeError:
+        assert "rows 16 to 19" in caught.value.__notes__[0]
     assert not manifest_location(path).path.exists()
     status = open_store(path).status()
+    assert (status[:16] == RowStatus.DONE).all()
     assert (status[16:] == RowStatus.PENDING).all()
-    assert fill_sample(path, rows).skipped == int((status == RowStatus.DONE).sum())
+    assert fill_sample(path, rows).encoded == 14
     expect_values(path, rows)
 
 
@@ -280,10 +319,6 @@ def test_wrong_shapes_and_values_from_the_encoder(tmp_path: Path) -> None:
 
 
 # Faults that must cost nothing
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_a_kill_before_any_file_is_renamed_costs_unfinished_shards_only(

@@ -97,6 +97,17 @@ def test_page(path: Path, rows: list[str], tmp_path: Path) -> None:
     assert "caption 3" in text
 
 
+def test_a_damaged_store_can_be_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    fill_sample(path, captions(20))
+    (path / "embedding/c/1/0/0").write_bytes(b"")
+    description = describe(path)
+    assert "embedding/c/1/0/0" in description.damage[0]
+    assert len(description.arrays[0].norms) == 0
+    assert len(description.arrays[1].norms) == 20
+    assert "DAMAGED" in shown(store_panel(description))
+
+
 def test_an_empty_store(tmp_path: Path) -> None:
     fill_sample(tmp_path / "s.zarr", [])
     assert "0 rows" in shown(store_panel(describe(tmp_path / "s.zarr")))
