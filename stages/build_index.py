@@ -38,12 +38,12 @@ class _Blocks:
             yield torch.from_numpy(block.rows), keys
 
 
-def run(params: Params) -> None:
+def run(params: Params, *, rebuild: bool) -> None:
     """Index the candidates' pictures, each once."""
     set_up(params.run)
     checkpoint = ARTIFACTS.model / CHECKPOINTS[params.run.checkpoint]
     heads, _ = load_heads(checkpoint, backbones=Backbones.read(ARTIFACTS.backbones).fingerprints)
-    table, store = _candidates(params)
+    table, store = _candidates(params, rebuild)
     rows = _first_of_each_picture(table, params.index.candidates is None)
     with Ticker("index") as ticker:
         index = build_index(
@@ -60,7 +60,7 @@ def run(params: Params) -> None:
     print(f"{len(index)} pictures in a {params.index.kind} index of width {index.width}")
 
 
-def _candidates(params: Params) -> tuple[CaptionTable, Path]:
+def _candidates(params: Params, rebuild: bool) -> tuple[CaptionTable, Path]:
     """The table and the features of the pictures to retrieve from."""
     source = params.index.candidates
     if source is None and params.captions.table == "miniature":
@@ -71,7 +71,7 @@ def _candidates(params: Params) -> tuple[CaptionTable, Path]:
     report = check_captions(params.captions.for_table(source), checked)
     print(report.source, report.kept, "candidates,", report.excluded, "excluded")
     table, store = CaptionTable(checked), ARTIFACTS.root / "candidates.zarr"
-    print(fill_features(store, table, params))
+    print(fill_features(store, table, params, rebuild=rebuild))
     return table, store
 
 

@@ -38,10 +38,13 @@ def _run(stage: Callable[[], None]) -> None:
     """Run a stage; what a person can mend is one clear line and exit code 1, not a traceback."""
     try:
         stage()
+    except typer.Exit:
+        raise
     except Exception as failure:
         if type(failure).__module__.split(".")[0] not in _OUR_ROOMS:
             raise
-        typer.secho(f"error: {failure}", fg="red", err=True)
+        hint = " (here: --rebuild)" if type(failure).__name__ == "StoreMismatchError" else ""
+        typer.secho(f"error: {failure}{hint}", fg="red", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.secho("stopped; the next run goes on from here", err=True)
@@ -135,15 +138,19 @@ def train(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def build_index(params: ParamsFile = PARAMS) -> None:
+def build_index(
+    params: ParamsFile = PARAMS,
+    rebuild: Annotated[bool, typer.Option(help="Start the candidates' store over.")] = False,
+) -> None:
     """Embed the candidate pictures with W_i2t and index them.
 
-    Reads artifacts/features.zarr and artifacts/model. Writes artifacts/index.
+    Reads artifacts/model, and artifacts/features.zarr or the table `index.candidates`, whose own
+    features go to artifacts/candidates.zarr. Writes artifacts/index.
     """
     from stages import build_index as stage
     from stages.params import read_params
 
-    _run(lambda: stage.run(read_params(params)))
+    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
 
 
 @app.command()
@@ -182,6 +189,79 @@ def report(params: ParamsFile = PARAMS) -> None:
     from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params)))
+
+
+@app.command()
+def inspect_cache(
+    store: Annotated[str, typer.Argument(help="A store: a folder, or an fsspec URL.")],
+    row: Annotated[int | None, typer.Option(help="Show this row.")] = None,
+    caption: Annotated[str | None, typer.Option(help="Show the row of this caption.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Show the row of this picture.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page instead of printing.")] = None,
+    table: Annotated[Path, typer.Option(help="The caption table of the store.")] = Path(
+        "artifacts/captions/captions.parquet"
+    ),
+) -> None:
+    """Show what a store holds: arrays, codecs, provenance, status; a row with its neighbours.
+
+    Reads the store and the caption table. Writes nothing, or the page that --html names.
+    """
+    from stages import inspect_cache as command
+
+    _run(
+        lambda: command.inspect(
+            store, row=row, caption=caption, image=image, html=html, table=table
+        )
+    )
+
+
+@app.command()
+def verify_cache(
+    store: Annotated[str, typer.Argument(help="A store: a folder, or an fsspec URL.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Encode bad rows again.")] = False,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Read a whole store again, name every bad shard and row, and exit with 1 if there is one.
+
+    Reads the store. Writes nothing, or with --repair the bad rows.
+    """
+    from stages import inspect_cache as command
+    from stages.params import read_params
+
+    def work() -> None:
+        if not command.check(store, read_params(params), mend=repair):
+            raise typer.Exit(1)
+
+    _run(work)
+
+
+@app.command()
+def import_released(
+    directory: Annotated[Path, typer.Argument(help="model_args.json, pretrained_ckpt.pth.tar, ...")],
+) -> None:
+    """Take over a checkpoint in the layout of the released code.
+
+    Reads the directory and artifacts/backbones. Writes artifacts/model/last.safetensors, and
+    artifacts/decision where the directory has a classifier.
+    """
+    from stages import released_checkpoint as command
+
+    _run(lambda: command.import_released(directory))
+
+
+@app.command()
+def export_released(
+    directory: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Write the trained heads in the layout of the released code.
+
+    Reads artifacts/model and artifacts/decision. Writes the directory.
+    """
+    from stages import released_checkpoint as command
+    from stages.params import read_params
+
+    _run(lambda: command.export_released(directory, read_params(params)))
 
 
 def main() -> None:

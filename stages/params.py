@@ -154,8 +154,8 @@ class Params(Section):
     targets: PrecomputeParams = PrecomputeParams()
     model: ModelParams = ModelParams()
     batches: BatchesParams = BatchesParams()
-    objective: Objective
-    training: TrainingSettings
+    objective: Objective = Objective()
+    training: TrainingSettings = TrainingSettings()
     index: IndexParams = IndexParams()
     decision: DecisionParams = DecisionParams()
     generation: GenerationSettings = GenerationSettings()

@@ -19,10 +19,12 @@ from cache import (
     ShuffledRows,
     StoresDifferError,
     iterate_blocks,
+    layout,
     open_store,
     read_rows,
+    shards,
 )
-from cache.row_sources import Memory
+from cache.memory import Memory
 
 Stores = tuple[Path | EmbeddingStore, ...]
 
@@ -238,6 +240,22 @@ def test_straight_reading_agrees_with_zarr(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             store.read_stored("embedding", start, stop), plain[start:stop]
         )
+
+
+@pytest.mark.parametrize("inner_bytes", [1, 140, 10**6])
+def test_straight_writing_makes_the_file_that_zarr_makes(
+    inner_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, partial and all-zero shards, in inner chunks of one, two and all rows."""
+    monkeypatch.setattr(layout, "INNER_CHUNK_BYTES", inner_bytes)
+    spec = make_spec(shard_rows=8)
+    for count in range(9):
+        values = np.random.default_rng(count).normal(size=(count, 5, 6)).astype(np.float16)
+        values[2:4] = 0
+        for stored in (values, values * 0):
+            straight = b"".join(shards.shard_content(spec, "embedding", stored))
+            assert straight == b"".join(shards._through_zarr(spec, "embedding", stored))
+            assert bool(straight) == stored.any()
 
 
 def test_stores_of_different_tables_are_not_joined(

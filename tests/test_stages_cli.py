@@ -39,6 +39,18 @@ def test_presets_are_valid(preset):
     read_params(preset)
 
 
+@pytest.mark.parametrize("preset", [ROOT / "params.yaml", *PRESETS], ids=lambda path: path.name)
+def test_presets_hold_every_key_that_dvc_tracks(preset):
+    """DVC refuses to run a stage one of whose declared params is absent."""
+    raw = yaml.safe_load(preset.read_text(encoding="utf-8"))
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values():
+        for key in stage["params"]:
+            value = raw
+            for part in key.split("."):
+                assert part in value, f"{preset.name} lacks {key}"
+                value = value[part]
+
+
 def test_the_default_is_the_miniature_preset():
     assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/miniature.yaml").read_text()
 

@@ -1,0 +1,272 @@
+"""Every stage in order, small, in an empty folder: the miniature world, then photographs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from app.gill import Gill
+from pipeline.conversation import GeneratedImage, ReplySettings, RetrievedImage, Text
+from pipeline.settings import GenerationSettings
+from stages.cli import app
+from stages.gill_cli import app as gill_app
+
+ROOT = Path(__file__).parents[1]
+STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+SMALL = {
+    "training": {
+        "steps": 4,
+        "batch_size": 8,
+        "log_every": 2,
+        "validate_every": 2,
+        "checkpoint_every": 2,
+    },
+    "generation": {"steps": 2, "guidance": 2.0, "batch_size": 16},
+    "evaluation": {
+        "captions": 4,
+        "stories": 2,
+        "dialogues": 2,
+        "retrieval_scenes": 20,
+        "examples_shown": 2,
+    },
+}
+
+
+def _write_params(preset: str, **changes: dict) -> None:
+    raw = yaml.safe_load((ROOT / "presets" / preset).read_text(encoding="utf-8"))
+    for section, values in {**SMALL, **changes}.items():
+        raw.setdefault(section, {}).update(values)
+    Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+
+
+def _run(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception}"
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder where every stage has run on a very small miniature world."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        sizes = {"pictures": 40, "held_out_pictures": 20, "stories": 4, "dialogues": 4}
+        # The shape of the released heads, so that they can be exported as such.
+        changes: dict[str, dict] = {
+            "captions": {"miniature": {**sizes, "prompts": 40}},
+            "model": {"mapper": {"adds_embedding": True}},
+            "objective": {"mapper_adds_embedding": True},
+        }
+        _write_params("miniature.yaml", **changes)
+        for stage in STAGES:
+            if stage == "fit-decision":
+                # Four steps of training make no model whose pictures could win both ways.
+                _label_by_hand()
+                _write_params("miniature.yaml", **changes, decision={"votes": "votes.tsv"})
+            _run(stage)
+        yield folder
+
+
+def _label_by_hand() -> None:
+    lines = ["Prompt\tCategory\tChallenge\tNote\tDecisions"]
+    for i in range(40):
+        votes = ["gen", "ret"][i % 2]
+        lines.append(f"a {'red' if i % 2 else 'blue'} ring number {i}\tA\tB\tC\t{','.join([votes] * 5)}")
+    Path("votes.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_every_stage_leaves_what_it_promises(world):
+    for definition in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        for kind in ("outs", "metrics", "plots"):
+            for out in definition.get(kind, []):
+                path = out if isinstance(out, str) else next(iter(out))
+                assert (world / path).exists(), path
+
+
+def test_metrics_and_report_tell_the_run(world):
+    metrics = json.loads((world / "metrics/evaluation.json").read_text())
+    assert metrics["captions"]["examples"] == 4
+    assert 0 <= metrics["captions"]["generator"]["oracle"]["attributes"] <= 1
+    assert metrics["retrieval"]["all"]["candidates"] == 20
+    decision = json.loads((world / "metrics/decision.json").read_text())
+    assert decision["labels"] == {"gen": 20, "ret": 20, "same": 0}
+    page = (world / "artifacts/report/index.html").read_text()
+    assert "miniature world" in page
+    assert page.count("data:image/png;base64") > 20
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_generator_alone_is_good_even_here(world, monkeypatch):
+    """The shipped weights work from the stages' own copies: held-out captions at 12 steps."""
+    from miniature import oracle
+    from miniature.world import Scene
+    from pipeline.evaluation import generate_pictures, text_conditioning
+    from pipeline.text_conditioner import load_text_conditioner
+
+    monkeypatch.chdir(world)
+    gill = Gill.load("artifacts")
+    records = json.loads(Path("artifacts/evaluation/records.json").read_text())
+    captions = [r for r in records if r["set"] == "captions"]
+    conditioner = load_text_conditioner("artifacts/backbones/miniature/image_generator")
+    pictures = generate_pictures(
+        gill.speaker.generator,
+        text_conditioning(conditioner, [r["prompt"] for r in captions]),
+        gill.speaker.empty_prompt,
+        GenerationSettings(steps=12, guidance=2.5),
+        seed=0,
+    )
+    scenes = [Scene(*r["scene"].split()) for r in captions]
+    assert oracle.score(pictures, scenes)["attributes"] >= 0.9
+
+
+def test_replies_are_of_the_kind_asked_for_and_repeatable(world, monkeypatch):
+    monkeypatch.chdir(world)
+    gill = Gill.load("artifacts")
+    picture = Image.open("artifacts/miniature/images/test/000000.png").convert("RGB")
+    few = GenerationSettings(steps=2)
+    for want, kind in (("generate", GeneratedImage), ("retrieve", RetrievedImage)):
+        settings = ReplySettings(want=want, generation=few, seed=3)
+        first, second = (gill.reply(["a red ring", picture], settings) for _ in range(2))
+        images = [a for a in first if not isinstance(a, Text)]
+        assert [type(a) for a in images] == [kind]
+        assert [getattr(a, "text", None) for a in first] == [getattr(a, "text", None) for a in second]
+        again = [a for a in second if not isinstance(a, Text)]
+        assert images[0].picture.tobytes() == again[0].picture.tobytes()
+    words = gill.reply(["a red ring", picture], ReplySettings(want="text"))
+    assert all(isinstance(a, Text) for a in words)
+
+
+def test_retrieved_pictures_do_not_come_twice(world, monkeypatch):
+    monkeypatch.chdir(world)
+    conversation = Gill.load("artifacts").conversation()
+    settings = ReplySettings(want="retrieve")
+    for _ in range(3):
+        conversation.reply(["a red ring."], settings)
+    assert len(conversation.shown) == 3
+    assert len(set(conversation.shown)) == 3
+
+
+def test_gill_ask_writes_pictures_and_json(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    words = ["ask", "a red ring.", "artifacts/miniature/images/test/000000.png"]
+    options = ["--want", "generate", "--steps", "2", "--out", str(tmp_path), "--json"]
+    result = CliRunner().invoke(gill_app, words + options)
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.output[result.output.index("[") :])
+    made = [one for one in answers if one["kind"] == "generated"]
+    assert Image.open(made[0]["path"]).size == (32, 32)
+    result = CliRunner().invoke(gill_app, ["ask", "look", "missing.png"])
+    assert result.exit_code == 1
+    assert "missing.png" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_second_run_of_the_stores_encodes_nothing(world, monkeypatch):
+    monkeypatch.chdir(world)
+    for stage in ("precompute-features", "precompute-targets"):
+        assert "this run encoded 0" in _run(stage)
+
+
+def test_a_store_made_with_other_weights_is_refused(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    manifest = Path("artifacts/backbones/backbones.json")
+    kept = manifest.read_text()
+    found = json.loads(kept)
+    found["image_generator"]["fingerprint"] = "0" * 64
+    manifest.write_text(json.dumps(found))
+    try:
+        result = CliRunner().invoke(app, ["precompute-targets"])
+    finally:
+        manifest.write_text(kept)
+    assert result.exit_code == 1
+    assert "weights" in result.output
+    assert "--rebuild" in result.output
+
+
+def test_damage_is_found_and_mended(world, monkeypatch):
+    monkeypatch.chdir(world)
+    assert "sound" in _run("verify-cache", "artifacts/features.zarr")
+    shard = next(p for p in Path("artifacts/features.zarr/pooled/c").rglob("*") if p.is_file())
+    data = bytearray(shard.read_bytes())
+    data[0] ^= 255
+    shard.write_bytes(bytes(data))
+    result = CliRunner().invoke(app, ["verify-cache", "artifacts/features.zarr"])
+    assert result.exit_code == 1
+    assert "row" in result.output
+    assert "sound" in _run("verify-cache", "artifacts/features.zarr", "--repair")
+
+
+def test_the_cache_can_be_inspected_by_caption_and_picture(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    picture = "artifacts/miniature/images/train/000003.png"
+    output = _run("inspect-cache", "artifacts/features.zarr", "--image", picture)
+    assert "000003.png" in output
+    page = tmp_path / "page.html"
+    _run("inspect-cache", "artifacts/targets.zarr", "--row", "0", "--html", str(page))
+    assert "cosine" in page.read_text()
+
+
+def test_released_layout_round_trip(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    _run("export-released", str(tmp_path))
+    assert (tmp_path / "pretrained_ckpt.pth.tar").is_file()
+    before = Path("artifacts/model/last.safetensors").read_bytes()
+    _run("import-released", str(tmp_path))
+    from safetensors.torch import load
+
+    after = Path("artifacts/model/last.safetensors").read_bytes()
+    Path("artifacts/model/last.safetensors").write_bytes(before)
+    old, new = load(before), load(after)
+    assert old.keys() == new.keys()
+    assert all(bool((old[name] == new[name]).all()) for name in old)
+
+
+def test_photographs_with_broken_files_among_them(shared_data, tmp_path, monkeypatch):
+    """The road with a user's own table: broken files are reported by row, the run finishes."""
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    shutil.copytree(shared_data / "coco_mini_train/images", photos)
+    lines = (shared_data / "coco_mini_train/captions.tsv").read_text().splitlines()
+    kept = lines[:101]
+    broken = {
+        "truncated_corrupt/truncated_jpeg.jpg": "picture",
+        "bomb/decompression_bomb.gif": "picture",
+    }
+    for name in broken:
+        shutil.copy(shared_data / "robust_images/pillow" / name, photos)
+        kept.append(f"a broken picture\t{Path(name).name}")
+    kept.append("nothing there\tabsent.jpg")
+    (photos / "captions.tsv").write_text("\n".join(kept) + "\n")
+    table = {"table": "photos/captions.tsv", "images_dir": "photos"}
+    _write_params("photos.yaml", captions=table)
+    for stage in STAGES:
+        _run(stage)
+    report = json.loads(Path("artifacts/captions/captions.report.json").read_text())
+    assert (report["kept"], report["excluded"]) == (100, 3)
+    excluded = Path("artifacts/captions/captions.excluded.tsv").read_text().splitlines()[1:]
+    assert [line.split("\t")[1] for line in excluded] == ["102", "103", "104"]
+    page = Path("artifacts/report/index.html").read_text()
+    assert "Rows left out" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("caption\timage\n", "no rows"),
+        ("a\tb\n", "header"),
+        ("caption\timage\nx\tabsent.png\n", "absent.png"),
+    ],
+)
+def test_unusable_tables_are_one_clear_line(tmp_path, monkeypatch, text, words):
+    monkeypatch.chdir(tmp_path)
+    Path("captions.tsv").write_text(text)
+    _write_params("photos.yaml", captions={"table": "captions.tsv", "images_dir": "."})
+    result = CliRunner().invoke(app, ["prepare-captions"])
+    assert result.exit_code == 1
+    assert words in result.output
+    assert "Traceback" not in result.output
