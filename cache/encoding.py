@@ -1,7 +1,8 @@
 """Shards through three roles: read -> encode -> write, overlapped.
 
-Reading runs in threads ahead of the encoder, encoding in the caller's thread, and the write of one
-shard beside the encoding of the next. Queues are bounded: memory does not grow with the rows.
+Reading runs in threads ahead of the encoder, encoding in the caller's thread; what was encoded is
+cast and checked by the same threads that read, and a shard is written beside the encoding of the
+next. Queues are bounded: memory does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from cache.checksums import row_checksums
 from cache.codec import encode
 from cache.location import explained
 from cache.lock import current_run
-from cache.shards import shard_bytes, shard_path
+from cache.memory import Memory
+from cache.shards import shard_content, shard_path
 from cache.store import EmbeddingStore, RowStatus, ShardResult
+
+CASTS_AHEAD = 8  # batches that wait to be cast
 
 
 class Roles(NamedTuple):
@@ -28,7 +32,8 @@ class Roles(NamedTuple):
 
     read: row -> payload, called from several threads; raises to have the row recorded as failed.
     encode: list of b payloads -> {array name: float [b, *shape]}, called from one thread per shard
-        in work. An exception ends the run: it is not one row's fault.
+        in work; best in the number type to be stored. The arrays are kept for a while: do not write
+        into them again. An exception ends the run: it is not one row's fault.
     group: payload -> key; only payloads of equal key share a batch (captions of equal length).
     constants: () -> {name: float [*axes]}, the arrays kept once (the empty prompt's embedding).
     """
@@ -67,9 +72,9 @@ def encode_shards(
     num_readers: int,
 ) -> Iterator[ShardResult]:
     """Encode and write shards; yields each result once its files are in place, in order."""
-    reading = ThreadPoolExecutor(num_readers, "cache-read")
+    helping = ThreadPoolExecutor(num_readers, "cache-read")
     writing = ThreadPoolExecutor(1, "cache-write")
-    drafts = _drafts(store, tasks)
+    drafts = _drafts(store, tasks, helping)
     ahead: deque[tuple[_Draft, int, Future]] = deque()
     written: deque[Future[ShardResult]] = deque()
     rows = ((draft, position) for draft in drafts for position in [*draft.positions, None])
@@ -83,7 +88,7 @@ def encode_shards(
                 elif position is None:
                     ahead.append((draft, -1, Future()))
                 else:
-                    job = reading.submit(roles.read, draft.task.rows[position])
+                    job = helping.submit(roles.read, draft.task.rows[position])
                     ahead.append((draft, int(position), job))
             if not ahead:
                 break
@@ -105,7 +110,7 @@ def encode_shards(
             yield written.popleft().result()
         raise
     finally:
-        reading.shutdown(wait=False, cancel_futures=True)
+        helping.shutdown(wait=False, cancel_futures=True)
         writing.shutdown(wait=True, cancel_futures=True)
 
 
@@ -132,29 +137,35 @@ class _Draft:
 
     task: ShardTask
     store: EmbeddingStore
+    helping: ThreadPoolExecutor
     positions: NDArray[np.int64]
     stored: dict[str, np.ndarray]
     errors: dict[str, NDArray[np.float32]]
     reasons: dict[int, str] = field(default_factory=dict)
     waiting: dict[Hashable, list[tuple[int, Any]]] = field(default_factory=dict)
+    casts: deque[Future[None]] = field(default_factory=deque)
 
 
-def _drafts(store: EmbeddingStore, tasks: Iterable[ShardTask]) -> Iterator[_Draft]:
+def _drafts(
+    store: EmbeddingStore, tasks: Iterable[ShardTask], helping: ThreadPoolExecutor
+) -> Iterator[_Draft]:
+    memory = {
+        name: Memory(array.stored_row_shape, np.dtype(array.codec.dtype))
+        for name, array in store.spec.arrays.items()
+    }
     for task in tasks:
         n, todo = len(task.rows), task.todo.copy()
         start = task.shard * store.spec.shard_rows
         stored, errors = {}, {}
         for name, array in store.spec.arrays.items():
-            stored[name] = np.zeros((n, *array.stored_row_shape), array.codec.dtype)
+            stored[name] = memory[name].empty(n)
             if array.codec.is_lossy:
                 errors[name] = np.zeros(n, np.float32)
             if not task.todo.all():
                 sums = task.checksums[name]
                 bad = store.read_checked(name, start, sums, ~task.todo, stored[name])
                 todo[list(bad)] = True
-        for values in stored.values():
-            values[todo] = 0
-        yield _Draft(task, store, np.flatnonzero(todo), stored, errors)
+        yield _Draft(task, store, helping, np.flatnonzero(todo), stored, errors)
 
 
 def _take(draft: _Draft, position: int, job: Future, roles: Roles, batch_size: int) -> None:
@@ -184,17 +195,27 @@ def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:
         found = np.asarray(values[name]).shape if name in values else "nothing"
         if found != expected:
             raise ValueError(f"encode: expected {name!r} of shape {expected}, got {found}")
-        stored, error, refused = encode(draft.store.fitted(name), np.asarray(values[name]))
-        draft.stored[name][index] = stored
-        if name in draft.errors:
-            draft.errors[name][index] = error
-        for i, reason in refused.items():
-            draft.reasons.setdefault(int(positions[i]), f"{name}: {reason}")
+        draft.casts.append(
+            draft.helping.submit(_cast, draft, name, index, np.asarray(values[name]))
+        )
+    while len(draft.casts) > CASTS_AHEAD:
+        draft.casts.popleft().result()
+
+
+def _cast(draft: _Draft, name: str, index: NDArray[np.int64], values: np.ndarray) -> None:
+    stored, error, refused = encode(draft.store.fitted(name), values)
+    draft.stored[name][index] = stored
+    if name in draft.errors:
+        draft.errors[name][index] = error
+    for i, reason in refused.items():
+        draft.reasons.setdefault(int(index[i]), f"{name}: {reason}")
 
 
 def _write(store: EmbeddingStore, run: str, draft: _Draft) -> ShardResult:
     """Put the shard's files in place and say what is in them. Row status: the coordinator's."""
     shard, positions = draft.task.shard, draft.positions
+    for cast in draft.casts:
+        cast.result()
     failed = list(draft.reasons)
     checksums = {}
     for name, stored in draft.stored.items():
@@ -205,11 +226,10 @@ def _write(store: EmbeddingStore, run: str, draft: _Draft) -> ShardResult:
     with explained(store.location):
         for name, stored in draft.stored.items():
             path = shard_path(store.spec, name, shard)
-            content = shard_bytes(store.spec, name, stored)
-            if content is None:
-                store.location.remove(*path)
-            else:
+            if content := shard_content(store.spec, name, stored):
                 store.location.write_bytes(content, *path)
+            else:
+                store.location.remove(*path)
     status = np.full(len(draft.task.rows), RowStatus.DONE, np.uint8)
     status[failed] = RowStatus.FAILED
     errors = {name: error[positions] for name, error in draft.errors.items()}

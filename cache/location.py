@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,23 +66,25 @@ class Location:
 
     def write_text(self, text: str) -> None:
         """Write this file whole or not at all."""
-        self.write_bytes(text.encode())
+        self.write_bytes([text.encode()])
 
-    def write_bytes(self, content: bytes, *inside: str) -> None:
-        """Write this file, or the one named `inside` this folder, whole or not at all."""
+    def write_bytes(self, content: Sequence[bytes | memoryview], *inside: str) -> None:
+        """Write pieces as this file, or the one named `inside` this folder, whole or not at all."""
         if self.is_local:
             target = self.path.joinpath(*inside)
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
             try:
-                partial.write_bytes(content)
+                with partial.open("wb", buffering=0) as f:
+                    for piece in content:
+                        _write_all(f, piece)
                 partial.replace(target)
             except BaseException:
                 partial.unlink(missing_ok=True)
                 raise
         else:
             fs, path = self._fs()
-            fs.pipe_file("/".join([path, *inside]), content)
+            fs.pipe_file("/".join([path, *inside]), b"".join(content))
 
     def create_text(self, text: str) -> None:
         """Write this file; raises FileExistsError where it exists already."""
@@ -151,6 +154,13 @@ class Location:
 
     def __str__(self) -> str:
         return self.url
+
+
+def _write_all(file: io.FileIO, piece: bytes | memoryview) -> None:
+    """Write a piece, however many calls the system takes for it."""
+    left = memoryview(piece)
+    while len(left):
+        left = left[file.write(left) :]
 
 
 def locate(where: str | Path | Location) -> Location:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -14,12 +12,12 @@ from cache.checksums import bytes_checksum
 from cache.codec import decode
 from cache.epoch_order import Window
 from cache.layout import checksum_name
+from cache.memory import Memory
 from cache.reading import read_sorted
 from cache.shards import DamagedShardError, ShardFile
 from cache.store import EmbeddingStore
 
 OPEN_SHARDS = 256  # files kept open per array
-RECYCLED = 8  # batches whose memory is used again
 READ_THREADS = 2  # that share the rows of a batch
 THREADED_BYTES = 4 << 20  # smaller batches are read in one thread
 
@@ -55,33 +53,6 @@ class RowSource:
 
     def release(self) -> None:
         raise NotImplementedError
-
-
-class Memory:
-    """Arrays [size, *shape], in memory that an earlier one has left if there is any.
-
-    Fresh memory costs a page fault every 4 kB: more than reading into it does.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self._shape, self._dtype = shape, dtype
-        self._blocks: list[tuple[memoryview, weakref.ref[np.ndarray]]] = []
-
-    def empty(self, size: int) -> np.ndarray:
-        count = size * math.prod(self._shape)
-        free = (
-            i
-            for i, (block, user) in enumerate(self._blocks)
-            if user() is None and block.nbytes >= count * self._dtype.itemsize
-        )
-        if (i := next(free, None)) is not None:
-            block, _ = self._blocks.pop(i)
-        else:
-            block = np.empty(count, self._dtype).data.cast("B")
-        # Every view that a user makes has this array as its base: as long as one lives, it does.
-        user = np.frombuffer(block, self._dtype, count)
-        self._blocks = [*self._blocks, (block, weakref.ref(user))][-RECYCLED:]
-        return user.reshape(size, *self._shape)
 
 
 class StraightSource(RowSource):
