@@ -114,11 +114,9 @@ def load_generator(backbones: Backbones, device: torch.device) -> ImageGenerator
 
 
 def read_empty_prompt(artifacts: Artifacts) -> Conditioning:
-    """The empty prompt's conditioning, which classifier-free guidance needs, from the target store."""
+    """The empty prompt's conditioning, which guidance needs, from the target store."""
     store = open_store(artifacts.targets)
-    tensors = {
-        name: torch.from_numpy(store.constant(name))[None] for name in store.spec.constants
-    }
+    tensors = {name: torch.from_numpy(store.constant(name))[None] for name in store.spec.constants}
     return Conditioning(tensors["empty_embedding"], tensors.get("empty_pooled"))
 
 

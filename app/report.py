@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Curves:
     title: str
     x_label: str
     y_label: str
-    lines: dict[str, tuple[Sequence[float], Sequence[float]]]
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     note: str = ""
 
 
@@ -109,7 +109,9 @@ def _draw(curves: Curves) -> str:
     """The curves as an SVG data URI."""
     figure, axes = plt.subplots(figsize=(5.2, 3.0))
     for name, (x, y) in curves.lines.items():
-        axes.plot(x, y, label=name, linewidth=1.4, marker="o" if len(x) < 15 else None, markersize=4)
+        axes.plot(
+            x, y, label=name, linewidth=1.4, marker="o" if len(x) < 15 else None, markersize=4
+        )
     axes.set_xlabel(curves.x_label)
     axes.set_ylabel(curves.y_label)
     axes.grid(alpha=0.25)

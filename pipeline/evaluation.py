@@ -1,7 +1,7 @@
 """Contexts to pictures in bulk: what the evaluations of section 4 have in common.
 
-An example is what GILL reads, what the generator's own text encoder reads in its place, and the real
-picture. Every example has its own seed, so that a result does not depend on the batch.
+An example is what GILL reads, what the generator's own text encoder reads in its place, and the
+real picture. Every example has its own seed, so that a result does not depend on the batch.
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ def load_image_generator(
     Raises BackboneError when a file is missing.
     """
     declared = DiffusionPipeline.load_config(source)
-    unused = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    unused += ("safety_checker", "feature_extractor", "image_encoder")
+    unused = [f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2")]
+    unused += ["safety_checker", "feature_extractor", "image_encoder"]
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             source,

@@ -35,7 +35,7 @@ class VisualEncoder:
         if isinstance(getattr(visual, "proj", None), nn.Parameter):
             self._projection: Tensor | None = visual.proj.detach()
             visual.proj = None
-            self._trunk, self._head = visual, None
+            self._trunk, self._head = visual, nn.Identity()
         elif hasattr(visual, "trunk") and hasattr(visual, "head"):
             self._projection, self._trunk, self._head = None, visual.trunk, visual.head
         else:
@@ -65,7 +65,7 @@ class VisualEncoder:
     def project(self, pooled: Float[Tensor, "B d"]) -> Float[Tensor, "B c"]:
         """Unit vectors in CLIP's joint space from pooled vectors."""
         pooled = pooled.to(self.device, self.dtype)
-        joint = pooled @ self._projection if self._head is None else self._head(pooled)
+        joint = self._head(pooled) if self._projection is None else pooled @ self._projection
         return F.normalize(joint.float(), dim=-1)
 
     def pooled_of(self, pixels: Sequence[Float[Tensor, "3 H W"]]) -> Float[Tensor, "B d"]:

@@ -1,4 +1,4 @@
-"""Training batches from the cache: shuffled rows of both stores with their captions as token ids."""
+"""Training batches from the cache: shuffled rows of both stores with their captions as ids."""
 
 from __future__ import annotations
 

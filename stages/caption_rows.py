@@ -1,4 +1,4 @@
-"""Columns of the caption table as sequences that are read in blocks, however many rows there are."""
+"""Columns of the caption table as sequences, read in blocks however many rows there are."""
 
 from __future__ import annotations
 

@@ -237,7 +237,9 @@ def verify_cache(
 
 @app.command()
 def import_released(
-    directory: Annotated[Path, typer.Argument(help="model_args.json, pretrained_ckpt.pth.tar, ...")],
+    directory: Annotated[
+        Path, typer.Argument(help="model_args.json, pretrained_ckpt.pth.tar, ...")
+    ],
 ) -> None:
     """Take over a checkpoint in the layout of the released code.
 

@@ -18,10 +18,10 @@ def set_up(run: RunParams) -> torch.device:
 
 def quieten_libraries() -> None:
     """No bars for loading small files and no warning per cut prompt; errors still show."""
-    import diffusers
-    import transformers
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    of_diffusers.set_verbosity_error()
+    of_diffusers.disable_progress_bar()

@@ -249,7 +249,7 @@ def _right_attributes(
     return (oracle.read_scenes(pictures) == truth).sum(1)
 
 
-def _mean(values: Sequence[float]) -> dict[str, float]:
+def _mean(values: Sequence[float]) -> dict[str, float | None]:
     mean, error = mean_and_standard_error(values)
     return {"mean": mean, "standard_error": error}
 

@@ -34,7 +34,8 @@ def caption_set(table: CaptionTable, limit: int, truth: Path | None) -> Evaluati
 
     Raises StageError when the table has no test rows.
     """
-    rows, seen = [], set()
+    rows: list[int] = []
+    seen: set[bytes] = set()
     split = table.rows_of_split("test")
     for row, picture in zip(split, table.pictures(split), strict=True):
         if picture not in seen and len(rows) < limit:

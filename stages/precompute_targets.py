@@ -1,4 +1,4 @@
-"""Stage precompute-targets: the generator's text encoder once over every caption (T_psi of Eq. 3)."""
+"""Stage precompute-targets: T_psi of Eq. 3, the generator's text encoder over every caption."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from stages.paths import ARTIFACTS
 
 
 def run(params: Params, *, retrain: bool) -> None:
-    """Unpack (or retrain) the miniature models where the params ask for them; write the manifest."""
+    """Unpack (or retrain) the miniature models where they are asked for; write the manifest."""
     wanted = params.backbones
     sources = {role: getattr(wanted, role) for role in get_args(Role)}
     if "miniature" in sources.values():

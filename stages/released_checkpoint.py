@@ -61,7 +61,7 @@ def import_released(directory: Path) -> None:
 
 
 def export_released(directory: Path, params: Params) -> None:
-    """The trained heads in the released layout, and the classifier where that layout can hold it."""
+    """The trained heads in the released layout, and the classifier where it fits that layout."""
     backbones = Backbones.read(ARTIFACTS.backbones)
     heads, _ = load_heads(
         ARTIFACTS.model / CHECKPOINTS[params.run.checkpoint], backbones=backbones.fingerprints
@@ -84,6 +84,6 @@ def export_released(directory: Path, params: Params) -> None:
             export_decision(linear, directory)
         else:
             print(
-                "the classifier was not exported: the released layout holds a linear map of the first "
-                "[IMG] state alone (decision.img_tokens: first, decision.use_similarity: false)"
+                "the classifier was not exported: the released layout holds a linear map of the "
+                "first [IMG] state alone (decision.img_tokens: first, decision.use_similarity: false)"
             )

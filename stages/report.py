@@ -34,8 +34,8 @@ def run(params: Params) -> None:
     captions = _read_json(ARTIFACTS.captions.with_suffix(".report.json"))
     is_miniature = params.captions.table == "miniature"
     what = (
-        "the miniature world: 32x32 pictures of one object, tiny frozen models. These numbers say that "
-        "the method works here, and nothing about photographs"
+        "the miniature world: 32x32 pictures of one object, tiny frozen models. These numbers say "
+        "that the method works here, and nothing about photographs"
         if is_miniature
         else f"{params.captions.table}"
     )
@@ -73,8 +73,8 @@ def _generation_tables(evaluation: dict[str, Any]) -> list[Table]:
             row.append(_with_error(similarity["mean"], similarity["standard_error"]))
         rows.append(row)
     note = (
-        "Held-out examples; both methods share the frozen generator and the seeds. CLIP similarity is "
-        "the cosine between generated and real picture in the run's own visual encoder."
+        "Held-out examples; both methods share the frozen generator and the seeds. CLIP similarity "
+        "is the cosine between generated and real picture in the run's own visual encoder."
     )
     if judged:
         note += (
@@ -121,8 +121,8 @@ def _decision_tables(decision: dict[str, Any]) -> list[Table]:
     ]
     labels = ", ".join(f"{count} {name}" for name, count in decision["labels"].items())
     note = (
-        f"Labels by {decision['labels_by']} ({labels}); measured on held-out prompts. Macro F1 is the "
-        "mean of the F1 of both classes."
+        f"Labels by {decision['labels_by']} ({labels}); measured on held-out prompts. Macro F1 is "
+        "the mean of the F1 of both classes."
     )
     columns = ["method", "macro F1", "F1 of generate", "F1 of retrieve"]
     return [Table("Retrieve or generate (after Table 6)", columns, rows, note)]
@@ -196,7 +196,8 @@ def _facts(params: Params, captions: dict[str, Any]) -> dict[str, str]:
     backbones = Backbones.read(ARTIFACTS.backbones)
     facts = {
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "captions": f"{captions['source']}: {captions['kept']} kept, {captions['excluded']} left out; "
+        "captions": f"{captions['source']}: {captions['kept']} kept, "
+        f"{captions['excluded']} left out; "
         + ", ".join(f"{count} {split}" for split, count in captions["splits"].items()),
     }
     for role, name in (

@@ -2,7 +2,7 @@
 
 import os
 
-# One thread per process: small models on two cores are slower with two (see DESIGN notes in CONTRIBUTING).
+# One thread per process: small models are slower with two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,7 +17,7 @@ install_import_hook("pipeline", "beartype.beartype")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of the shared test data; tests that need it are skipped, saying so, where it is absent."""
+    """The folder of the shared test data; tests that need it skip, saying so, where it is absent."""
     folder = Path(os.environ.get("GILL_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
     if not folder.is_dir():
         pytest.skip(f"shared test data not found at {folder}: set GILL_SHARED_DATA")

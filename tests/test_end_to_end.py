@@ -76,7 +76,9 @@ def _label_by_hand() -> None:
     lines = ["Prompt\tCategory\tChallenge\tNote\tDecisions"]
     for i in range(40):
         votes = ["gen", "ret"][i % 2]
-        lines.append(f"a {'red' if i % 2 else 'blue'} ring number {i}\tA\tB\tC\t{','.join([votes] * 5)}")
+        lines.append(
+            f"a {'red' if i % 2 else 'blue'} ring number {i}\tA\tB\tC\t{','.join([votes] * 5)}"
+        )
     Path("votes.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -134,7 +136,9 @@ def test_replies_are_of_the_kind_asked_for_and_repeatable(world, monkeypatch):
         first, second = (gill.reply(["a red ring", picture], settings) for _ in range(2))
         images = [a for a in first if not isinstance(a, Text)]
         assert [type(a) for a in images] == [kind]
-        assert [getattr(a, "text", None) for a in first] == [getattr(a, "text", None) for a in second]
+        assert [getattr(a, "text", None) for a in first] == [
+            getattr(a, "text", None) for a in second
+        ]
         again = [a for a in second if not isinstance(a, Text)]
         assert images[0].picture.tobytes() == again[0].picture.tobytes()
     words = gill.reply(["a red ring", picture], ReplySettings(want="text"))

@@ -1,4 +1,4 @@
-"""The command lines: every spelling, help that says what is read and written, errors in one line."""
+"""The command lines: both spellings, help that says what is read and written, clear errors."""
 
 import subprocess
 import sys
@@ -65,7 +65,10 @@ def test_the_presets_name_the_paper_and_the_released_objective():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"training": {"lerning_rate": 1}}, ["training.lerning_rate", "unknown key", "learning_rate"]),
+        (
+            {"training": {"lerning_rate": 1}},
+            ["training.lerning_rate", "unknown key", "learning_rate"],
+        ),
         ({"trainig": {}}, ["trainig", "unknown key", "training"]),
         ({"training": {"steps": 0}}, ["training.steps", "greater than or equal to 1", "0"]),
         ({"model": {"mapper": {"kind": "magic"}}}, ["model.mapper.kind", "gill_mapper", "magic"]),
