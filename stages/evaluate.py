@@ -45,7 +45,7 @@ METHODS = {"generator": "generator alone", "gill": "GILL"}
 
 
 def run(params: Params) -> None:
-    """Write metrics/evaluation.json, and records and pictures to artifacts/evaluation."""
+    """Write headline numbers to metrics/, all others, records and pictures to artifacts/."""
     device = set_up(params.run)
     gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.run.checkpoint)
     generator = Backbones.read(ARTIFACTS.backbones).image_generator
@@ -63,8 +63,23 @@ def run(params: Params) -> None:
         _miniature_recall(gill, params) if is_miniature else _table_recall(gill, table)
     )
     metrics["captioning"] = _captioning(gill, table, params, records, is_miniature)
-    _write_json(METRICS / "evaluation.json", metrics)
+    _write_json(ARTIFACTS.evaluation / "evaluation.json", metrics)
+    _write_json(METRICS / "evaluation.json", _headline(metrics))
     _write_json(ARTIFACTS.evaluation / "records.json", records)
+
+
+def _headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The few numbers that `dvc metrics show` and git compare."""
+    short: dict[str, Any] = {}
+    for name, found in metrics.items():
+        for method in METHODS:
+            if method in found:
+                judged = found[method].get("oracle")
+                value = judged["attributes"] if judged else found[method]["clip_similarity"]["mean"]
+                short[f"{name}.{method}"] = round(value, 4)
+    for name, found in metrics["retrieval"].items():
+        short[f"retrieval.{name}.r1"] = found["text_to_image"][1]
+    return short
 
 
 def _sets(params: Params, table: CaptionTable, is_miniature: bool) -> list[EvaluationSet]:

@@ -124,5 +124,13 @@ def _vote(generated_right: int, retrieved_right: int, attributes: int) -> str:
 
 
 def _write_metrics(metrics: dict[str, Any]) -> None:
+    """Everything beside the classifier; one number per method for `dvc metrics show`."""
     METRICS.mkdir(exist_ok=True)
-    (METRICS / "decision.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    short = {
+        name: round(metrics[name]["macro_f1"], 4) for name in TABLE_6 if name in metrics
+    } or metrics
+    for path, content in (
+        (ARTIFACTS.decision / "evaluation.json", metrics),
+        (METRICS / "decision.json", short),
+    ):
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -28,8 +28,8 @@ TABLE_6_NAMES = {
 
 def run(params: Params) -> None:
     """Write artifacts/report/index.html."""
-    evaluation = _read_json(METRICS / "evaluation.json")
-    decision = _read_json(METRICS / "decision.json")
+    evaluation = _read_json(ARTIFACTS.evaluation / "evaluation.json")
+    decision = _read_json(ARTIFACTS.decision / "evaluation.json")
     records = _read_json(ARTIFACTS.evaluation / "records.json")
     captions = _read_json(ARTIFACTS.captions.with_suffix(".report.json"))
     is_miniature = params.captions.table == "miniature"

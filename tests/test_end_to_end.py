@@ -91,11 +91,11 @@ def test_every_stage_leaves_what_it_promises(world):
 
 
 def test_metrics_and_report_tell_the_run(world):
-    metrics = json.loads((world / "metrics/evaluation.json").read_text())
+    metrics = json.loads((world / "artifacts/evaluation/evaluation.json").read_text())
     assert metrics["captions"]["examples"] == 4
     assert 0 <= metrics["captions"]["generator"]["oracle"]["attributes"] <= 1
     assert metrics["retrieval"]["all"]["candidates"] == 20
-    decision = json.loads((world / "metrics/decision.json").read_text())
+    decision = json.loads((world / "artifacts/decision/evaluation.json").read_text())
     assert decision["labels"] == {"gen": 20, "ret": 20, "same": 0}
     page = (world / "artifacts/report/index.html").read_text()
     assert "miniature world" in page

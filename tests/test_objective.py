@@ -231,6 +231,13 @@ def test_heads_may_be_kept_in_bfloat16(frozen: torch.dtype) -> None:
     assert all(g.isfinite().all() for g in grads)
 
 
+def test_tokens_of_another_tokenizer_are_refused(opt64: tuple[Gill, Plain]) -> None:
+    batch = example_batch([3, 4], torch.float64)
+    batch.tokens[5] = NUM_WORDS + 1
+    with pytest.raises(ValueError, match="holds token 51, but the frozen vocabulary ends at 50"):
+        training_losses(opt64[0], batch, Objective.paper(), PAIR)
+
+
 def test_float16_is_refused() -> None:
     heads = Heads(small_sizes(32, 2, False))
     gill = Gill(LanguageModel(tiny_model("opt", torch.float16), tiny_tokenizer()), heads)
@@ -317,7 +324,7 @@ def test_pooled_target_is_part_of_the_generation_loss() -> None:
         [[torch.tensor([2, *caption])] for caption in captions_of(batch)]
     ).mean(1)
     expected = (gill.heads.pooled_projection(hidden) - pooled_targets).square().mean()
-    assert float(losses.pooled) == pytest.approx(float(expected), rel=1e-12)
-    assert float(losses.total) == pytest.approx(
-        sum(float(getattr(losses, part)) for part in (*PARTS[:-1], "pooled")), rel=1e-12
+    assert losses.pooled.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert losses.total.item() == pytest.approx(
+        sum(getattr(losses, part).item() for part in (*PARTS[:-1], "pooled")), rel=1e-12
     )

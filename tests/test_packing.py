@@ -53,6 +53,24 @@ def test_a_prefix_is_seen_by_its_own_sequence() -> None:
     torch.testing.assert_close(out, torch.cat(expected, dim=1))
 
 
+def test_one_prefix_may_serve_all_and_be_recorded_with_what_follows() -> None:
+    start, states = qkv(2), qkv(4)
+    first = Packing.of([2], torch.device("cpu"), record=True)
+    packed_attention(layer(), *start, None, packing=first)
+    assert first.recorded is not None
+    prefix = first.recorded.repeat(2)
+    second = Packing.of([3, 1], torch.device("cpu"), prefix=prefix, record=True)
+    out, _ = packed_attention(layer(), *states, None, packing=second)
+    for i, part in enumerate(zip(*[x.split([3, 1], dim=2) for x in states])):
+        k, v = (torch.cat(pair, dim=2) for pair in zip(start[1:], part[1:]))
+        torch.testing.assert_close(out.split([3, 1], dim=1)[i], causal(part[0], k, v, 2))
+        assert second.recorded is not None
+        assert second.recorded.lengths == [5, 3]
+        assert second.recorded.keys[0][i, :, : 5 - 2 * i].equal(k[0])
+    with pytest.raises(ValueError, match=r"different lengths: \[5, 3\]"):
+        Packing.of([1, 1], torch.device("cpu"), prefix=second.recorded, record=True)
+
+
 def test_unpack_and_pack_are_inverse() -> None:
     packing = Packing.of([3, 1, 2], torch.device("cpu"))
     states = torch.randn(1, 4, 6, 8)

@@ -44,10 +44,10 @@ def test_captioning_without_start_ids() -> None:
 
 def test_images_alone() -> None:
     streams = image_streams([3, 1], [(0,), (1,)], 2, 1, True, False)
-    assert streams.prefix.source == [0, 1, 2, 3, 0, 4]
-    assert streams.prefix.lengths == [4, 2]
+    assert streams.prefix.source == [1, 2, 3, 4]
+    assert streams.prefix.lengths == [3, 1]
     predicted = list(zip(streams.prefix.predictors, streams.prefix.targets))
-    assert predicted == [(0, 1), (1, 2), (2, 3), (3, 5), (4, 4), (5, 5)]
+    assert predicted == [(0, 1), (1, 2), (2, 3), (3, 5), (0, 4), (4, 5)]
     assert streams.suffix.source == [V] * 4
     assert streams.suffix.lengths == [2, 2]
     assert streams.suffix.targets == []
@@ -55,7 +55,7 @@ def test_images_alone() -> None:
 
 def test_images_pair_as_released_supervises_the_first_caption_only() -> None:
     streams = image_streams([3, 1], [(0, 1)], 2, 1, True, False)
-    assert streams.prefix.source == [0, 1, 2, 3]
+    assert streams.prefix.source == [1, 2, 3]
     assert streams.suffix.source == [V, V, 4, V, V]
     assert streams.suffix.filled == [0, 1, 3, 4]
     assert streams.suffix.lengths == [5]
