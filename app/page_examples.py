@@ -1,0 +1,39 @@
+"""Examples to click on: in the miniature's language where it speaks that, else from the candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.artifacts import Artifacts
+from app.gill import Gill
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a click puts into the box: a text, and pictures by their paths."""
+
+    text: str
+    pictures: tuple[str, ...] = ()
+
+
+def examples_of(artifacts: Artifacts, gill: Gill) -> list[Example]:
+    """A handful, whose pictures exist."""
+    held_out = sorted((artifacts.miniature / "images" / "test").glob("*.png"))[:40]
+    if len(held_out) > 17:
+        return [
+            Example("show me a big blue square on the left."),
+            Example("in the desert on the left there is a small red ring."),
+            Example("draw a small yellow cross on the right in the sea."),
+            Example("make it blue.", (str(held_out[3]),)),
+            Example("Q: what color is it? A:", (str(held_out[8]),)),
+            Example("Q: what place is it in? A:", (str(held_out[17]),)),
+        ]
+    examples = [Example("a dog running on the beach"), Example("a red double-decker bus")]
+    index = gill.speaker.index
+    if index is not None and index.candidates is not None:
+        images = index.candidates["image"].slice(0, 200).to_pylist()
+        shown = [path for path in images if Path(path).is_file()][:2]
+        questions = ("What is shown here?", "How would it look in winter?")
+        examples += [Example(text, (path,)) for text, path in zip(questions, shown)]
+    return examples
