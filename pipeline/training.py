@@ -184,6 +184,15 @@ def processes() -> Iterator[int]:
             dist.destroy_process_group()
 
 
+def from_first_process(decision: bool) -> bool:
+    """What the process of rank 0 decided, in every process."""
+    if not _is_distributed():
+        return decision
+    shared = [decision]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
 class Stepper:
     """Optimiser steps on one model: AdamW over every trained tensor.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import torch
 
@@ -17,7 +18,7 @@ from pipeline.heads import (
     word_image_embeddings,
 )
 from pipeline.language_model import LanguageModel, load_language_model
-from pipeline.training import DvcliveLog, processes, show_progress, train
+from pipeline.training import DvcliveLog, from_first_process, processes, show_progress, train
 from stages.cached_batches import CachedBatches, read_batch
 from stages.devices import set_up
 from stages.failures import StageError
@@ -55,8 +56,8 @@ def run(params: Params) -> None:
                 read_batch(held_out, table, language_model, params.batches.max_caption_tokens)
             )
         parameters = {"model": params.model.model_dump(mode="json")}
-        resume = _may_resume(params) if rank == 0 else (ARTIFACTS.model / STATE).exists()
-        with DvcliveLog(METRICS / "train") as log:
+        resume = from_first_process(_may_resume(params) if rank == 0 else False)
+        with DvcliveLog(METRICS / "train") if rank == 0 else nullcontext() as log:
             result = train(
                 Gill(language_model, heads),
                 batches,
@@ -70,8 +71,9 @@ def run(params: Params) -> None:
                 log=log,
                 on_progress=show_progress,
             )
-    for name, value in result.metrics.items():
-        print(f"{name}: {value:.4f}")
+        if rank == 0:
+            for name, value in result.metrics.items():
+                print(f"{name}: {value:.4f}")
 
 
 def new_heads(params: ModelParams, backbones: Backbones, language_model: LanguageModel) -> Heads:
