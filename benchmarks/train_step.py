@@ -137,33 +137,21 @@ def plain_step(plain: Plain) -> Step:
     return step
 
 
-def measure(call: Callable[[], object]) -> tuple[float, float]:
-    """CPU seconds of one call, and the MiB of resident memory it needs on top of what is in use."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before, start = _in_use(), time.process_time()
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """CPU time of one call."""
+    start = time.process_time()
     call()
-    return time.process_time() - start, _status("VmHWM") - before
+    return time.process_time() - start
 
 
-def _in_use() -> float:
-    """Resident MiB, less what the C allocator holds free for the next tensors."""
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallinfo2.restype = _MallocInfo
-    return _status("VmRSS") - libc.mallinfo2().free / 2**20
-
-
-class _MallocInfo(ctypes.Structure):
-    """glibc's `struct mallinfo2`: ten counters, of which the free bytes are the ninth."""
-
-    _fields_ = (
-        ("others", ctypes.c_size_t * 8),
-        ("free", ctypes.c_size_t),
-        ("last", ctypes.c_size_t),
-    )
-
-
-def _status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def resident_mib(peak: bool = False) -> float:
+    """Resident memory now, freed memory given back first; or its peak since the last question."""
+    status = Path("/proc/self/status")
+    if not peak:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    key = "VmHWM" if peak else "VmRSS"
+    lines = status.read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
@@ -187,7 +175,7 @@ def clip_seconds() -> float:
             else:
                 tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))
         picture = torch.randn(1, 3, 224, 224)
-        return 4 * min(measure(lambda: model(picture))[0] for _ in range(2))
+        return 4 * min(cpu_seconds(lambda: model(picture)) for _ in range(2))
 
 
 def flop_per_example() -> dict[str, float]:
@@ -218,12 +206,15 @@ def on_cpu(cases: list[tuple[int, bool]], repetitions: int) -> dict[str, float]:
     for num_examples, packed in cases:
         batch = batch_of(num_examples, "cpu")
         calls = [lambda: fast(batch, packed), lambda: slow(batch, packed)]  # noqa: B023
-        fast_s, fast_mib = measure(calls[0])
-        slow_s, slow_mib = measure(calls[1])
-        for i in range(repetitions):  # memory is that of the first call, time the least of all
-            fast_s = min(fast_s, measure(calls[0])[0])
-            if i > 0:
-                slow_s = min(slow_s, measure(calls[1])[0])
+        mib, times = [], [[], []]
+        for call in calls:
+            held = resident_mib()
+            call()
+            mib.append(resident_mib(peak=True) - held)
+        for _ in range(repetitions):
+            for call, own in zip(calls, times):
+                own.append(cpu_seconds(call))
+        (fast_mib, slow_mib), (fast_s, slow_s) = mib, map(min, times)
         with_clip = (slow_s + 3 * num_examples * clip) / fast_s
         print(
             f"{num_examples:8d}  {packed!s:>6}  {fast_s:7.2f}  {slow_s:7.2f}"

@@ -134,8 +134,16 @@ class Gill(nn.Module):
         words = self._words(batch)
         with torch.no_grad():
             inputs = self._inputs(streams.prefix, words, None)
-            packing = Packing.of(streams.prefix.lengths, inputs.device, record=True)
+            start = model.read_start()
+            packing = Packing.of(
+                streams.prefix.lengths,
+                inputs.device,
+                prefix=None if start is None else start.prefix.repeat(len(rows)),
+                record=True,
+            )
             before = model.hidden_states(inputs, packing)
+            if start is not None:
+                before = torch.cat([start.hidden[-1:], before])
         # One row of E_img per use, in E_img's own dtype: their gradients are summed in that dtype.
         images = self.heads.image_embeddings.expand(len(batch), -1, -1).flatten(0, 1)
         inputs = self._inputs(streams.suffix, words, images.to(model.dtype))
@@ -196,6 +204,12 @@ class Gill(nn.Module):
     def _words(self, batch: CaptionBatch) -> Int64[Tensor, " words"]:
         """Start ids, caption tokens, and the id of [IMG1], as `streams` index them."""
         model = self.language_model
+        # On a device the check would wait for it; there the embedding itself refuses most such ids.
+        if batch.tokens.device.type == "cpu" and int(batch.tokens.max()) >= model.num_rows:
+            raise ValueError(
+                f"a caption holds token {int(batch.tokens.max())}, but the frozen vocabulary ends "
+                f"at {model.num_rows - 1}: the captions were made with another tokenizer"
+            )
         start = torch.tensor(model.start_ids, dtype=torch.int64)
         image = torch.tensor([model.num_rows])
         device = batch.tokens.device
@@ -208,7 +222,7 @@ class Gill(nn.Module):
         source = torch.tensor(stream.source)
         ids = words[source.masked_fill(source == FILLED, 0).to(words.device, non_blocking=True)]
         with torch.no_grad():
-            inputs = self.language_model.embed(ids.clamp(max=self.language_model.num_rows - 1))
+            inputs = self.language_model.embed(ids)
         if filling is None:
             return inputs
         places = torch.tensor(stream.filled).to(words.device, non_blocking=True)

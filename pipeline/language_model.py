@@ -5,6 +5,7 @@ vocabulary, S packed tokens. Hidden states are those after the final norm and, w
 OPT's `project_out`: they have width e as well, which is what ties `E_img` to both ends.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.packing import ATTENTION, Packing
+from pipeline.packing import ATTENTION, Packing, Prefix
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the language model holds after the start ids, which is the same for every text."""
+
+    prefix: Prefix
+    hidden: Float[Tensor, "T e"]
 
 
 class LanguageModel:
@@ -49,6 +58,7 @@ class LanguageModel:
         if not 2 <= self.num_rows <= rows:
             raise ValueError(f"{name}: num_rows = {self.num_rows}, but its table has {rows} rows")
         self.start_ids = _start_ids(tokenizer)
+        self._start: Start | None = None
         self.max_positions = int(model.config.get_text_config().max_position_embeddings)
         self._prove_packing(name)
 
@@ -116,6 +126,16 @@ class LanguageModel:
             packing=packing,
         )
         return out.last_hidden_state[0]
+
+    def read_start(self) -> Start | None:
+        """The start ids, read once and for all; None where there are none."""
+        if self._start is None and self.start_ids:
+            with torch.inference_mode(False), torch.no_grad():
+                packing = Packing.of([len(self.start_ids)], self.device, record=True)
+                hidden = self.hidden_states(self.embed(torch.tensor(self.start_ids)), packing)
+            assert packing.recorded is not None
+            self._start = Start(packing.recorded, hidden)
+        return self._start
 
     @torch.no_grad()
     def _prove_packing(self, name: str) -> None:

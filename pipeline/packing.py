@@ -32,6 +32,14 @@ class Prefix:
     keys: dict[int, Float[Tensor, "B H P h"]]
     values: dict[int, Float[Tensor, "B H P h"]]
 
+    def repeat(self, count: int) -> "Prefix":
+        """One sequence as the prefix of `count`."""
+
+        def expanded(states: dict[int, Tensor]) -> dict[int, Tensor]:
+            return {layer: x.expand(count, -1, -1, -1) for layer, x in states.items()}
+
+        return Prefix(self.lengths * count, expanded(self.keys), expanded(self.values))
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -46,7 +54,7 @@ class Packing:
     """Who sees whom, K = P + T; None means causal with no prefix."""
     prefix: Prefix | None
     recorded: Prefix | None
-    """Filled during the pass when keys and values are wanted afterwards."""
+    """Filled during the pass when keys and values, the prefix's too, are wanted afterwards."""
 
     @classmethod
     def of(
@@ -56,8 +64,15 @@ class Packing:
         prefix: Prefix | None = None,
         record: bool = False,
     ) -> "Packing":
-        """The packing of sequences of these lengths (at least 1), each following its prefix."""
+        """The packing of sequences of these lengths (at least 1), each following its prefix.
+
+        Raises:
+            ValueError: keys and values are to be recorded after prefixes of different lengths.
+        """
         lengths = list(lengths)
+        before = [0] * len(lengths) if prefix is None else prefix.lengths
+        if record and min(before) < max(before):
+            raise ValueError(f"cannot record after prefixes of different lengths: {before}")
         longest = max(lengths)
         counts = torch.tensor(lengths)
         grid = torch.arange(longest).expand(len(lengths), longest)
@@ -66,9 +81,9 @@ class Packing:
         slots = inside.flatten().nonzero()[:, 0] if ragged else None
         positions, mask = grid, None
         if prefix is not None:
-            before = torch.tensor(prefix.lengths)[:, None]
-            positions = grid + before
-            past = torch.arange(int(before.max())) < before
+            starts = torch.tensor(before)[:, None]
+            positions = grid + starts
+            past = torch.arange(max(before)) < starts
             causal = torch.ones(longest, longest, dtype=torch.bool).tril()
             mask = torch.cat(
                 [
@@ -83,7 +98,9 @@ class Packing:
             slots=None if slots is None else slots.to(device, non_blocking=True),
             mask=None if mask is None else mask.to(device, non_blocking=True),
             prefix=prefix,
-            recorded=Prefix(lengths, {}, {}) if record else None,
+            recorded=Prefix([a + b for a, b in zip(before, lengths, strict=True)], {}, {})
+            if record
+            else None,
         )
 
     @property
@@ -135,11 +152,11 @@ def packed_attention(
         )
     q, k, v = packing.unpack(query), packing.unpack(key), packing.unpack(value)
     layer: Any = module.layer_idx
-    if packing.recorded is not None:
-        packing.recorded.keys[layer], packing.recorded.values[layer] = k, v
     if packing.prefix is not None:
         k = torch.cat([packing.prefix.keys[layer], k], dim=2)
         v = torch.cat([packing.prefix.values[layer], v], dim=2)
+    if packing.recorded is not None:
+        packing.recorded.keys[layer], packing.recorded.values[layer] = k, v
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

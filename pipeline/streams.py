@@ -96,7 +96,11 @@ class ImageStreams:
     """The shared pass of retrieval and generation, in two parts."""
 
     prefix: Stream
-    """Up to the first [IMG1] of each row: depends on nothing trainable."""
+    """From after the start ids up to the first [IMG1] of each row: depends on nothing trainable.
+
+    The start ids are the same for all rows and read once: the last of them, where there is one, is
+    place 0 of `predictors`, and the stream's own places count from 1.
+    """
     suffix: Stream
     """From there on: depends on `E_img`. `filled` are its [IMG] places, r per example in order."""
 
@@ -117,19 +121,17 @@ def image_streams(
     """
     caption = _captions(lengths, num_start)
     image = num_start + sum(lengths)
+    own = 1 if num_start else 0
     prefix, suffix = Stream(), Stream()
     for row in rows:
         first, *others = row
         begin = len(prefix.source)
-        prefix.put(range(num_start))
         prefix.put(caption[first])
-        last = len(prefix.source) - 1
+        if supervise_captions and num_start:
+            prefix.predict(caption[first][:1], 0)
         if supervise_captions:
-            # Without start ids nothing comes before the first token, and it is not predicted.
-            targets = [*caption[first], image][0 if num_start else 1 :]
-            prefix.predict(targets, last + 1 - len(targets))
-        else:
-            prefix.predict([image], last)
+            prefix.predict(caption[first][1:], begin + own)
+        prefix.predict([image], len(prefix.source) - 1 + own)
         prefix.lengths.append(len(prefix.source) - begin)
 
         begin = len(suffix.source)
