@@ -21,6 +21,7 @@ from corpora.parti_prompts import (
     PartiPrompt,
     VotedPrompt,
     agreed_label,
+    paper_split,
     read_prompts,
     read_votes,
     write_votes,
@@ -57,6 +58,7 @@ def run(params: Params) -> None:
         hidden, similarity = _read_prompts(gill, index, [row.prompt for row in voted])
         labels = [agreed_label(row.votes) for row in voted]
         by = "people"
+        test_rows: set[int] | None = set(paper_split(labels)[1])
     else:
         prompts = read_prompts(ARTIFACTS.miniature / "prompts.tsv")
         hidden, similarity = _read_prompts(gill, index, prompts)
@@ -64,12 +66,14 @@ def run(params: Params) -> None:
         voted = [VotedPrompt(p, (label,)) for p, label in zip(prompts, labels, strict=True)]
         write_votes(ARTIFACTS.decision / "oracle_votes.tsv", voted)
         by = "the oracle of the miniature world"
+        test_rows = None
     kept = [i for i, label in enumerate(labels) if label != "same"]
     model, metrics = fit_decision(
         hidden[kept],
         similarity[kept],
         [labels[i] for i in kept],
         params.decision.settings,
+        test=None if test_rows is None else torch.tensor([i in test_rows for i in kept]),
         votes=[voted[i].votes for i in kept] if by == "people" else None,
         heads=heads,
     )

@@ -85,5 +85,5 @@ def export_released(directory: Path, params: Params) -> None:
         else:
             print(
                 "the classifier was not exported: the released layout holds a linear map of the "
-                "first [IMG] state alone (decision.img_tokens: first, decision.use_similarity: false)"
+                "first [IMG] state alone (decision: img_tokens first, use_similarity false)"
             )

@@ -1,6 +1,5 @@
 """The rooms of CONTRIBUTING.md: who may import whom, and which room holds which library."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,6 @@ KEEPERS = {
     "open_clip": "pipeline/visual_encoder.py",
     "faiss": "pipeline/retrieval.py",
 }
-SKIPPED = {".git", ".venv", "artifacts", "metrics", ".dvc", ".mypy_cache", ".ruff_cache"}
 # Side-by-side measurements and recipes that make a model need the library itself.
 EXEMPT = {"benchmarks", "miniature"}
 
@@ -83,14 +81,3 @@ def test_every_stage_has_a_story_and_a_command(stage):
     definition = _stages()[stage]
     assert definition["desc"]
     assert definition["cmd"] == f"stages {stage}"
-
-
-def test_no_name_of_this_workplace_and_no_address():
-    pattern = re.compile(r"pythonhosted|pypi\.org|registry\.npmjs|/work/(main|shared)|/tmp/v\b")
-    for file in ROOT.rglob("*"):
-        parts = file.relative_to(ROOT).parts
-        if parts[0] in SKIPPED or file.is_dir():
-            continue
-        if file.suffix in (".py", ".md", ".yaml", ".toml", ".txt", "") and file != Path(__file__):
-            text = file.read_text(encoding="utf-8", errors="ignore")
-            assert not pattern.search(text), f"{file} names {pattern.search(text)}"
