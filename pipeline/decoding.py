@@ -30,6 +30,7 @@ from pipeline.gill import Gill
 from pipeline.image_tokens import append_image_logits, image_token_ids
 from pipeline.language_model import LanguageModel
 
+EndReason = Literal["stop", "max_tokens", "max_images", "max_positions", "cancelled"]
 ImageLogit = Callable[[Float[Tensor, " B"]], Float[Tensor, " B"]]
 
 
@@ -67,6 +68,15 @@ class DecodingSettings(BaseModel):
         ge=1,
         description="divides the odds of text tokens already in this answer (CTRL's)",
     )
+    stop_at_newline: bool = Field(
+        default=False,
+        description="end the answer before a line break, unless it begins with it (39 of UPSTREAM)",
+    )
+    stop_after_images: bool = Field(
+        default=False,
+        description="end the answer with its last image (max_images). Captions end with [IMG] in "
+        "training, so the words behind one are the model's weakest",
+    )
 
 
 @dataclass(frozen=True)
@@ -89,10 +99,10 @@ class ImagePiece:
 
 @dataclass(frozen=True)
 class EndPiece:
-    """The end of row `row`: a stop token, the wanted length, or no position left."""
+    """The end of row `row`: a stop token, enough said, no position left, or the caller's wish."""
 
     row: int
-    reason: Literal["stop", "max_tokens", "max_positions"]
+    reason: EndReason
 
 
 Piece = TextPiece | ImagePiece | EndPiece
@@ -103,7 +113,7 @@ class Answer:
     """One row's answer: text and images in their order, and why it ended."""
 
     pieces: tuple[TextPiece | ImagePiece, ...]
-    end: Literal["stop", "max_tokens", "max_positions"]
+    end: EndReason
 
     @property
     def token_ids(self) -> list[int]:
@@ -143,6 +153,87 @@ class Context:
         self.num_rows = num_rows
         self.lengths = [0] * num_rows
         """Positions used per row, those noted and not yet read included."""
+
+    @classmethod
+    def join(cls, contexts: Sequence[Context]) -> Context:
+        """One context whose rows are those of `contexts`, in order; these stay as they are.
+
+        Conversations of any age are decoded together and taken apart again with `split`.
+        """
+        first = contexts[0]
+        joined = cls(first._language_model, sum(context.num_rows for context in contexts))
+        width = max(context._real.shape[1] for context in contexts)
+
+        def padded(states: Tensor, dim: int) -> Tensor:
+            shape = list(states.shape)
+            shape[dim] = width - shape[dim]
+            return torch.cat([states.new_zeros(shape), states], dim) if shape[dim] else states
+
+        joined._real = torch.cat([padded(context._real, 1) for context in contexts])
+        joined._has_padding = not bool(joined._real.all())
+        joined._pending = [list(parts) for context in contexts for parts in context._pending]
+        joined.lengths = [length for context in contexts for length in context.lengths]
+        joined.last_hidden = torch.cat([context.last_hidden for context in contexts])
+        like = next((context for context in contexts if context._cache.layers), None)
+        for layer in range(len(like._cache.layers) if like else 0):
+            assert like is not None
+            parts = [context._layer(layer, like) for context in contexts]
+            joined._cache.update(
+                torch.cat([padded(keys, 2) for keys, _ in parts]),
+                torch.cat([padded(values, 2) for _, values in parts]),
+                layer,
+            )
+        return joined
+
+    def split(self) -> list[Context]:
+        """Each row as a context of its own, without padding."""
+        alone = []
+        for row in range(self.num_rows):
+            context = Context(self._language_model)
+            real = self._real[row]
+            context._real = real[real][None]
+            context._pending = [list(self._pending[row])]
+            context.lengths = [self.lengths[row]]
+            context.last_hidden = self.last_hidden[row : row + 1].clone()
+            layers: list[Any] = list(self._cache.layers)
+            for layer, states in enumerate(layers):
+                context._cache.update(
+                    states.keys[row : row + 1, :, real],
+                    states.values[row : row + 1, :, real],
+                    layer,
+                )
+            alone.append(context)
+        return alone
+
+    def rewind(self, length: int) -> None:
+        """Forget all after the first `length` positions of a context of one row.
+
+        Raises ValueError for several rows or a length that was not reached.
+        """
+        if self.num_rows != 1 or self._has_padding or not 0 <= length <= self.lengths[0]:
+            raise ValueError(
+                f"cannot rewind {self.num_rows} rows of {self.lengths} positions to {length}"
+            )
+        was_read = self._real.shape[1]
+        pending = torch.cat([self.last_hidden[:0], *self._pending[0]])
+        self._pending[0] = [pending[: max(length - was_read, 0)]]
+        self.lengths[0] = length
+        if length < was_read:
+            self._cache.crop(length - was_read)
+            self._real = self._real[:, :length]
+            # The state before the next token is that of a position whose state was not kept.
+            self.last_hidden = torch.zeros_like(self.last_hidden)
+
+    def _layer(self, layer: int, like: Context) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer; none, in the shapes of `like`, where nothing was read yet."""
+        there: Any = (self if self._cache.layers else like)._cache.layers[layer]
+        if self._cache.layers:
+            return there.keys, there.values
+        keys, values = (
+            states.new_zeros(self.num_rows, states.shape[1], 0, states.shape[3])
+            for states in (there.keys, there.values)
+        )
+        return keys, values
 
     def room(self, row: int) -> int:
         """Positions left in `row`."""
@@ -217,7 +308,7 @@ def decode(
     gill: Gill,
     context: Context,
     prompts: Sequence[Float[Tensor, "_ e"]],
-    settings: DecodingSettings,
+    settings: DecodingSettings | Sequence[DecodingSettings],
     *,
     seeds: Sequence[int] | None = None,
     stop_ids: Sequence[int] | None = None,
@@ -257,27 +348,32 @@ def stream(
     gill: Gill,
     context: Context,
     prompts: Sequence[Float[Tensor, "_ e"]],
-    settings: DecodingSettings,
+    settings: DecodingSettings | Sequence[DecodingSettings],
     *,
     seeds: Sequence[int] | None = None,
     stop_ids: Sequence[int] | None = None,
     image_logit: ImageLogit | None = None,
+    cancelled: Callable[[int], bool] | None = None,
 ) -> Iterator[Piece]:
     """Continue every row of `context` with its prompt, and yield the answers as they come.
 
     `prompts`: one [T, e] per row, words and visual tokens already embedded; T differs freely, and
     may be 0 in a context that has been read before. The context afterwards holds prompt and answer
     (not the stop token), so that the next turn only adds its own.
+    `settings`: for all rows, or one per row.
     `seeds`: one per row, needed when the temperature is not 0; a row's answer depends on its own
     seed and never on the rest of the batch.
     `stop_ids`: tokens that end an answer and are not part of it; default: the tokenizer's end of
     text. The released code stops at none: pass ().
     `image_logit`: replaces the logit [B] of [IMG1], before `settings.image_bias` is added; see
     `released_image_logit`.
+    `cancelled(row)` is asked before every token; a row of which it is true ends there.
 
     Raises ValueError for an empty prompt in a fresh row, a prompt beyond the last position, or
     missing seeds.
     """
+    if isinstance(settings, DecodingSettings):
+        settings = [settings] * len(prompts)
     _check_request(context, prompts, settings, seeds)
     language_model, tokenizer = gill.language_model, gill.language_model.tokenizer
     if stop_ids is None:
@@ -286,26 +382,34 @@ def stream(
     image_ids = tuple(image_token_ids(language_model.num_rows, len(image_embeddings)))
     image_id = image_ids[0]
     rows = [
-        _Row(index, None if seeds is None else torch.Generator().manual_seed(seeds[index]))
-        for index in range(len(prompts))
+        _Row(index, None if seeds is None else torch.Generator().manual_seed(seeds[index]), one)
+        for index, one in enumerate(settings)
     ]
     for row, prompt in zip(rows, prompts):
         context.note(row.index, prompt)
     context.read()
 
     while active := [row for row in rows if row.reason is None]:
+        for row in active:
+            if cancelled is not None and cancelled(row.index):
+                row.reason = "cancelled"
+                yield EndPiece(row.index, row.reason)
+        active = [row for row in active if row.reason is None]
+        if not active:
+            return
         logits = _next_logits(gill, context.last_hidden[[row.index for row in active]])
         if image_logit is not None:
             logits[:, image_id] = image_logit(logits[:, image_id])
-        logits[:, image_id] += settings.image_bias
-        banned = [not _image_allowed(row, context, settings, len(image_ids)) for row in active]
+        logits[:, image_id] += torch.tensor([row.settings.image_bias for row in active]).to(logits)
+        banned = [not _image_allowed(row, context, len(image_ids)) for row in active]
         logits[torch.tensor(banned, device=logits.device), image_id] = -torch.inf
-        _penalise_repetition(logits, active, settings.repetition_penalty)
-        chosen = _choose(logits, [row.generator for row in active], settings)
+        for i, row in enumerate(active):
+            _penalise_repetition(logits[i : i + 1], [row], row.settings.repetition_penalty)
+        chosen = _choose(logits, active)
 
         with_image = []
         for row, token in zip(active, chosen):
-            if token in stop_ids:
+            if token in stop_ids or row.ends_line(token, tokenizer):
                 row.reason = "stop"
                 continue
             if token == image_id:
@@ -319,8 +423,10 @@ def stream(
                 row.text_ids.append(token)
                 row.unshown.append(token)
             row.num_tokens += 1
-            if row.num_tokens == settings.max_tokens:
+            if row.num_tokens == row.settings.max_tokens:
                 row.reason = "max_tokens"
+            elif row.ends_with_image(token == image_id):
+                row.reason = "max_images"
             elif context.room(row.index) == 0:
                 row.reason = "max_positions"
 
@@ -363,12 +469,23 @@ class _Row:
 
     index: int
     generator: torch.Generator | None
+    settings: DecodingSettings = field(default_factory=DecodingSettings)
     num_tokens: int = 0
     num_images: int = 0
     text_ids: list[int] = field(default_factory=list)
     shown: list[int] = field(default_factory=list)
     unshown: list[int] = field(default_factory=list)
-    reason: Literal["stop", "max_tokens", "max_positions"] | None = None
+    reason: EndReason | None = None
+
+    def ends_line(self, token: int, tokenizer: Any) -> bool:
+        """Whether `token` is a line break at which the answer is to stop."""
+        wanted = self.settings.stop_at_newline and self.num_tokens > 0
+        return wanted and "\n" in tokenizer.decode([token])
+
+    def ends_with_image(self, image: bool) -> bool:
+        """Whether the answer is to stop after what was just said, an image or not."""
+        enough = self.num_images == self.settings.max_images
+        return image and enough and self.settings.stop_after_images
 
     def show(self, tokenizer: Any, *, flush: bool) -> TextPiece | None:
         """The text not shown yet, unless its last character is still incomplete.
@@ -389,17 +506,20 @@ class _Row:
 def _check_request(
     context: Context,
     prompts: Sequence[Tensor],
-    settings: DecodingSettings,
+    settings: Sequence[DecodingSettings],
     seeds: Sequence[int] | None,
 ) -> None:
     if len(prompts) != context.num_rows:
         raise ValueError(f"{len(prompts)} prompts for a context of {context.num_rows} rows")
+    if len(settings) != len(prompts):
+        raise ValueError(f"{len(settings)} settings for {len(prompts)} prompts")
     for row, prompt in enumerate(prompts):
         if len(prompt) + context.lengths[row] == 0:
             raise ValueError(f"row {row}: the prompt is empty and nothing was read before it")
-    if settings.temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
+    temperature = max((one.temperature for one in settings), default=0.0)
+    if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
         raise ValueError(
-            f"temperature {settings.temperature} samples and needs one seed per row: "
+            f"temperature {temperature} samples and needs one seed per row: "
             f"{len(prompts)} rows, {0 if seeds is None else len(seeds)} seeds"
         )
 
@@ -413,10 +533,10 @@ def _next_logits(gill: Gill, hidden: Float[Tensor, "B e"]) -> Float[Tensor, "B C
     return append_image_logits(words, hidden, gill.heads.image_embeddings[:1]).float()
 
 
-def _image_allowed(row: _Row, context: Context, settings: DecodingSettings, r: int) -> bool:
+def _image_allowed(row: _Row, context: Context, r: int) -> bool:
     return (
-        row.num_images < settings.max_images
-        and len(row.text_ids) >= settings.min_tokens_before_image
+        row.num_images < row.settings.max_images
+        and len(row.text_ids) >= row.settings.min_tokens_before_image
         and context.room(row.index) >= r
     )
 
@@ -433,19 +553,25 @@ def _penalise_repetition(
         logit[seen] = torch.where(old < 0, old * penalty, old / penalty)
 
 
-def _choose(
-    logits: Float[Tensor, "B C"],
-    generators: Sequence[torch.Generator | None],
-    settings: DecodingSettings,
-) -> list[int]:
+def _choose(logits: Float[Tensor, "B C"], rows: Sequence[_Row]) -> list[int]:
     """The next token of each row: the likeliest, or drawn with the row's own generator."""
-    if settings.temperature == 0:
-        return logits.argmax(dim=-1).tolist()
-    odds = _filtered_probabilities(logits / settings.temperature, settings.top_k, settings.top_p)
-    cumulative = odds.double().cumsum(dim=-1)
-    draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    threshold = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].tolist()
+    chosen = logits.argmax(dim=-1).tolist()
+    alike: dict[tuple, list[int]] = {}
+    for i, row in enumerate(rows):
+        one = row.settings
+        if one.temperature > 0:
+            alike.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
+    for (temperature, top_k, top_p), members in alike.items():
+        odds = _filtered_probabilities(logits[members] / temperature, top_k, top_p)
+        cumulative = odds.double().cumsum(dim=-1)
+        draws = torch.stack(
+            [torch.rand((), generator=rows[i].generator, dtype=torch.float64) for i in members]
+        )
+        threshold = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].tolist()
+        for i, token in zip(members, drawn):
+            chosen[i] = token
+    return chosen
 
 
 def _filtered_probabilities(
