@@ -118,8 +118,10 @@ class StoreSpec(BaseModel):
 
     def inner_rows(self, name: str) -> int:
         """Rows per inner chunk: the largest divisor of shard_rows within INNER_CHUNK_BYTES."""
-        most = max(1, INNER_CHUNK_BYTES // self.arrays[name].stored_row_bytes)
-        return max(n for n in _divisors(self.shard_rows) if n <= most)
+        rows = min(self.shard_rows, max(1, INNER_CHUNK_BYTES // self.arrays[name].stored_row_bytes))
+        while self.shard_rows % rows:
+            rows -= 1
+        return rows
 
     def most_files(self, num_rows: int) -> int:
         """How many files a full store of this size has at most."""
@@ -181,7 +183,3 @@ def _companions(array: str) -> Iterator[str]:
     yield checksum_name(array)
     yield error_name(array)
     yield from (fitted_name(array, part) for part in ("scale", "offset", "first"))
-
-
-def _divisors(n: int) -> list[int]:
-    return [i for i in range(1, n + 1) if n % i == 0]

@@ -101,10 +101,13 @@ class ShardFile:
         self._inner = spec.inner_rows(name)
         self._row_bytes = spec.arrays[name].stored_row_bytes
         self._fd: int | None = None
+        self.version: tuple[int, ...] = ()  # another one where the file was replaced or written to
         try:
             self._fd = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return
+        status = os.fstat(self._fd)
+        self.version = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         try:
             self._offsets = self._read_index(spec.shard_rows // self._inner)
         except DamagedShardError:
@@ -135,12 +138,24 @@ class ShardFile:
 
     def announce(self, start: int, stop: int) -> None:
         """Ask the system to have rows start:stop in its page cache soon; returns at once."""
-        if self._fd is None or not hasattr(os, "posix_fadvise"):
+        # What is there already (by its first and last row) is not asked for: that costs time too.
+        if self._fd is None or (self._is_cached(start) and self._is_cached(stop - 1)):
             return
         for chunk in range(start // self._inner, -(-stop // self._inner)):
-            if self._offsets[chunk] != NOT_STORED:
-                length = self._inner * self._row_bytes
-                os.posix_fadvise(self._fd, self._offsets[chunk], length, os.POSIX_FADV_WILLNEED)
+            offset, length = self._offsets[chunk], self._inner * self._row_bytes
+            if offset != NOT_STORED and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def _is_cached(self, row: int) -> bool:
+        """True where a row can be had without waiting."""
+        assert self._fd is not None
+        if (offset := self._offsets[row // self._inner]) == NOT_STORED:
+            return True
+        offset += row % self._inner * self._row_bytes
+        try:
+            return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except (OSError, AttributeError):  # it is not, or this system cannot tell
+            return False
 
     def close(self) -> None:
         if self._fd is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Self
@@ -43,7 +43,8 @@ class ReadingParams(BaseModel):
     prefetch: int = Field(default=2, ge=1, description="Batches made ahead of the consumer.")
     on_damage: Literal["stop", "skip"] = Field(
         default="stop",
-        description="A row that fails its checksum: stop, naming its shard; or skip and report.",
+        description="A row that fails its checksum when it is first read, or when its file has "
+        "changed since: stop, naming its shard; or skip and report.",
     )
 
 
@@ -65,7 +66,7 @@ class ShuffledRows:
     Over all ranks, every row of `subset` (default: all) that is done in all stores comes exactly
     once per epoch; failed rows are left out and counted (`num_failed`). All ranks take the same
     number of steps; the last batch is shorter, and may be empty on some ranks: `drop_last` leaves
-    it out.
+    it out. One iteration at a time.
 
     Raises StoresDifferError where the stores hold different rows, RowsUnavailableError where rows
     are pending, and DamagedRowsError in the middle of an epoch (with on_damage="skip" such rows
@@ -136,13 +137,13 @@ class ShuffledRows:
 
     def __iter__(self) -> Iterator[Batch]:
         windows, first = self.windows(self.epoch), self.step
+        batches = _in_background(lambda: self._batches(windows, first), self.params.prefetch)
         try:
-            for batch in _in_background(
-                lambda: self._batches(windows, first), self.params.prefetch
-            ):
+            for batch in batches:
                 self.step += 1
                 yield batch
         finally:
+            batches.close()  # waits for its thread, which may be reading
             for source in self._sources.values():
                 source.release()
         self.epoch, self.step = self.epoch + 1, 0
@@ -153,7 +154,7 @@ class ShuffledRows:
         total = int(begins[-1])
         position = min(first * self.batch_size, total)
         entered = int(np.searchsorted(begins[1:], position, side="right"))
-        with ThreadPoolExecutor(1, "cache-read") as pool:
+        with ThreadPoolExecutor(len(self._sources), "cache-read") as pool:
             prepared = self._prepared(windows[entered:], pool)
             left = np.zeros(0, np.int64)  # offsets in the current window that are still to come
             skip = position - int(begins[entered])
@@ -181,18 +182,15 @@ class ShuffledRows:
 
     def _prepared(self, windows: list[Window], pool: ThreadPoolExecutor) -> Iterator[Window]:
         """The windows, each made ready to take from while the one before it is in use."""
-
-        def prepare(window: Window) -> None:
-            for source in self._sources.values():
-                source.prepare(window)
-
-        ahead = [pool.submit(prepare, window) for window in windows[:1]]
+        sources = list(self._sources.values())
+        ahead = [
+            [pool.submit(source.prepare, window) for source in sources] for window in windows[:1]
+        ]
         for i, window in enumerate(windows):
-            ahead.pop().result()
-            for source in self._sources.values():
-                source.enter()
+            for source, prepared in zip(sources, ahead.pop()):
+                source.enter(window, prepared)
             if i + 1 < len(windows):
-                ahead.append(pool.submit(prepare, windows[i + 1]))
+                ahead.append([pool.submit(source.prepare, windows[i + 1]) for source in sources])
             yield window
 
     def _judge(self, source: RowSource, bad: dict[int, str]) -> dict[int, str]:
@@ -241,7 +239,7 @@ def _usable_rows(
     return rows[usable], int(np.count_nonzero(~usable))
 
 
-def _in_background(make: Callable[[], Iterator[Batch]], depth: int) -> Iterator[Batch]:
+def _in_background(make: Callable[[], Iterator[Batch]], depth: int) -> Generator[Batch]:
     """The items of an iterator that runs in a thread, at most `depth` ahead."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
     stopped = threading.Event()

@@ -303,3 +303,25 @@ def test_damage_stops_the_epoch_or_is_skipped(tmp_path: Path, compressor: str) -
     assert sorted(found) == sorted(set(range(40)) - set(lost))
     with pytest.raises(DamagedRowsError):
         read_rows(path, [lost[0]])
+
+
+@pytest.mark.parametrize("compressor", ["none", "zstd"])
+def test_a_file_that_changes_between_epochs_is_noticed(tmp_path: Path, compressor: str) -> None:
+    path, rows = tmp_path / "s.zarr", captions(40)
+    fill_sample(path, rows, spec=make_spec(compressor=compressor))
+    shard = path / "embedding/c/2/0/0"
+    sound = shard.read_bytes()
+    reader = ShuffledRows({"embedding": (path, "embedding")}, batch_size=4, seed=0, params=PARAMS)
+    for damaged in (sound[:70] + bytes([sound[70] ^ 1]) + sound[71:], b"", None):
+        assert sum(len(batch.rows) for batch in reader) == 40
+        assert sum(len(batch.rows) for batch in reader) == 40
+        if damaged is None:
+            shard.unlink()
+        else:
+            with shard.open("r+b") as f:  # in place: the file stays the same one
+                f.truncate(len(damaged))
+                f.write(damaged)
+        with pytest.raises(DamagedRowsError, match=r"c/2/0/0 \(shard 2\)"):
+            list(reader)
+        shard.write_bytes(sound)
+        reader.load_state_dict({"epoch": 0, "step": 0})
