@@ -20,6 +20,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +145,21 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def resident_mib(peak: bool = False) -> float:
-    """Resident memory now, freed memory given back first; or its peak since the last question."""
-    status = Path("/proc/self/status")
-    if not peak:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    key = "VmHWM" if peak else "VmRSS"
-    lines = status.read_text().splitlines()
+def held_mib() -> float:
+    """Resident memory, after the allocator has given back what it kept of freed tensors."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _status("VmRSS")
+
+
+def peak_mib(call: Callable[[], object]) -> float:
+    """The most resident memory during a call."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    call()
+    return _status("VmHWM")
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
@@ -205,16 +213,16 @@ def on_cpu(cases: list[tuple[int, bool]], repetitions: int) -> dict[str, float]:
     results: dict[str, float] = {}
     for num_examples, packed in cases:
         batch = batch_of(num_examples, "cpu")
-        calls = [lambda: fast(batch, packed), lambda: slow(batch, packed)]  # noqa: B023
-        mib, times = [], [[], []]
-        for call in calls:
-            held = resident_mib()
-            call()
-            mib.append(resident_mib(peak=True) - held)
-        for _ in range(repetitions):
-            for call, own in zip(calls, times):
-                own.append(cpu_seconds(call))
-        (fast_mib, slow_mib), (fast_s, slow_s) = mib, map(min, times)
+        run_fast = partial(fast, batch, packed)
+        run_slow = partial(slow, batch, packed)
+        held = held_mib()
+        fast_mib = peak_mib(run_fast) - held
+        held, fast_times, slow_times = held_mib(), [cpu_seconds(run_fast)], []
+        slow_mib = peak_mib(lambda: slow_times.append(cpu_seconds(run_slow))) - held  # noqa: B023
+        for _ in range(repetitions - 1):
+            fast_times.append(cpu_seconds(run_fast))
+            slow_times.append(cpu_seconds(run_slow))
+        fast_s, slow_s = min(fast_times), min(slow_times)
         with_clip = (slow_s + 3 * num_examples * clip) / fast_s
         print(
             f"{num_examples:8d}  {packed!s:>6}  {fast_s:7.2f}  {slow_s:7.2f}"
