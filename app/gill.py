@@ -5,6 +5,7 @@
 [Text("..."), GeneratedImage(...)]
 >>> gill.reply(["a red ring."], want="generate", candidates=4, steps=20, seed=7)
 [GeneratedImage(...)]
+>>> gill.save_pretrained("my-gill")  # then Gill.from_pretrained("my-gill", backbones=...)
 >>> conversation = gill.conversation()
 >>> for event in conversation.stream(["a red ring."], gill.settings(temperature=0.7)):
 ...     print(event)
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +28,8 @@ from pydantic import ValidationError
 from app.artifacts import Artifacts
 from cache import open_store
 from corpora.pictures import open_picture
-from pipeline.backbones import Backbone, Backbones
-from pipeline.checkpoint import BEST, LAST, load_heads
+from pipeline.backbones import Backbone, Backbones, Role
+from pipeline.checkpoint import BEST, LAST, CheckpointRecord, load_heads, read_record
 from pipeline.conversation import (
     Conversation,
     ConversationError,
@@ -46,7 +48,7 @@ from pipeline.image_generator import ImageGenerator, load_image_generator
 from pipeline.language_model import load_language_model
 from pipeline.retrieval import Retrieved, load_index
 from pipeline.settings import GenerationSettings
-from pipeline.text_conditioner import Conditioning, load_text_conditioner
+from pipeline.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
 from pipeline.visual_encoder import VisualEncoder, load_visual_encoder
 
 CHECKPOINTS = {"last": LAST, "best": BEST}
@@ -63,8 +65,14 @@ class Gill:
     Wherever `settings` are taken, single knobs may be given by name instead: see `settings`.
     """
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(
+        self,
+        speaker: Speaker,
+        backbones: Backbones | None = None,
+        record: CheckpointRecord | None = None,
+    ) -> None:
         self.speaker = speaker
+        self.backbones, self.record = backbones, record
 
     @classmethod
     def load(
@@ -84,34 +92,100 @@ class Gill:
         what is missing or does not fit together.
         """
         artifacts = Artifacts(Path(directory))
+        beside, heads_file = artifacts.root.parent, artifacts.model / CHECKPOINTS[checkpoint]
         place = pick_device(device)
-        backbones = Backbones.read(artifacts.backbones)
+        backbones = _found_beside(Backbones.read(artifacts.backbones), beside)
         gill = load_model(artifacts, place, checkpoint)
         index = decision = None
-        heads = fingerprint_heads(artifacts.model / CHECKPOINTS[checkpoint])
+        heads = fingerprint_heads(heads_file)
         if artifacts.index.is_dir():
             index = load_index(artifacts.index, heads=heads)
         if (artifacts.decision / "decision.json").is_file():
             decision = DecisionModel.load(artifacts.decision, heads=heads)
-        beside = artifacts.root.parent
-        generator = _found(backbones.image_generator, beside)
-        return cls(
-            Speaker(
-                gill=gill,
-                encoder=load_encoder(backbones, place, beside),
-                generator=load_generator(backbones, place, beside),
-                empty_prompt=read_empty_prompt(artifacts),
-                index=index,
-                decision=decision,
-                open_picture=lambda reference: open_picture(_beside(reference, beside)),
-                conditioner=functools.cache(
-                    lambda: load_text_conditioner(
-                        generator.path, dtype=generator.torch_dtype, device=place
-                    )
-                ),
-                generation=read_generation(beside / "params.yaml"),
-            )
+        speaker = Speaker(
+            gill=gill,
+            encoder=load_encoder(backbones, place),
+            generator=load_generator(backbones, place),
+            empty_prompt=read_empty_prompt(artifacts),
+            index=index,
+            decision=decision,
+            open_picture=lambda reference: open_picture(_beside(reference, beside)),
+            conditioner=_text_side(backbones, place),
+            generation=read_generation(beside / "params.yaml"),
         )
+        return cls(speaker, backbones, read_record(heads_file))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        backbones: Backbones | Mapping[Role, str] | str | Path | None = None,
+        revision: str | None = None,
+        device: str = "auto",
+        local_files_only: bool = False,
+    ) -> Gill:
+        """Load what `save_pretrained` or `push_to_hub` wrote: a folder, or a repository of the hub.
+
+        `backbones`: the frozen models, as a manifest, the path of one, or {role: directory or hub
+        id}; needed where they were local directories. What is not on this machine is downloaded,
+        unless `local_files_only`. There is no candidate index: pictures are generated.
+
+        Raises HubError, BackboneError or CheckpointError, saying what is missing or does not fit.
+        """
+        from app.hub import find_folder, load_trained, resolve_backbones
+
+        folder = find_folder(name_or_path, revision, local_files_only)
+        config, heads, record = load_trained(folder)
+        if isinstance(backbones, str | Path):
+            manifest = Path(backbones)
+            backbones = _found_beside(Backbones.read(manifest), manifest.resolve().parents[2])
+        found = resolve_backbones(config, backbones, local_files_only)
+        place = pick_device(device)
+        model = found.language_model
+        language_model = load_language_model(model.path, dtype=model.torch_dtype, device=place)
+        decision = None
+        if (folder / "decision.json").is_file():
+            decision = DecisionModel.load(folder)
+        conditioner = _text_side(found, place)
+        speaker = Speaker(
+            gill=GillModel(language_model, heads.to(place).eval()),
+            encoder=load_encoder(found, place),
+            generator=load_generator(found, place),
+            empty_prompt=conditioner().encode([""]),
+            index=None,
+            decision=decision,
+            open_picture=open_picture,
+            conditioner=conditioner,
+            generation=config.generation,
+        )
+        return cls(speaker, found, record)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the trained part with its configuration and model card; see `app.hub`.
+
+        Raises GillError for a model that was not loaded from a checkpoint.
+        """
+        from app.hub import save_trained
+
+        if self.backbones is None or self.record is None:
+            raise GillError("nothing to save: this model was not loaded from a checkpoint")
+        speaker = self.speaker
+        heads, generation = speaker.gill.heads, speaker.generation
+        save_trained(Path(folder), heads, self.record, self.backbones, speaker.decision, generation)
+        return Path(folder)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, message: str = "Trained part of a GILL"
+    ) -> str:
+        """Send what `save_pretrained` writes to the hub; gives the address of the commit.
+
+        Raises HubError when the hub refuses, for example because nobody is logged in.
+        """
+        from app.hub import upload
+
+        with tempfile.TemporaryDirectory() as folder:
+            return upload(self.save_pretrained(folder), repo_id, private=private, message=message)
 
     def conversation(self) -> Conversation:
         """A new conversation."""
@@ -216,25 +290,29 @@ def load_model(artifacts: Artifacts, device: torch.device, checkpoint: Checkpoin
     heads, _ = load_heads(
         artifacts.model / CHECKPOINTS[checkpoint], backbones=backbones.fingerprints
     )
-    found = _found(backbones.language_model, artifacts.root.parent)
+    found = _found_beside(backbones, artifacts.root.parent).language_model
     language_model = load_language_model(found.path, dtype=found.torch_dtype, device=device)
     return GillModel(language_model, heads.to(device).eval())
 
 
-def load_encoder(
-    backbones: Backbones, device: torch.device, beside: Path = Path()
-) -> VisualEncoder:
+def load_encoder(backbones: Backbones, device: torch.device) -> VisualEncoder:
     """The visual encoder of the manifest."""
-    encoder = _found(backbones.visual_encoder, beside)
+    encoder = backbones.visual_encoder
     return load_visual_encoder(encoder.path, dtype=encoder.torch_dtype, device=device)
 
 
-def load_generator(
-    backbones: Backbones, device: torch.device, beside: Path = Path()
-) -> ImageGenerator:
+def load_generator(backbones: Backbones, device: torch.device) -> ImageGenerator:
     """The image side of the generator of the manifest."""
-    generator = _found(backbones.image_generator, beside)
+    generator = backbones.image_generator
     return load_image_generator(generator.path, dtype=generator.torch_dtype, device=device)
+
+
+def _text_side(backbones: Backbones, device: torch.device) -> Callable[[], TextConditioner]:
+    """Loads the text side of the generator when it is first asked for."""
+    generator = backbones.image_generator
+    return functools.cache(
+        lambda: load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device)
+    )
 
 
 def read_empty_prompt(artifacts: Artifacts) -> Conditioning:
@@ -250,17 +328,19 @@ def fingerprint_heads(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _found(backbone: Backbone, beside: Path) -> Backbone:
-    """The backbone with its path where it lies, seen from here."""
-    prefix, path = ("", backbone.path)
-    if path.startswith("local-dir:"):
-        prefix, path = "local-dir:", path.removeprefix("local-dir:")
-    return backbone.model_copy(update={"path": prefix + _beside(path, beside)})
+def _found_beside(backbones: Backbones, folder: Path) -> Backbones:
+    """The manifest with each path as it is seen from here; see `_beside`."""
+    changed = {}
+    for role in Backbones.model_fields:
+        backbone: Backbone = getattr(backbones, role)
+        scheme, colon, path = backbone.path.rpartition("local-dir:")
+        changed[role] = backbone.model_copy(update={"path": scheme + colon + _beside(path, folder)})
+    return backbones.model_copy(update=changed)
 
 
 def _beside(reference: str, folder: Path) -> str:
     """A relative path as it is where it exists, else below `folder` where that exists."""
-    there = folder / reference.split("#")[0]
-    if Path(reference.split("#")[0]).exists() or not there.exists():
+    file = reference.partition("#")[0]
+    if Path(file).exists() or not (folder / file).exists():
         return reference
     return str(folder / reference)
