@@ -1,4 +1,4 @@
-"""The settings of a reply as form fields, made from their pydantic models: name, limits, meaning."""
+"""The settings of a reply as form fields, made from their pydantic models."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     launch("artifacts")     http://127.0.0.1:7860
 
-Nothing is sent or fetched anywhere: no analytics, fonts of the reader's own machine, all scripts from
-the installed gradio package. Every visitor has a conversation of their own; one model answers them
-all, one after the other.
+Nothing is sent or fetched anywhere: no analytics, fonts of the reader's own machine, all scripts
+from the installed gradio package. Every visitor has a conversation of their own; one model answers
+them all, those who ask at one time together.
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ _CSS = """
 .row-facts { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; overflow-x: auto; }
 .row-facts img { width: 160px; border-radius: 8px; image-rendering: pixelated; }
 .row-facts table { border-collapse: collapse; font-size: 14px; }
-.row-facts th { text-align: left; font-weight: 600; padding: 3px 14px 3px 0; vertical-align: top; white-space: nowrap; }
+.row-facts th { text-align: left; font-weight: 600; padding: 3px 14px 3px 0; vertical-align: top; }
 .row-facts td { padding: 3px 0; overflow-wrap: anywhere; }
 #hello { color: var(--body-text-color-subdued); }
 footer { display: none !important; }
-@media (max-width: 600px) { #said { max-height: none; min-height: 120px; } .gradio-container { padding: 8px !important; } }
+@media (max-width: 600px) {
+  #said { max-height: none; min-height: 120px; }
+  .gradio-container { padding: 8px !important; }
+}
 """
 _FOLLOW = """
 () => { const box = document.querySelector('#said'); if (box) box.scrollTop = box.scrollHeight; }
@@ -365,6 +368,6 @@ def _is_local(host: str) -> bool:
     return host in ("127.0.0.1", "localhost", "::1")
 
 
-_HELLO = """<div id="hello"><p><b>Text and pictures in, text and pictures out.</b> Type, or drop a picture into
-the box below, or click on an example. Every picture of an answer says whether it was retrieved or
-generated.</p></div>"""
+_HELLO = """<div id="hello"><p><b>Text and pictures in, text and pictures out.</b> Type, or drop a
+picture into the box below, or click on an example. Every picture of an answer says whether it was
+retrieved or generated.</p></div>"""

@@ -1,7 +1,7 @@
 """The page's third tab: compare a retrieved with a generated picture, as people did for Table 6.
 
-The study lies in `artifacts/annotation`. Where there is none, a button draws one from the prompts at
-hand: both pictures of each, as the model would show them.
+The study lies in `artifacts/annotation`. Where there is none, a button draws one from the prompts
+at hand: both pictures of each, as the model would show them.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class AnnotationRoutes:
 def annotation_tab(routes: AnnotationRoutes) -> None:
     """The embedded page, or the button that draws a study."""
     gr.Markdown(
-        "Two pictures for one prompt, one retrieved and one generated, in random order: which is more "
-        "relevant, which more realistic? The answers teach the model when to retrieve "
+        "Two pictures for one prompt, one retrieved and one generated, in random order: which is "
+        "more relevant, which more realistic? The answers teach the model when to retrieve "
         "(`decision.votes` in `params.yaml`)."
     )
     frame = gr.HTML(_frame() if routes.annotations else "", elem_id="annotate")
@@ -154,10 +154,8 @@ def _prompts(artifacts: Artifacts, number: int) -> list[PartiPrompt]:
         found = list(read_prompts(written))
     elif artifacts.captions.is_file():
         table = CaptionTable(artifacts.captions)
-        rows = next(
-            (rows for name in ("test", "val") if len(rows := table.rows_of_split(name))), []
-        )
-        texts = dict.fromkeys(text for text in table.captions(rows) if "\t" not in text)
+        held_out = [*table.rows_of_split("test"), *table.rows_of_split("val")][:100_000]
+        texts = dict.fromkeys(text for text in table.captions(held_out) if "\t" not in text)
         found = [PartiPrompt(text, "", "", "") for text in texts]
     else:
         return []

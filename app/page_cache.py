@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Browser:
             return None
         return np.linspace(0, store.num_rows - 1, _MOST_ROWS).astype(np.int64)
 
-    def tiles(self, name: str, rows: list[tuple[int, float | None]]) -> list[tuple[Any, str]]:
+    def tiles(self, name: str, rows: Sequence[tuple[int, float | None]]) -> list[tuple[Any, str]]:
         """Pictures with their captions, for a gallery."""
         table = self.table(name, self.store(name).num_rows)
         tiles = []
@@ -210,14 +211,14 @@ def cache_tab(gill: Gill, artifacts: Artifacts) -> None:
         rows = browser.by_picture(store, open_picture(path))
         return (
             "rows nearest to the picture, by the cosine of their visual vectors",
-            browser.tiles(store, list(rows)),
+            browser.tiles(store, rows),
             [one for one, _ in rows],
             "",
         )
 
     def show_row(store: str, number: float | None) -> Any:
         about, neighbours = browser.describe_row(store, int(number or 0))
-        tiles = browser.tiles(store, list(neighbours))
+        tiles = browser.tiles(store, neighbours)
         return f"nearest to row {int(number or 0)}", tiles, [one for one, _ in neighbours], about
 
     def pick(store: str, rows: list[int], event: gr.SelectData) -> Any:

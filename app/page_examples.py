@@ -1,4 +1,4 @@
-"""Examples to click on: in the miniature's language where it speaks that, else from the candidates."""
+"""Examples to click on: in the miniature's language, or else with pictures of the candidates."""
 
 from __future__ import annotations
 
