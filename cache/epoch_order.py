@@ -34,11 +34,10 @@ def plan_epoch(
     rank: int,
     world_size: int,
 ) -> list[Window]:
-    """The windows of one rank in one epoch: rows int64 [N], ascending -> every row in one window of
-    one rank.
+    """The windows of one rank in one epoch, of rows int64 [N], ascending.
 
-    Depends on nothing but its arguments. Ranks differ by at most one row. A window has at most
-    buffer_rows rows (or one block, if that is more).
+    Over all ranks, every row is in one window; ranks differ by at most one row. A window has at
+    most buffer_rows rows (or one block, if that is more). Depends on the arguments alone.
     """
     starts = np.flatnonzero(np.diff(rows // block_rows, prepend=-1))
     blocks = np.split(rows, starts[1:]) if len(starts) else []

@@ -1,9 +1,10 @@
 """What a store holds and how its rows are cut into shards.
 
     store.zarr/                      Zarr v3 group; its attributes carry spec, provenance, versions
-      embedding          [N, L, D]   one file per shard of `shard_rows` rows (less position 0 if
-      shared) embedding_scale    [D]         int8 only, with embedding_offset
-      embedding_first    [D]         the shared first position, where there is one
+      embedding          [N, L, D]   one file per shard of `shard_rows` rows
+      embedding_scale    [D]         int8: value = stored * embedding_scale + embedding_offset
+      embedding_offset   [D]
+      embedding_first    [D]         share_first: position 0, and embedding is [N, L - 1, D]
       empty_embedding    [L, D]      a constant: one array for the whole corpus
       row_status         [N] uint8   0 pending, 1 done, 2 failed: the only proof that a row is there
       row_key            [N] uint64  fingerprint of what the row was made from

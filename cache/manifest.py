@@ -26,8 +26,9 @@ def manifest_location(store: str | Path | Location) -> Location:
 def make_manifest(store: EmbeddingStore) -> dict[str, Any]:
     """Rows, checksums and provenance of a store, as JSON values.
 
-    content: SHA-256 over status, keys and every row's checksum; shards: per array, CRC of each
-    shard's row checksums, so that a manifest from elsewhere names the shard that differs.
+    content: SHA-256 over status, keys and every row's checksum; shards: per array and shard, the
+    first digits of that over its rows, so that a manifest from elsewhere names the shard that
+    differs.
     """
     status, keys = store.status(), store.read_table("row_key")
     sums = {name: store.read_table(checksum_name(name)) for name in store.spec.arrays}

@@ -35,7 +35,6 @@ class RowSource:
         self.checksums: NDArray[np.uint32] = store.read_table(checksum_name(name))
         array = store.array_spec(name)
         self.values = Memory(array.shape, self.fitted.decoded_dtype)
-        self.stored = Memory(array.stored_row_shape, np.dtype(array.codec.dtype))
 
     def prepare(self, window: Window) -> None:
         raise NotImplementedError
@@ -67,6 +66,8 @@ class StraightSource(RowSource):
         self._files: dict[int, ShardFile] = {}
         self._versions: dict[int, tuple[int, ...]] = {}  # of the files whose rows were checked
         self._checked = np.zeros(store.num_rows, bool)
+        array = store.array_spec(name)
+        self._stored = Memory(array.stored_row_shape, np.dtype(array.codec.dtype))
         self._rows = np.zeros(0, np.int64)
         self._readers = ThreadPoolExecutor(READ_THREADS, "cache-read")
 
@@ -88,7 +89,7 @@ class StraightSource(RowSource):
     def take(self, offsets: NDArray[np.int64], out: np.ndarray) -> dict[int, str]:
         rows = self._rows[offsets]
         as_stored = self.fitted.first is None and self.fitted.scale is None
-        stored = out if as_stored else self.stored.empty(len(rows))
+        stored = out if as_stored else self._stored.empty(len(rows))
         files, bad = self._open(rows)
         as_bytes = stored.reshape(-1).view(np.uint8).reshape(len(rows), -1)
         parts = READ_THREADS if stored.nbytes >= THREADED_BYTES else 1
@@ -154,13 +155,13 @@ class BufferedSource(RowSource):
 
     def __init__(self, store: EmbeddingStore, name: str) -> None:
         super().__init__(store, name)
-        self._buffers = [self.stored.empty(0), self.stored.empty(0)]  # in use, being filled
+        self._buffers = [self._buffer(0), self._buffer(0)]  # in use, being filled
         self._rows = np.zeros(0, np.int64)
         self._bad: list[dict[int, str]] = [{}, {}]  # as the buffers
 
     def prepare(self, window: Window) -> None:
         if len(self._buffers[1]) < len(window.rows):
-            self._buffers[1] = self.stored.empty(len(window.rows))
+            self._buffers[1] = self._buffer(len(window.rows))
         bad: dict[int, str] = {}
         at = 0
         for piece in window.pieces:
@@ -182,6 +183,10 @@ class BufferedSource(RowSource):
 
     def release(self) -> None:
         """Keeps its buffers, for the next epoch."""
+
+    def _buffer(self, size: int) -> np.ndarray:
+        array = self.store.array_spec(self.name)
+        return np.empty((size, *array.stored_row_shape), array.codec.dtype)
 
 
 def row_source(store: EmbeddingStore, name: str) -> RowSource:

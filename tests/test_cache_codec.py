@@ -94,12 +94,19 @@ def test_values_that_cannot_be_stored_are_refused_by_row() -> None:
     values = normal(6)
     values[1, 2, 3] = np.inf
     values[4, 5, 6] = 7e4
+    values[0, 0, 0], values[2, 0, 0] = 65504, -65504
     stored, error, refused = encode(fit(Codec(), values), values)
     assert list(refused) == [1, 4]
     assert "not finite" in refused[1]
     assert "too large for float16" in refused[4]
     assert not stored[[1, 4]].any()
     assert not error[[1, 4]].any()
+    # The same for values that come as float16 already.
+    with np.errstate(over="ignore"):
+        stored, error, refused = encode(fit(Codec(), values), values.astype(np.float16))
+    assert list(refused) == [1, 4]
+    assert not error.any()
+    np.testing.assert_array_equal(stored[[0, 2, 3, 5]], values[[0, 2, 3, 5]].astype(np.float16))
     with pytest.raises(ValueError, match="not finite"):
         fit(Codec(dtype="int8"), values)
     with pytest.raises(ValueError, match="nothing to fit"):

@@ -89,6 +89,20 @@ def test_plain_zarr_and_xarray_read_a_store(tmp_path: Path) -> None:
         np.testing.assert_array_equal(dataset["pooled"].isel(row=3).values, value(rows[3])[-1])
 
 
+def test_a_small_store_can_be_decoded_by_hand(tmp_path: Path) -> None:
+    path, rows = tmp_path / "s.zarr", captions(19)
+    fill_sample(path, rows, spec=make_spec(dtype="int8", share_first=True))
+    with xarray.open_zarr(path, consolidated=False) as store:
+        assert store["embedding"].dims == ("row", "position_after_first", "channel")
+        rest = store["embedding"] * store["embedding_scale"] + store["embedding_offset"]
+        first = store["embedding_first"].values
+    found = read_rows(path, range(19))["embedding"]
+    np.testing.assert_allclose(found[:, 1:], rest.values, rtol=1e-6)
+    np.testing.assert_array_equal(found[:, 0], np.broadcast_to(first, (19, 6)))
+    np.testing.assert_array_equal(first, value(rows[0])[0])
+    assert 0 < np.abs(found - np.stack([value(row) for row in rows])).max() < 0.03
+
+
 def test_an_unreadable_row_is_recorded_and_can_be_retried(tmp_path: Path) -> None:
     path, rows = tmp_path / "s.zarr", captions(19)
     rows[4], rows[17] = "unreadable four", "unreadable é" + "x" * 300
