@@ -139,8 +139,8 @@ def compare(
 ) -> tuple[dict[str, float], dict[str, float], float]:
     """(MB/s of each way, our speed over each, MB/s of filling).
 
-    Medians over rounds in which all ways run one after the other: whatever else the machine does
-    then, it does to all of them.
+    Medians over rounds in which all ways run one after the other, so that whatever else the machine
+    does, it does to all of them; the first round warms up.
     """
     store, npy, single = folder / "store.zarr", folder / "all.npy", folder / "rows"
     filled = fill_store(store, num_rows)
@@ -159,18 +159,14 @@ def compare(
         "npy per row": partial(per_row, single, num_single),
         "fancy indexing": partial(fancy, store, 1),
     }
+    seldom = ("ours, first time", "npy per row", "fancy indexing")  # slow
     speeds: dict[str, list[float]] = {name: [] for name in ways}
-    ratios: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(rounds):
         for name, run in ways.items():
-            if i < 3 or name not in ("npy per row", "fancy indexing"):  # slow and far behind
+            if i < 4 or name not in seldom:
                 speeds[name].append(throughput(run))
-                ratios[name].append(speeds["ours"][-1] / speeds[name][-1])
-    return (
-        {name: statistics.median(found) for name, found in speeds.items()},
-        {name: statistics.median(found[1:]) for name, found in ratios.items()},  # less a warm-up
-        filled,
-    )
+    medians = {name: statistics.median(found[1:]) for name, found in speeds.items()}
+    return medians, {name: medians["ours"] / speed for name, speed in medians.items()}, filled
 
 
 def smaller(folder: Path, num_rows: int) -> tuple[float, float]:
@@ -229,7 +225,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.peak_memory:
         return _measure_peak_memory(options.peak_memory)
-    num_rows, rounds = (5120, 12) if options.quick else (12288, 12)
+    num_rows, rounds = (5120, 40) if options.quick else (12288, 40)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         speeds, ratios, filled = compare(folder, num_rows, rounds)
