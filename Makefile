@@ -30,7 +30,7 @@ repro: install .dvc/config.local  ## Run the whole pipeline: train, evaluate, re
 	@echo "dvc repro: nine stages, about 5 minutes on 2 cores; a finished stage is not run again."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo "Done. Open artifacts/report/index.html in a browser."
-	@echo "Talk to it: $(BIN)/gill ask \"in the desert on the left a small red ring . show it\""
+	@echo "Talk to it: $(BIN)/gill ask \"in the desert on the left a small red ring.\""
 
 test: install  ## Run the tests (under 8 minutes)
 	@echo "pytest: under 8 minutes on 2 cores, no network, no GPU."

@@ -266,6 +266,23 @@ def export_released(
     _run(lambda: command.export_released(directory, read_params(params)))
 
 
+@app.command()
+def make_pairs(
+    prompts: Annotated[Path, typer.Argument(help="Prompts in PartiPrompts' TSV format.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("study"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Make a retrieved and a generated picture per prompt, for people to compare (appendix F).
+
+    Reads the prompts, artifacts/model and artifacts/index. Writes the pictures and pairs.json to
+    --out; `gill annotate` shows them.
+    """
+    from stages import make_pairs as command
+    from stages.params import read_params
+
+    _run(lambda: command.run(prompts, out, read_params(params)))
+
+
 def main() -> None:
     """The console script."""
     sys.exit(app())

@@ -215,6 +215,17 @@ def test_the_cache_can_be_inspected_by_caption_and_picture(world, monkeypatch, t
     assert "cosine" in page.read_text()
 
 
+def test_pairs_for_annotators_are_made_from_prompts(world, monkeypatch, tmp_path):
+    from app.annotations import read_pairs
+
+    monkeypatch.chdir(world)
+    lines = Path("artifacts/miniature/prompts.tsv").read_text().splitlines()[:4]
+    (tmp_path / "prompts.tsv").write_text("\n".join(lines) + "\n")
+    _run("make-pairs", str(tmp_path / "prompts.tsv"), "--out", str(tmp_path / "study"))
+    pairs = read_pairs(tmp_path / "study")
+    assert [pair.prompt for pair in pairs] == [line.split("\t")[0] for line in lines[1:]]
+
+
 def test_released_layout_round_trip(world, monkeypatch, tmp_path):
     monkeypatch.chdir(world)
     _run("export-released", str(tmp_path))

@@ -1,0 +1,84 @@
+"""Command make-pairs: a retrieved and a generated picture per prompt, for people to compare.
+
+As in section 3.3 and appendix F: for each prompt the best candidate and a generated picture. Made in blocks; a run that is killed goes on with the prompts that have no pictures yet.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from app.annotations import PAIRS
+from app.gill import Gill
+from corpora.parti_prompts import PartiPrompt, read_prompts
+from corpora.pictures import open_picture
+from pipeline.evaluation import generate_pictures, gill_conditioning, read_contexts
+from stages.devices import set_up
+from stages.failures import StageError
+from stages.params import Params
+from stages.paths import ARTIFACTS
+from stages.progress import Ticker
+
+_BLOCK = 32
+
+
+def run(prompts: Path, folder: Path, params: Params) -> None:
+    """Write the pictures and pairs.json to `folder`. Raises StageError without an index."""
+    device = set_up(params.run)
+    gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.run.checkpoint)
+    if gill.speaker.index is None:
+        raise StageError(f"{ARTIFACTS.index} is missing: run `stages build-index`")
+    rows = read_prompts(prompts)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Ticker("pairs") as ticker:
+        for start in range(0, len(rows), _BLOCK):
+            _make_block(gill, rows, range(start, min(start + _BLOCK, len(rows))), folder, params)
+            ticker.show(f"{min(start + _BLOCK, len(rows))} of {len(rows)} prompts")
+    pairs = [
+        {
+            "prompt": row.prompt,
+            "category": row.category,
+            "challenge": row.challenge,
+            "note": row.note,
+            "retrieved": f"{number:05d}_retrieved.png",
+            "generated": f"{number:05d}_generated.png",
+        }
+        for number, row in enumerate(rows)
+    ]
+    (folder / PAIRS).write_text(json.dumps(pairs, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(pairs)} pairs; compare them with: gill annotate {folder}")
+
+
+def _make_block(
+    gill: Gill, rows: list[PartiPrompt], span: range, folder: Path, params: Params
+) -> None:
+    """The pictures of some prompts, unless they are all there."""
+    names = [f"{number:05d}_{kind}.png" for number in span for kind in ("retrieved", "generated")]
+    if all((folder / name).is_file() for name in names):
+        return
+    speaker = gill.speaker
+    assert speaker.index is not None
+    assert speaker.generator is not None
+    hidden = read_contexts(speaker.gill, speaker.encoder, [[rows[i].prompt] for i in span])
+    generated = generate_pictures(
+        speaker.generator,
+        gill_conditioning(speaker.gill, hidden),
+        speaker.empty_prompt,
+        params.generation,
+        params.decision.seed + span.start,
+    )
+    hits = speaker.index.search(speaker.gill.text_query(hidden).float().cpu(), 1)
+    for number, picture, found in zip(span, generated, hits, strict=True):
+        if found[0].image is None:
+            raise StageError("the index knows no pictures: build it with a candidate table")
+        _save(open_picture(found[0].image), folder / f"{number:05d}_retrieved.png")
+        _save(picture, folder / f"{number:05d}_generated.png")
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """Whole or not at all: a run that goes on trusts what is there."""
+    partial = path.with_suffix(".part")
+    picture.save(partial, "PNG")
+    partial.replace(path)
