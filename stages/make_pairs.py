@@ -1,6 +1,7 @@
 """Command make-pairs: a retrieved and a generated picture per prompt, for people to compare.
 
-As in section 3.3 and appendix F: for each prompt the best candidate and a generated picture. Made in blocks; a run that is killed goes on with the prompts that have no pictures yet.
+As in section 3.3 and appendix F: for each prompt the best candidate and a generated picture. Made
+in blocks; a run that is killed goes on with the prompts that have no pictures yet.
 """
 
 from __future__ import annotations
