@@ -1,0 +1,206 @@
+"""The command line `gill`, on the tiny speaker."""
+
+import base64
+import inspect
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from app.gill import Gill, GillError, read_generation
+from app.terminal import detect_graphics, picture_escape
+from pipeline.settings import GenerationSettings
+from stages import gill_cli
+from tests.tiny_speaker import FEW, tiny_speaker
+
+
+@pytest.fixture(scope="module")
+def gill() -> Gill:
+    return Gill(tiny_speaker())
+
+
+@pytest.fixture
+def run(gill, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gill_cli, "_load", lambda artifacts: gill)
+    Image.linear_gradient("L").resize((32, 32)).save(tmp_path / "photo.png")
+
+    def invoke(*arguments: str, typed: str | None = None, code: int = 0) -> str:
+        result = CliRunner().invoke(gill_cli.app, list(arguments), input=typed)
+        assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+        return result.output
+
+    return invoke
+
+
+def test_ask_answers_with_what_the_run_was_set_up_for(run):
+    [made] = json.loads(run("ask", "a red ring.", "photo.png", "--want", "generate", "--json"))
+    assert (made["kind"], made["steps"], made["guidance"], made["seed"]) == (
+        "generated", FEW.steps, FEW.guidance, 0)  # fmt: skip
+    assert Image.open(made["path"]).size == (32, 32)
+    [other] = json.loads(
+        run("ask", "a red ring.", "--want", "generate", "--json", "--steps", "2", "--seed", "9",
+            "--candidates", "3", "--scheduler", "euler", "--negative-prompt", "blue", "--out", "o")
+    )  # fmt: skip
+    assert (other["steps"], other["guidance"], other["scheduler"]) == (2, FEW.guidance, "euler")
+    assert 9 <= other["seed"] < 12
+    assert (other["negative_prompt"], Path(other["path"]).parent.name) == ("blue", "o")
+    [found] = json.loads(run("ask", "a red ring.", "--want", "retrieve", "--json"))
+    assert (found["kind"], found["source"]) == ("retrieved", f"{found['caption']}.png")
+    assert re.fullmatch(
+        r"\[generated picture: answer.00.png, seed 0, 3 steps, guidance 2.5\]\n",
+        run("ask", "a red ring.", "--want", "generate"),
+    )
+
+
+def test_every_knob_of_the_command_is_one_of_the_model(gill):
+    options = inspect.signature(gill_cli.ask).parameters.keys() - {
+        "parts", "artifacts", "out", "as_json"}  # fmt: skip
+    knobs = gill.settings().model_dump()
+    flat = knobs | knobs["decoding"] | knobs["generation"]
+    assert options <= flat.keys()
+    assert options == inspect.signature(gill_cli.chat).parameters.keys() - {
+        "artifacts", "out", "as_json"}  # fmt: skip
+
+
+def test_knobs_change_one_thing_and_refuse_nonsense(gill):
+    settings = gill.settings(steps=7, temperature=0.5, want="text", guidance=None)
+    assert (settings.generation.steps, settings.generation.guidance) == (7, FEW.guidance)
+    assert (settings.decoding.temperature, settings.decoding.stop_at_newline) == (0.5, True)
+    assert settings.want == "text"
+    with pytest.raises(GillError, match="no knob tempreture; there are: .*temperature"):
+        gill.settings(tempreture=1)
+    with pytest.raises(GillError, match="no knob decoding"):
+        gill.settings(decoding={})
+    with pytest.raises(GillError, match=r"top_p: .*less than or equal to 1 \(found 2\)"):
+        gill.settings(top_p=2)
+
+
+def test_the_run_s_own_params_say_how_pictures_are_sampled(tmp_path):
+    params = tmp_path / "params.yaml"
+    assert read_generation(params) == GenerationSettings()
+    params.write_text("generation: {steps: 12, guidance: 2.5}\nindex: {kind: flat}\n")
+    assert read_generation(params) == GenerationSettings(steps=12, guidance=2.5)
+    params.write_text("index: {kind: flat}\n")
+    assert read_generation(params) == GenerationSettings()
+    params.write_text("generation: {steps: none}\n")
+    with pytest.raises(GillError, match=r"params.yaml: the section `generation`"):
+        read_generation(params)
+
+
+def test_chat_remembers_and_goes_on_after_an_error(run):
+    typed = "in the sea\nnothing.png\n/generate it photo.png turns\n/new\n/text Q: what is it? A:\n"
+    output = run("chat", "--json", "--max-tokens", "4", typed=typed)
+    assert "error: nothing.png: missing" in output
+    answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert len(answers) == 3
+    assert [one["kind"] for one in answers[1]["answer"]] == ["generated"]
+    [path] = [one["path"] for one in answers[1]["answer"]]
+    assert Image.open(path).size == (32, 32)
+    assert {one["kind"] for one in answers[2]["answer"]} == {"text"}
+    plain = run("chat", "--want", "generate", typed="a ring.\na cross.\n\nnever read\n")
+    assert plain.count("[generated picture:") == 2
+    assert sorted(p.name for p in Path("answer").glob("*.png"))[:2] == ["00.png", "01.png"]
+
+
+def test_a_typed_line_is_split_at_picture_files(run):
+    turn = gill_cli._turn("how does photo.png look at night")
+    assert [type(part) is str for part in turn] == [True, False, True]
+    assert (turn[0], turn[2]) == ("how does", "look at night")
+    assert gill_cli._turn("see you. later.") == ["see you. later."]
+
+
+def test_retrieve_and_caption(run, gill):
+    hits = json.loads(run("retrieve", "a red ring.", "photo.png", "-n", "3", "--json"))
+    assert len(hits) == 3
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    first = run("retrieve", "a red ring.", "photo.png", "-n", "1")
+    assert first == f"{hits[0]['score']:.3f}  {hits[0]['source']}  {hits[0]['caption']}\n"
+    captions = json.loads(run("caption", "photo.png", "photo.png", "--json"))
+    [expected] = gill.caption([Image.open("photo.png").convert("RGB")])
+    assert [one["caption"] for one in captions] == [expected] * 2
+    assert run("caption", "photo.png") == expected + "\n"
+
+
+def test_what_a_person_can_mend_is_one_line(run, monkeypatch, gill):
+    for arguments, text in [
+        (["ask", "look", "missing.png"], "missing.png: missing"),
+        (["ask", "ring " * 300], "shorten the turn"),
+        (["caption", "photo.png", "absent.jpg"], "absent.jpg: missing"),
+    ]:
+        output = run(*arguments, code=1)
+        assert output.startswith("error: ")
+        assert text in output
+        assert len(output.splitlines()) == 1
+    monkeypatch.undo()
+    result = CliRunner().invoke(gill_cli.app, ["ask", "x", "--artifacts", "/nowhere/at/all"])
+    assert result.exit_code == 1
+    assert "run `stages prepare-backbones`" in result.output
+
+
+def test_annotate_and_its_options_are_passed_on(run, tmp_path):
+    result = CliRunner().invoke(gill_cli.app, ["annotate", str(tmp_path / "none"), "--export", "o"])
+    assert result.exit_code == 1
+    assert "pairs.json" in str(result.exception) + result.output
+    assert CliRunner().invoke(gill_cli.app, ["annotate"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "graphics"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
+        ({"TERM": "foot"}, "sixel"),
+        ({"TERM": "xterm-256color"}, None),
+        ({"TERM": "xterm-kitty", "TMUX": "x"}, None),
+        ({}, None),
+    ],
+)
+def test_terminals_are_known_by_their_environment(environment, graphics):
+    assert detect_graphics(environment) == graphics
+
+
+def test_escapes_hold_the_picture():
+    picture = Image.effect_noise((200, 240), 90).convert("RGB")
+    kitty = picture_escape(picture, "kitty")
+    chunks = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", kitty)
+    assert "".join(f"\x1b_G{head};{data}\x1b\\" for head, data in chunks) == kitty
+    assert [head[-1] for head, _ in chunks] == ["1"] * (len(chunks) - 1) + ["0"]
+    assert all(len(data) <= 4096 for _, data in chunks)
+    [(head, iterm)] = re.findall(r"\x1b\]1337;File=inline=1;size=(\d+):([^\x07]*)\x07",
+                                 picture_escape(picture, "iterm2"))  # fmt: skip
+    for data in ("".join(data for _, data in chunks), iterm):
+        again = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert again.tobytes() == picture.tobytes()
+    assert int(head) == len(base64.b64decode(iterm))
+
+
+def test_sixels_draw_every_pixel_in_its_colour():
+    picture = Image.new("RGB", (200, 200), "red")
+    picture.paste("blue", (0, 0, 100, 197))
+    escape = picture_escape(picture, "sixel")
+    assert escape.startswith('\x1bP0;1q"1;1;200;200')
+    assert escape.endswith("\x1b\\")
+    palette = {
+        int(i): tuple(map(int, rgb))
+        for i, *rgb in re.findall(r"#(\d+);2;(\d+);(\d+);(\d+)", escape)
+    }
+    drawn = np.full((204, 200), -1)
+    body = re.sub(r"#\d+;2;\d+;\d+;\d+", "", escape[len('\x1bP0;1q"1;1;200;200') : -2])
+    for number, band in enumerate(body.split("-")[:-1]):
+        for row in band.split("$"):
+            index, codes = re.fullmatch(r"#(\d+)([?-~]+)", row).groups()
+            for x, code in enumerate(codes):
+                for bit in range(6):
+                    if (ord(code) - 63) >> bit & 1:
+                        drawn[number * 6 + bit, x] = int(index)
+    assert palette[drawn[0, 0]] == (0, 0, 100)
+    assert palette[drawn[0, 199]] == (100, 0, 0)
+    assert palette[drawn[199, 0]] == (100, 0, 0)
+    assert set(np.unique(drawn)) <= palette.keys()

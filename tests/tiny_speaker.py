@@ -1,0 +1,57 @@
+"""A speaker on the shipped tiny backbones, with untrained heads and five pictures to retrieve."""
+
+import functools
+
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from miniature.backbones import SHIPPED
+from pipeline.conversation import Speaker
+from pipeline.gill import Gill
+from pipeline.heads import Heads, HeadSizes
+from pipeline.image_generator import load_image_generator
+from pipeline.language_model import load_language_model
+from pipeline.retrieval import build_index
+from pipeline.settings import GenerationSettings, IndexSettings, MapperSizes
+from pipeline.text_conditioner import load_text_conditioner
+from pipeline.visual_encoder import load_visual_encoder
+
+R, K = 3, 2
+COLORS = ["red", "blue", "green", "white", "black"]
+FEW = GenerationSettings(steps=3, guidance=2.5, batch_size=4)
+
+
+def tiny_speaker() -> Speaker:
+    """Everything that answering needs; pictures take 3 steps."""
+    language_model = load_language_model(SHIPPED.language_model)
+    encoder = load_visual_encoder(f"local-dir:{SHIPPED.visual_encoder}")
+    conditioner = load_text_conditioner(str(SHIPPED.image_generator))
+    torch.manual_seed(0)
+    sizes = HeadSizes(
+        d=encoder.width,
+        e=language_model.width,
+        k=K,
+        r=R,
+        L=conditioner.length,
+        D=conditioner.width,
+        m=16,
+        p=8,
+        mapper=MapperSizes(encoder_layers=1, decoder_layers=1),
+    )
+    gill = Gill(language_model, Heads(sizes).eval())
+    keys = gill.image_key(torch.randn(5, encoder.width)).detach()
+    table = pa.table({"row": range(5), "image": [f"{c}.png" for c in COLORS], "caption": COLORS})
+    return Speaker(
+        gill=gill,
+        encoder=encoder,
+        generator=load_image_generator(str(SHIPPED.image_generator)),
+        empty_prompt=conditioner.encode([""]),
+        index=build_index(
+            [(torch.arange(5), keys)], IndexSettings(), heads="h", features="f", candidates=table
+        ),
+        decision=None,
+        open_picture=lambda name: Image.new("RGB", (8, 8), name.removesuffix(".png")),
+        conditioner=functools.cache(lambda: conditioner),
+        generation=FEW,
+    )
