@@ -1,32 +1,87 @@
-"""Training batches from the cache: shuffled rows of both stores with their captions as ids."""
+"""Training batches from the cache: shuffled rows of both stores with their captions as ids.
+
+With `targets.source: online` the captions are encoded here instead of being read: for one short run
+that costs less than a store of all targets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from cache import Batch, ReadingParams, ShuffledRows, read_rows
+from cache import ReadingParams, ShuffledRows, open_store, read_rows
 from corpora.caption_table import CaptionTable
 from pipeline.batch import CaptionBatch
 from pipeline.language_model import LanguageModel
+from pipeline.text_conditioner import Conditioning
 from stages.failures import StageError
 from stages.paths import ARTIFACTS
 
+EncodeCaptions = Callable[[Sequence[str]], Conditioning]
 
-class CachedBatches:
-    """Batches of one split without end, resumable at any step (`pipeline.training.BatchSource`)."""
+
+class BatchMaker:
+    """Rows of the cache and their captions as one training batch; vectors become float32."""
 
     def __init__(
         self,
         table: CaptionTable,
         language_model: LanguageModel,
-        *,
-        split: str,
-        batch_size: int,
         max_tokens: int,
+        encode_captions: EncodeCaptions | None = None,
+    ) -> None:
+        """`encode_captions` gives the targets online; without it they come from the cache."""
+        self._table, self._language_model, self._max_tokens = table, language_model, max_tokens
+        self._encode_captions = encode_captions
+
+    @property
+    def sources(self) -> dict[str, tuple[Any, str]]:
+        """What is read from which store: name -> (store, array)."""
+        sources: dict[str, tuple[Any, str]] = {"visual": (ARTIFACTS.features, "pooled")}
+        if self._encode_captions is None:
+            for name in open_store(ARTIFACTS.targets).spec.arrays:
+                sources[name] = (ARTIFACTS.targets, name)
+        return sources
+
+    def read(self, rows: Iterable[int]) -> CaptionBatch:
+        """Given rows, in the order asked for."""
+        wanted = np.asarray(list(rows), np.int64)
+        sources = self.sources.items()
+        return self.make(
+            wanted, {name: read_rows(where, wanted, [a])[a] for name, (where, a) in sources}
+        )
+
+    def make(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> CaptionBatch:
+        """A batch from what was read of `sources`."""
+        captions = self._table.captions(rows)
+        tensors = {name: torch.from_numpy(values).float() for name, values in arrays.items()}
+        if self._encode_captions is not None:
+            targets = self._encode_captions(captions)
+            tensors |= _as_float32(targets)
+        ids = self._language_model.tokenizer(captions, add_special_tokens=False)["input_ids"]
+        return CaptionBatch.from_lists(
+            ids,
+            tensors["visual"],
+            tensors["embedding"],
+            torch.from_numpy(rows),
+            self._max_tokens,
+            tensors.get("pooled"),
+        ).to(self._language_model.device)
+
+
+class CachedBatches:
+    """Batches of some rows without end, resumable at any step (`pipeline.training.BatchSource`)."""
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        subset: np.ndarray,
+        *,
+        batch_size: int,
         seed: int,
         rank: int,
         world_size: int,
@@ -34,11 +89,11 @@ class CachedBatches:
     ) -> None:
         """`batch_size` counts the examples of all processes.
 
-        Raises StageError when the split cannot fill one batch.
+        Raises StageError when the rows cannot fill one batch.
         """
-        subset = table.rows_of_split(split)
+        self._maker = maker
         self._rows = ShuffledRows(
-            sources(),
+            maker.sources,
             batch_size=batch_size // world_size,
             seed=seed,
             rank=rank,
@@ -49,17 +104,16 @@ class CachedBatches:
         )
         if len(self._rows) == 0:
             raise StageError(
-                f"training.batch_size is {batch_size}, but the split {split!r} of {table.path} has "
-                f"only {self._rows.num_rows} usable rows: lower it, or add rows"
+                f"training.batch_size is {batch_size}, but there are only {self._rows.num_rows} "
+                "usable training rows: lower it, or add rows"
             )
-        self._table, self._language_model, self._max_tokens = table, language_model, max_tokens
         self._state = self._rows.state_dict()
 
     def __iter__(self) -> Iterator[CaptionBatch]:
         while True:
             for batch in self._rows:
                 self._state = self._rows.state_dict()
-                yield caption_batch(batch, self._table, self._language_model, self._max_tokens)
+                yield self._maker.make(batch.rows, batch.arrays)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and step after the batch handed out last."""
@@ -71,33 +125,8 @@ class CachedBatches:
         self._state = dict(state)
 
 
-def sources() -> dict[str, tuple[Any, str]]:
-    """The arrays that training reads."""
-    return {
-        "pooled": (ARTIFACTS.features, "pooled"),
-        "embedding": (ARTIFACTS.targets, "embedding"),
-    }
-
-
-def read_batch(
-    rows: Iterable[int], table: CaptionTable, language_model: LanguageModel, max_tokens: int
-) -> CaptionBatch:
-    """Given rows of both stores, in the order asked for."""
-    wanted = np.asarray(list(rows), np.int64)
-    arrays = {name: read_rows(where, wanted, [a])[a] for name, (where, a) in sources().items()}
-    return caption_batch(Batch(wanted, arrays), table, language_model, max_tokens)
-
-
-def caption_batch(
-    batch: Batch, table: CaptionTable, language_model: LanguageModel, max_tokens: int
-) -> CaptionBatch:
-    """Rows of the cache and their captions as one training batch; vectors become float32."""
-    captions = table.captions(batch.rows)
-    ids = language_model.tokenizer(captions, add_special_tokens=False)["input_ids"]
-    return CaptionBatch.from_lists(
-        ids,
-        torch.from_numpy(batch.arrays["pooled"]).float(),
-        torch.from_numpy(batch.arrays["embedding"]).float(),
-        torch.from_numpy(batch.rows),
-        max_tokens,
-    ).to(language_model.device)
+def _as_float32(targets: Conditioning) -> dict[str, Tensor]:
+    found = {"embedding": targets.embedding.float().cpu()}
+    if targets.pooled is not None:
+        found["pooled"] = targets.pooled.float().cpu()
+    return found

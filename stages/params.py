@@ -85,6 +85,13 @@ class PrecomputeParams(FillingParams):
         return FillingParams(**{name: getattr(self, name) for name in FillingParams.model_fields})
 
 
+class TargetsParams(PrecomputeParams):
+    source: Literal["cache", "online"] = Field(
+        "cache",
+        description="`online` stores no targets and encodes each batch of captions while training",
+    )
+
+
 class ImageTokenInit(Section):
     kind: Literal["mean", "words"] = Field(
         "mean", description="rows around the mean of the vocabulary, or the rows of given words"
@@ -151,7 +158,7 @@ class Params(Section):
     captions: CaptionsParams = CaptionsParams()
     backbones: BackbonesParams = BackbonesParams()
     features: PrecomputeParams = PrecomputeParams()
-    targets: PrecomputeParams = PrecomputeParams()
+    targets: TargetsParams = TargetsParams()
     model: ModelParams = ModelParams()
     batches: BatchesParams = BatchesParams()
     objective: Objective = Objective()

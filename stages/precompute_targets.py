@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 
-from cache import ArraySpec, Roles, StoreSpec, fill
+from cache import ArraySpec, Codec, Roles, StoreSpec, fill
 from corpora.caption_table import CaptionTable
 from pipeline.backbones import Backbone, Backbones
 from pipeline.text_conditioner import Conditioning, load_text_conditioner
@@ -24,7 +25,12 @@ def run(params: Params, *, rebuild: bool) -> None:
     generator = Backbones.read(ARTIFACTS.backbones).image_generator
     widths = generator.widths
     dims = {"position": widths["L"], "channel": widths["text_width"]}
-    arrays = {"embedding": ArraySpec(dims=dims, codec=params.targets.codec)}
+    table: Sequence[KeyedRow] = KeyedRows(CaptionTable(ARTIFACTS.captions), "captions")
+    codec = params.targets.codec
+    if params.targets.source == "online":
+        # Only the empty prompt is kept, so there is nothing to fit a codec to.
+        table, codec = [], Codec()
+    arrays = {"embedding": ArraySpec(dims=dims, codec=codec)}
     constants = {"empty_embedding": dims}
     if "pooled_width" in widths:
         pooled = {"pooled_channel": widths["pooled_width"]}
@@ -33,7 +39,7 @@ def run(params: Params, *, rebuild: bool) -> None:
     with Ticker("targets") as ticker:
         report = fill(
             ARTIFACTS.targets,
-            KeyedRows(CaptionTable(ARTIFACTS.captions), "captions"),
+            table,
             StoreSpec(arrays=arrays, constants=constants, shard_rows=params.targets.shard_rows),
             partial(make_roles, generator, params.run),
             provenance={
@@ -73,4 +79,8 @@ def _arrays(conditioning: Conditioning) -> dict[str, np.ndarray]:
     found = {"embedding": conditioning.embedding}
     if conditioning.pooled is not None:
         found["pooled"] = conditioning.pooled
-    return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
+    # NumPy has no bfloat16; float16 is stored as it is.
+    return {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+        for name, tensor in found.items()
+    }

@@ -18,8 +18,9 @@ from pipeline.heads import (
     word_image_embeddings,
 )
 from pipeline.language_model import LanguageModel, load_language_model
+from pipeline.text_conditioner import load_text_conditioner
 from pipeline.training import DvcliveLog, from_first_process, processes, show_progress, train
-from stages.cached_batches import CachedBatches, read_batch
+from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
 from stages.devices import set_up
 from stages.failures import StageError
 from stages.params import ModelParams, Params
@@ -38,23 +39,23 @@ def run(params: Params) -> None:
             device=device,
         )
         heads = new_heads(params.model, backbones, language_model).to(device)
-        batches = CachedBatches(
+        maker = BatchMaker(
             table,
             language_model,
-            split="train",
+            params.batches.max_caption_tokens,
+            _online_encoder(params, backbones, device),
+        )
+        batches = CachedBatches(
+            maker,
+            table.rows_of_split("train"),
             batch_size=params.training.batch_size,
-            max_tokens=params.batches.max_caption_tokens,
             seed=params.training.seed,
             rank=rank,
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             reading=params.batches.reading,
         )
         held_out = table.rows_of_split("val")[: params.batches.validation_rows]
-        validation = []
-        if len(held_out):
-            validation.append(
-                read_batch(held_out, table, language_model, params.batches.max_caption_tokens)
-            )
+        validation = [maker.read(held_out)] if len(held_out) else []
         parameters = {"model": params.model.model_dump(mode="json")}
         resume = from_first_process(_may_resume(params) if rank == 0 else False)
         with DvcliveLog(METRICS / "train") if rank == 0 else nullcontext() as log:
@@ -74,6 +75,16 @@ def run(params: Params) -> None:
         if rank == 0:
             for name, value in result.metrics.items():
                 print(f"{name}: {value:.4f}")
+
+
+def _online_encoder(
+    params: Params, backbones: Backbones, device: torch.device
+) -> EncodeCaptions | None:
+    """The generator's text encoder, where targets are not to come from the cache."""
+    if params.targets.source == "cache":
+        return None
+    generator = backbones.image_generator
+    return load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device).encode
 
 
 def new_heads(params: ModelParams, backbones: Backbones, language_model: LanguageModel) -> Heads:

@@ -215,6 +215,28 @@ def test_the_cache_can_be_inspected_by_caption_and_picture(world, monkeypatch, t
     assert "cosine" in page.read_text()
 
 
+def test_targets_encoded_online_are_those_of_the_cache(world, monkeypatch):
+    """Equal but for the float16 of the store; and training runs on them."""
+    import torch
+
+    from corpora.caption_table import CaptionTable
+    from pipeline.backbones import Backbones
+    from pipeline.language_model import load_language_model
+    from pipeline.text_conditioner import load_text_conditioner
+    from stages.cached_batches import BatchMaker
+
+    monkeypatch.chdir(world)
+    backbones = Backbones.read("artifacts/backbones/backbones.json")
+    table = CaptionTable(Path("artifacts/captions/captions.parquet"))
+    model = load_language_model(backbones.language_model.path)
+    encode = load_text_conditioner(backbones.image_generator.path).encode
+    cached = BatchMaker(table, model, 24).read([3, 0, 5])
+    online = BatchMaker(table, model, 24, encode).read([3, 0, 5])
+    assert torch.equal(cached.tokens, online.tokens)
+    assert torch.equal(cached.pooled, online.pooled)
+    torch.testing.assert_close(cached.targets, online.targets, atol=3e-3, rtol=1e-3)
+
+
 def test_pairs_for_annotators_are_made_from_prompts(world, monkeypatch, tmp_path):
     from app.annotations import read_pairs
 
