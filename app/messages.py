@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import math
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from corpora.pictures import PictureError, open_picture
@@ -289,10 +291,8 @@ def _picture_bytes(url: str, where: str, max_pixels: int, remote: RemotePictureS
     return as_png(picture)
 
 
-def as_png(picture: Any) -> bytes:
+def as_png(picture: Image.Image) -> bytes:
     """The picture as the bytes of a PNG file."""
-    import io
-
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -58,12 +58,19 @@ _CSS = """
 #said { min-height: 300px; max-height: 62vh; overflow-y: auto; padding: 4px 6px; }
 .row-facts { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; overflow-x: auto; }
 .row-facts img { width: 160px; border-radius: 8px; image-rendering: pixelated; }
-.row-facts table { border-collapse: collapse; font-size: 14px; }
-.row-facts th { text-align: left; font-weight: 600; padding: 3px 14px 3px 0; vertical-align: top; }
+.row-facts table { border-collapse: collapse; font-size: 14px; table-layout: fixed;
+  flex: 1 1 280px; width: 100%; max-width: 800px; min-width: 0; }
+.row-facts th { text-align: left; font-weight: 600; padding: 3px 14px 3px 0; vertical-align: top;
+  width: 11em; overflow-wrap: anywhere; }
 .row-facts td { padding: 3px 0; overflow-wrap: anywhere; }
+.row-facts :is(table, tr, th, td) { border: 0 !important; background: none !important; }
+.row-facts tr { border-bottom: 1px solid var(--border-color-primary) !important; }
+#cache-tiles .caption-label { left: 0; right: 0; bottom: 0; max-width: none; white-space: normal;
+  text-align: left; font-size: 12px; line-height: 1.3; border-radius: 0; }
 #hello { color: var(--body-text-color-subdued); }
 footer { display: none !important; }
 @media (max-width: 600px) {
+  .row-facts th { width: 7em; }
   #said { max-height: none; min-height: 120px; }
   .gradio-container { padding: 8px !important; }
 }
@@ -99,7 +106,10 @@ def launch(artifacts: str | Path, *, host: str = "127.0.0.1", port: int = 7860) 
     """
     places = Artifacts(Path(artifacts))
     gill = Gill.load(places.root)
-    app = create_app(gill, places, hosts=("127.0.0.1", "localhost") if _is_local(host) else ("*",))
+    local = host in ("127.0.0.1", "localhost", "::1")
+    if not local:
+        print(f"anybody who reaches {host} can use this page: there is no password", flush=True)
+    app = create_app(gill, places, hosts=("127.0.0.1", "localhost") if local else ("*",))
     print(f"open http://{host}:{port}", flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
@@ -180,9 +190,13 @@ def _talk_tab(
                 autofocus=True,
             )
             with gr.Row():
-                other = gr.Button("The other one", size="sm", interactive=False, elem_id="other")
-                again = gr.Button("Again", size="sm", interactive=False, elem_id="again")
-                fresh = gr.Button("New conversation", size="sm", elem_id="fresh")
+                other = gr.Button(
+                    "The other one", size="sm", min_width=90, interactive=False, elem_id="other"
+                )
+                again = gr.Button(
+                    "Again", size="sm", min_width=70, interactive=False, elem_id="again"
+                )
+                fresh = gr.Button("New conversation", size="sm", min_width=90, elem_id="fresh")
             gr.Examples(
                 [[{"text": one.text, "files": list(one.pictures)}] for one in examples],
                 inputs=[box],
@@ -194,8 +208,8 @@ def _talk_tab(
             with gr.Accordion("Settings", open=True, elem_id="settings"):
                 knobs = Knobs(defaults)
             with gr.Row():
-                as_html = gr.Button("Save as HTML", size="sm", elem_id="save-html")
-                as_json = gr.Button("Save as JSON", size="sm", elem_id="save-json")
+                as_html = gr.Button("Save as HTML", size="sm", min_width=90, elem_id="save-html")
+                as_json = gr.Button("Save as JSON", size="sm", min_width=90, elem_id="save-json")
             saved = gr.Textbox(visible="hidden", elem_id="saved")
 
     outputs = [chat, past, other, again]
@@ -254,11 +268,11 @@ def _talk_tab(
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     one_at_a_time: dict[str, Any] = {"trigger_mode": "once", **hidden}
-    box.submit(send, [chat, box, *knobs.fields], [*outputs, box], **one_at_a_time)
+    sending = box.submit(send, [chat, box, *knobs.fields], [*outputs, box], **one_at_a_time)
     box.stop(stop, [chat], None, **hidden)
-    other.click(retry("other"), [chat], outputs, **one_at_a_time)
-    again.click(retry("same"), [chat], outputs, **one_at_a_time)
-    fresh.click(restart, [chat], outputs, **hidden)
+    flipping = other.click(retry("other"), [chat], outputs, **one_at_a_time)
+    repeating = again.click(retry("same"), [chat], outputs, **one_at_a_time)
+    fresh.click(restart, [chat], outputs, cancels=[sending, flipping, repeating], **hidden)
     past.change(None, None, None, js=_FOLLOW, api_visibility="private")
     for button, render, kind in ((as_html, to_page, "html"), (as_json, to_json, "json")):
         button.click(_exporter(render), [chat], saved, **hidden).then(
@@ -362,10 +376,6 @@ def _exporter(render: Callable[[Sequence[Exchange]], str]) -> Callable[[Chat | N
 def _abandon(state: Chat | None) -> None:
     if state is not None and state.job is not None:
         state.job.cancel()
-
-
-def _is_local(host: str) -> bool:
-    return host in ("127.0.0.1", "localhost", "::1")
 
 
 _HELLO = """<div id="hello"><p><b>Text and pictures in, text and pictures out.</b> Type, or drop a

@@ -1,7 +1,7 @@
 """The page's third tab: compare a retrieved with a generated picture, as people did for Table 6.
 
-The study lies in `artifacts/annotation`. Where there is none, a button draws one from the prompts
-at hand: both pictures of each, as the model would show them.
+The study lies in the folder `study` beside the artifacts, where `stages make-pairs` puts it. Where
+there is none, a button draws a small one from the prompts at hand.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class AnnotationRoutes:
         worker: Worker,
         hosts: Sequence[str],
     ) -> None:
-        self.folder = artifacts.root / "annotation"
+        self.folder = artifacts.root.parent / "study"
         self.artifacts, self.gill, self.worker, self.hosts = artifacts, gill, worker, hosts
         self.annotations: Annotations | None = None
         self._app: ASGIApp | None = None

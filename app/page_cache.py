@@ -15,6 +15,7 @@ from PIL import Image
 
 from app.artifacts import Artifacts
 from app.gill import Gill
+from app.transcript import picture_uri
 from cache import DamagedRowsError, EmbeddingStore, describe, iterate_blocks, open_store, view_row
 from corpora.caption_table import CaptionTable
 from corpora.pictures import PictureError, open_picture
@@ -177,7 +178,7 @@ def cache_tab(gill: Gill, artifacts: Artifacts) -> None:
             note = gr.Markdown("Search, then click on a picture to see its row and neighbours.")
             tiles = gr.Gallery(
                 label="found",
-                columns=6,
+                columns=4,
                 height="auto",
                 allow_preview=False,
                 object_fit="contain",
@@ -246,8 +247,6 @@ def _thumbnail(reference: str) -> Image.Image:
 
 
 def _inline(reference: str) -> str:
-    from app.transcript import picture_uri
-
     return f'<img alt="" src="{picture_uri(_thumbnail(reference))}">'
 
 

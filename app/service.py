@@ -446,7 +446,8 @@ def _parse(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        first = max(errors, key=lambda one: len(one["loc"]))  # of alternatives the one that got far
         place = ".".join(str(step) for step in first["loc"]) or "the body"
         reason = "is not supported" if first["type"] == "extra_forbidden" else first["msg"]
         raise RequestError(f"{place}: {reason}", param=place) from error
