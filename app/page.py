@@ -71,6 +71,8 @@ _CSS = """
 footer { display: none !important; }
 @media (max-width: 600px) {
   .row-facts th { width: 7em; }
+  #cache-tiles .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+  #cache-tiles .caption-label { white-space: nowrap; }
   #said { max-height: none; min-height: 120px; }
   .gradio-container { padding: 8px !important; }
 }
