@@ -526,10 +526,7 @@ def _check_request(
 
 def _next_logits(gill: Gill, hidden: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
     """Logits of the V frozen rows and of [IMG1], float32."""
-    language_model = gill.language_model
-    words = hidden @ language_model.output_rows.T
-    if language_model.output_bias is not None:
-        words = words + language_model.output_bias
+    words = gill.language_model.logits(hidden)
     return append_image_logits(words, hidden, gill.heads.image_embeddings[:1]).float()
 
 
