@@ -17,7 +17,7 @@ install_import_hook("pipeline", "beartype.beartype")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of the shared test data; tests that need it skip, saying so, where it is absent."""
+    """The folder of the shared test data; tests that need it skip, saying so, without it."""
     folder = Path(os.environ.get("GILL_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
     if not folder.is_dir():
         pytest.skip(f"shared test data not found at {folder}: set GILL_SHARED_DATA")
