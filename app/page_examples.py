@@ -20,14 +20,14 @@ class Example:
 def examples_of(artifacts: Artifacts, gill: Gill) -> list[Example]:
     """A handful, whose pictures exist."""
     held_out = sorted((artifacts.miniature / "images" / "test").glob("*.png"))[:40]
-    if len(held_out) > 17:
+    if len(held_out) > 23:
         return [
             Example("show me a big blue square on the left."),
-            Example("in the desert on the left there is a small red ring."),
             Example("draw a small yellow cross on the right in the sea."),
-            Example("make it blue.", (str(held_out[3]),)),
-            Example("Q: what color is it? A:", (str(held_out[8]),)),
-            Example("Q: what place is it in? A:", (str(held_out[17]),)),
+            Example("in the desert on the left there is a small red ring. it turns blue."),
+            Example("in the sea on the left a small yellow cross.\nQ: what color is it? A:"),
+            Example("", (str(held_out[8]),)),
+            Example("", (str(held_out[23]),)),
         ]
     examples = [Example("a dog running on the beach"), Example("a red double-decker bus")]
     index = gill.speaker.index
