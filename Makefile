@@ -45,7 +45,7 @@ app: install  ## Open the web page on http://127.0.0.1:7860
 	@$(BIN)/gill app
 
 bench: install  ## Run every benchmark in its quick form
-	@for name in train_step decoding cache precompute index; do \
+	@for name in train_step decoding cache precompute index conversation; do \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 clean:  ## Remove artifacts (the virtual environment stays)

@@ -62,16 +62,20 @@ class ImageGenerator:
             )
         if len(seeds) != count:
             raise ValueError(f"{count} conditionings but {len(seeds)} seeds")
-        self._pipeline.scheduler = (
-            self._own_scheduler
-            if settings.scheduler == "pipeline"
-            else SCHEDULERS[settings.scheduler].from_config(self._own_scheduler.config)
-        )
+        self._pipeline.scheduler = self._scheduler(settings.scheduler)
         pictures: list[Image.Image] = []
         for start in range(0, count, settings.batch_size):
             part = slice(start, min(start + settings.batch_size, count))
             pictures += self._generate_batch(prompts, empty, part, seeds[part], settings, on_step)
         return pictures
+
+    def _scheduler(self, name: str) -> Any:
+        """The pipeline's own scheduler, or another with its noise schedule."""
+        if name == "pipeline":
+            return self._own_scheduler
+        # DDIM clips the predicted sample to [-1, 1] by default: right for pixels, not for latents.
+        latents = {"clip_sample": False} if name == "ddim" else {}
+        return SCHEDULERS[name].from_config(self._own_scheduler.config, **latents)
 
     def _generate_batch(
         self,

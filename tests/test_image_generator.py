@@ -42,7 +42,9 @@ def test_pictures_from_conditioning_equal_pictures_from_text(directory):
     prompts, empty = conditioner.encode(["a b", "c", "d e f"]), conditioner.encode([""])
     ours = generator.generate(prompts, empty, seeds=[1, 2, 3], settings=SETTINGS)
     whole = DiffusionPipeline.from_pretrained(directory)
-    whole.scheduler = type(generator._pipeline.scheduler).from_config(whole.scheduler.config)
+    whole.scheduler = type(generator._pipeline.scheduler).from_config(
+        generator._pipeline.scheduler.config
+    )
     # XL replaces an absent negative prompt by zeros unless it is given: both sides say "".
     expected = whole(
         ["a b", "c"],
@@ -75,3 +77,10 @@ def test_a_wrong_width_is_refused_by_name(tmp_path):
     wrong = Conditioning(torch.zeros(1, 12, 24))
     with pytest.raises(BackboneError, match="24 wide.*takes 16"):
         generator.generate(wrong, wrong, seeds=[0], settings=SETTINGS)
+
+
+def test_ddim_does_not_clip_latents(directory):
+    """diffusers' DDIM clips to [-1, 1] unless told otherwise, which spoils latents."""
+    generator = load_image_generator(str(directory))
+    assert generator._scheduler("ddim").config.clip_sample is False
+    assert generator._scheduler("pipeline") is generator._own_scheduler
