@@ -55,7 +55,7 @@ Other = Literal["same", "retrieve", "generate"]
 
 _CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
-#said { min-height: 300px; max-height: 62vh; overflow-y: auto; padding: 4px 6px; }
+#said { min-height: 300px; max-height: 62vh; overflow-y: auto !important; padding: 4px 6px; }
 .row-facts { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; overflow-x: auto; }
 .row-facts img { width: 160px; border-radius: 8px; image-rendering: pixelated; }
 .row-facts table { border-collapse: collapse; font-size: 14px; table-layout: fixed;
@@ -73,7 +73,7 @@ footer { display: none !important; }
   .row-facts th { width: 7em; }
   #cache-tiles .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
   #cache-tiles .caption-label { white-space: nowrap; }
-  #said { max-height: none; min-height: 120px; }
+  #said { max-height: none; overflow-y: visible !important; min-height: 120px; }
   .gradio-container { padding: 8px !important; }
 }
 """
@@ -202,7 +202,7 @@ def _talk_tab(
             gr.Examples(
                 [[{"text": one.text, "files": list(one.pictures)}] for one in examples],
                 inputs=[box],
-                label="Examples: click one, then send it",
+                label="Examples: click one, then send it, best in a new conversation",
                 cache_examples=False,
                 examples_per_page=8,
             )
