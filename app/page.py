@@ -129,7 +129,9 @@ def create_app(
     reach it through the visitor's browser. `settings` are what the knobs start from.
     """
     worker = Worker(max_waiting=16)
-    settings = settings or ReplySettings(generation=gill.speaker.generation)
+    if settings is None:
+        generation = gill.speaker.generation.model_copy(update={"preview_every": 3})
+        settings = ReplySettings(generation=generation)
     annotation = AnnotationRoutes(artifacts, gill, worker, hosts)
     blocks = build_page(gill, artifacts, worker, annotation, settings)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -317,8 +319,11 @@ def _answer(state: Chat, worker: Worker) -> Iterator[list[Any]]:
                 exchange.working = "thinking …"
             elif isinstance(event, Progress):
                 exchange.working = f"drawing … {event.step} of {event.steps}"
+                if event.preview is not None:
+                    exchange.preview = Piece(picture=event.preview)
             else:
                 exchange.working = "" if isinstance(event, Text) else "thinking …"
+                exchange.preview = None
                 exchange.add(event)
             if events.empty():
                 yield _view(state, working=True)

@@ -83,7 +83,7 @@ class Exchange:
     """One turn, its answer so far, and how it was asked for.
 
     forgotten: oldest turns that the model forgot to make room for this one; problem: why the answer
-    ended badly; working: what is being done now.
+    ended badly; working: what is being done now; preview: a picture half made.
     """
 
     turn: list[Piece]
@@ -92,6 +92,7 @@ class Exchange:
     forgotten: int = 0
     problem: str = ""
     working: str = ""
+    preview: Piece | None = None
 
     def add(self, answer: Answer) -> None:
         """Append a piece; neighbouring texts become one."""

@@ -45,7 +45,7 @@ from pipeline.decoding import (
     stream,
 )
 from pipeline.gill import Gill
-from pipeline.image_generator import ImageGenerator
+from pipeline.image_generator import ImageGenerator, OnStep
 from pipeline.retrieval import RetrievalIndex, Retrieved
 from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, TextConditioner
@@ -108,10 +108,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Progress:
-    """A picture is being made: `step` of `steps` are done."""
+    """A picture is being made: `step` of `steps` are done.
+
+    `preview` is how it looks by now, every `generation.preview_every` steps.
+    """
 
     step: int
     steps: int
+    preview: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -597,7 +601,7 @@ def _generate_batch(
         away = speaker.conditioner().encode([negative_prompt])
     batch = list(dict.fromkeys(picture for picture, _ in jobs))
 
-    def work(on_step: Callable[[int, int], None]) -> list[Image.Image]:
+    def work(on_step: OnStep) -> list[Image.Image]:
         return generator.generate(
             prompts, away, seeds=[seed for _, seed in jobs], settings=generation, on_step=on_step
         )
@@ -605,7 +609,7 @@ def _generate_batch(
     steps = _steps_of(work, lambda: all(_is_cancelled(turns[picture.row]) for picture in batch))
     while True:
         try:
-            step, total = next(steps)
+            step, total, previews = next(steps)
         except StopIteration as stop:
             found: list[Image.Image] | None = stop.value
             break
@@ -614,7 +618,10 @@ def _generate_batch(
             before, num = len(picture.made), len(picture.seeds)
             share = sum(one is picture for one, _ in jobs)
             done = round(total * (before + share * step / total) / num)
-            yield picture.row, Progress(done, total)
+            preview = None
+            if previews is not None:
+                preview = next(p for p, (one, _) in zip(previews, jobs) if one is picture)
+            yield picture.row, Progress(done, total, preview)
     if found is None:
         return
     for (picture, _), image in zip(jobs, found):
@@ -658,25 +665,28 @@ def _best(
     )
 
 
+_Step = tuple[int, int, list[Image.Image] | None]
+
+
 class _AbandonedError(Exception):
     """Nobody waits for this picture any more."""
 
 
 def _steps_of(
-    work: Callable[[Callable[[int, int], None]], list[Image.Image]],
+    work: Callable[[OnStep], list[Image.Image]],
     is_abandoned: Callable[[], bool],
-) -> Generator[tuple[int, int], None, list[Image.Image] | None]:
+) -> Generator[_Step, None, list[Image.Image] | None]:
     """Run `work(on_step)` in a thread, yield its steps as they come, and return what it returns.
 
     None when it was abandoned; closing the generator abandons it too, at its next step.
     """
-    steps: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+    steps: SimpleQueue[_Step | None] = SimpleQueue()
     closed = threading.Event()
 
-    def on_step(done: int, total: int) -> None:
+    def on_step(done: int, total: int, previews: list[Image.Image] | None) -> None:
         if closed.is_set() or is_abandoned():
             raise _AbandonedError
-        steps.put((done, total))
+        steps.put((done, total, previews))
 
     with ThreadPoolExecutor(1, "pictures") as pool:
         future = pool.submit(work, on_step)

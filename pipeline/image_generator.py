@@ -17,11 +17,13 @@ from diffusers import (
     EulerDiscreteScheduler,
 )
 from PIL import Image
+from torch import Tensor
 
 from pipeline.backbones import BackboneError
 from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning
 
+OnStep = Callable[[int, int, list[Image.Image] | None], None]
 SCHEDULERS = {
     "ddim": DDIMScheduler,
     "dpm-solver": DPMSolverMultistepScheduler,
@@ -46,12 +48,13 @@ class ImageGenerator:
         *,
         seeds: Sequence[int],
         settings: GenerationSettings,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> list[Image.Image]:
         """Pictures for B conditionings; picture i depends on seeds[i] alone, not on its batch.
 
         `prompts.embedding` is [B, L, D], `empty` that of the empty prompt with batch 1.
-        `on_step(done, total)` is called after every denoising step of every batch.
+        `on_step(done, total, previews)` is called after every denoising step of every batch;
+        `previews` are its half-made pictures every `settings.preview_every` steps, else None.
         Raises BackboneError when D is not the UNet's cross-attention width.
         """
         count, _, width = prompts.embedding.shape
@@ -69,6 +72,12 @@ class ImageGenerator:
             pictures += self._generate_batch(prompts, empty, part, seeds[part], settings, on_step)
         return pictures
 
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents, half-made or whole."""
+        vae = self._pipeline.vae
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        return self._pipeline.image_processor.postprocess(pixels, output_type="pil")
+
     def _scheduler(self, name: str) -> Any:
         """The pipeline's own scheduler, or another with its noise schedule."""
         if name == "pipeline":
@@ -84,7 +93,7 @@ class ImageGenerator:
         part: slice,
         seeds: Sequence[int],
         settings: GenerationSettings,
-        on_step: Callable[[int, int], None] | None,
+        on_step: OnStep | None,
     ) -> list[Image.Image]:
         unet = self._pipeline.unet
         to = {"device": unet.device, "dtype": unet.dtype}
@@ -99,7 +108,9 @@ class ImageGenerator:
 
         def report(_pipe: Any, step: int, _time: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
-                on_step(step + 1, settings.steps)
+                done, every = step + 1, settings.preview_every
+                due = every > 0 and done % every == 0 and done < settings.steps
+                on_step(done, settings.steps, self._decode(kwargs["latents"]) if due else None)
             return kwargs
 
         return self._pipeline(

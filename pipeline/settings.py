@@ -315,3 +315,6 @@ class GenerationSettings(BaseModel):
         "pipeline", description="`pipeline` keeps the scheduler that the pipeline came with"
     )
     batch_size: int = Field(8, ge=1, description="pictures per forward of the UNet")
+    preview_every: int = Field(
+        default=0, ge=0, description="decode a half-made picture every so many steps; 0: never"
+    )

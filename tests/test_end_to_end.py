@@ -307,3 +307,17 @@ def test_unusable_tables_are_one_clear_line(tmp_path, monkeypatch, text, words):
     assert result.exit_code == 1
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_stream_shows_half_made_pictures(world, monkeypatch):
+    from pipeline.conversation import Progress
+
+    monkeypatch.chdir(world)
+    gill = Gill.load("artifacts")
+    settings = gill.settings(want="generate", steps=4, preview_every=2)
+    events = list(gill.conversation().stream(["a red ring."], settings))
+    seen = [(e.step, e.preview is not None) for e in events if isinstance(e, Progress)]
+    assert seen == [(1, False), (2, True), (3, False), (4, False)]
+    made = next(e for e in events if isinstance(e, GeneratedImage))
+    halfway = next(e.preview for e in events if isinstance(e, Progress) and e.preview)
+    assert halfway.size == made.picture.size

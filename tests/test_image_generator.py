@@ -84,3 +84,30 @@ def test_ddim_does_not_clip_latents(directory):
     generator = load_image_generator(str(directory))
     assert generator._scheduler("ddim").config.clip_sample is False
     assert generator._scheduler("pipeline") is generator._own_scheduler
+
+
+def test_previews_show_the_picture_on_its_way_and_change_nothing(directory):
+    conditioner = load_text_conditioner(str(directory))
+    generator = load_image_generator(str(directory))
+    prompts, empty = conditioner.encode(["a", "b"]), conditioner.encode([""])
+    heard = []
+
+    def listen(done, total, previews):
+        heard.append((done, total, previews))
+
+    settings = SETTINGS.model_copy(update={"steps": 4, "preview_every": 2})
+    watched = generator.generate(prompts, empty, seeds=[1, 2], settings=settings, on_step=listen)
+    plain = generator.generate(
+        prompts, empty, seeds=[1, 2], settings=settings.model_copy(update={"preview_every": 0})
+    )
+    assert [(done, total, previews is None) for done, total, previews in heard] == [
+        (1, 4, True),
+        (2, 4, False),
+        (3, 4, True),
+        (4, 4, True),
+    ]
+    previews = heard[1][2]
+    assert [picture.size for picture in previews] == [(16, 16), (16, 16)]
+    for mine, theirs, preview in zip(watched, plain, previews, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+        assert np.any(np.asarray(mine) != np.asarray(preview))
