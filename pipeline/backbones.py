@@ -27,7 +27,7 @@ _MODEL_FILE = {
 }
 
 
-class BackboneError(Exception):
+class BackboneError(ValueError):
     """A frozen model that cannot be found, loaded or used; the message says what to do."""
 
 

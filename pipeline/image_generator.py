@@ -17,6 +17,7 @@ from diffusers import (
     EulerDiscreteScheduler,
 )
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.backbones import BackboneError
@@ -141,6 +142,6 @@ def load_image_generator(
             dtype=dtype,
             **{name: None for name in unused if name in declared},
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(f"cannot load the image generator {source}: {error}") from error
     return ImageGenerator(pipeline.to(device))

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.backbones import BackboneError
 from pipeline.packing import ATTENTION, Packing, Prefix
 
 
@@ -48,7 +50,7 @@ class LanguageModel:
                 released code has one more row, `<|image|>`, before the [IMG] rows (UPSTREAM 19).
 
         Raises:
-            ValueError: the model cannot serve; the message says why.
+            BackboneError: the model cannot serve; the message says why.
         """
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
@@ -56,7 +58,9 @@ class LanguageModel:
         rows = min(len(self.input_rows), len(model.get_output_embeddings().weight))
         self.num_rows = min(len(tokenizer) + 1, rows) if num_rows is None else num_rows
         if not 2 <= self.num_rows <= rows:
-            raise ValueError(f"{name}: num_rows = {self.num_rows}, but its table has {rows} rows")
+            raise BackboneError(
+                f"{name}: num_rows = {self.num_rows}, but its table has {rows} rows"
+            )
         self.start_ids = _start_ids(tokenizer)
         self._start: Start | None = None
         self.max_positions = int(model.config.get_text_config().max_position_embeddings)
@@ -156,7 +160,7 @@ class LanguageModel:
             ours = self.logits(torch.cat([head[:2], tail[:3], head[2:], tail[3:]]))
             plain = self.model(input_ids=long[None]).logits[0, :, : self.num_rows]
         except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as problem:
-            raise ValueError(
+            raise BackboneError(
                 f"{name} cannot serve as the language model: it does not run packed ({problem})"
             ) from problem
         scale = own.abs().max()
@@ -164,7 +168,7 @@ class LanguageModel:
         error = max(error, float(((plain - own[:5]).abs().max() / scale).float()))
         allowed = 1e-3 if torch.finfo(self.dtype).bits >= 32 else 5e-2
         if not error <= allowed:
-            raise ValueError(
+            raise BackboneError(
                 f"{name} cannot serve as the language model: packed, its logits differ from its "
                 f"own by {error:.1e} (allowed {allowed:.0e}). Models whose attention is not plain "
                 "causal attention with explicit positions, or whose logits are not hidden states "
@@ -187,14 +191,20 @@ def load_language_model(
         local_files_only: never ask the hub; implied by a directory.
 
     Raises:
-        ValueError: the model cannot serve; the message says why.
+        BackboneError: the model cannot serve; the message says why.
     """
     source = {
         "revision": revision,
         "local_files_only": local_files_only or Path(path_or_id).is_dir(),
     }
-    tokenizer = AutoTokenizer.from_pretrained(path_or_id, **source)
-    model: Any = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path_or_id, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **source)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BackboneError(f"cannot load the language model {path_or_id}: {error}") from error
+    # transformers makes an empty tokenizer where its files are missing, and says nothing.
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise BackboneError(f"the language model {path_or_id} has no tokenizer: files are missing")
     return LanguageModel(model.to(device), tokenizer)
 
 
@@ -215,7 +225,7 @@ def _refuse_unfit(model: Any, name: str) -> None:
     elif not getattr(model, "_supports_attention_backend", False):
         reason = "its architecture does not use transformers' exchangeable attention functions"
     if reason:
-        raise ValueError(f"{name} cannot serve as the language model: {reason}")
+        raise BackboneError(f"{name} cannot serve as the language model: {reason}")
 
 
 def _start_ids(tokenizer: Any) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.backbones import BackboneError
@@ -66,7 +67,7 @@ def load_text_conditioner(
         pipeline = DiffusionPipeline.from_pretrained(
             source, unet=None, vae=None, dtype=dtype, **_absent(source)
         ).to(device)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(f"cannot load the text side of {source}: {error}") from error
     if not hasattr(pipeline, "encode_prompt"):
         raise BackboneError(f"{source}: {type(pipeline).__name__} has no encode_prompt")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.backbones import BackboneError
@@ -106,7 +107,7 @@ def load_visual_encoder(
             name, pretrained=tag, precision="fp32", device=device
         )
         tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, FileNotFoundError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise BackboneError(f"cannot load the visual encoder {source}: {error}") from error
     return VisualEncoder(
         cast(nn.Module, model).to(dtype),

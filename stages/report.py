@@ -11,6 +11,7 @@ from typing import Any
 
 from app.report import Cell, Curves, Grid, Page, Table, write_report
 from pipeline.backbones import Backbones
+from stages.failures import StageError
 from stages.params import Params
 from stages.paths import ARTIFACTS, METRICS
 
@@ -230,4 +231,7 @@ def _with_error(value: float | None, error: float | None) -> str | None:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: run the stages before this one") from None

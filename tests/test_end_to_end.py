@@ -321,3 +321,41 @@ def test_a_stream_shows_half_made_pictures(world, monkeypatch):
     made = next(e for e in events if isinstance(e, GeneratedImage))
     halfway = next(e.preview for e in events if isinstance(e, Progress) and e.preview)
     assert halfway.size == made.picture.size
+
+
+@pytest.mark.parametrize(
+    ("role", "file", "stage"),
+    [
+        ("language_model", "tokenizer.json", "train"),
+        ("language_model", "model.safetensors", "prepare-backbones"),
+        ("visual_encoder", "open_clip_config.json", "prepare-backbones"),
+        ("image_generator", "unet/config.json", "prepare-backbones"),
+        ("image_generator", "text_encoder/model.safetensors", "precompute-targets"),
+    ],
+)
+def test_a_backbone_with_a_missing_file_is_one_clear_line(
+    world, tmp_path, monkeypatch, role, file, stage
+):
+    folder = tmp_path / role
+    shutil.copytree(ROOT / "miniature/weights" / role, folder)
+    (folder / file).unlink()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world / "artifacts/captions", tmp_path / "artifacts/captions")
+    _write_params("miniature.yaml", backbones={role: str(folder)})
+    result = CliRunner().invoke(app, ["prepare-backbones"])
+    if stage != "prepare-backbones":
+        assert result.exit_code == 0, result.output
+        result = CliRunner().invoke(app, [stage])
+    assert result.exit_code == 1
+    assert "error:" in result.output
+    assert str(folder) in result.output or role in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if not name.startswith("prepare")])
+def test_a_stage_without_its_inputs_says_what_to_run(tmp_path, monkeypatch, stage):
+    monkeypatch.chdir(tmp_path)
+    _write_params("miniature.yaml")
+    result = CliRunner().invoke(app, [stage])
+    assert result.exit_code == 1
+    assert "error: artifacts/" in result.output
