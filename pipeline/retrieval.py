@@ -251,10 +251,12 @@ class RetrievalIndex:
         if n < 1:
             raise RetrievalError(f"asked for {n} pictures; ask for at least 1")
         wanted = _checked(queries, "query", self.width)
-        excluded = np.unique(np.fromiter(exclude, np.int64, len(exclude)))
+        excluded = np.fromiter(set(exclude), np.int64)
         fetched = min(n + len(excluded), len(self))
         with _threads_for(len(wanted)):
             scores, positions = self._vectors.search(wanted, fetched)
+        if fetched == n and not len(excluded) and positions.min() >= 0:
+            return positions, scores  # nothing to leave out: most queries, and worth 0.1 ms
         lost = (positions < 0) | np.isin(self.rows[positions], excluded)
         # A stable sort on "left out" moves the others forward and keeps their order.
         order = np.argsort(lost, axis=1, kind="stable")[:, :n]
@@ -504,15 +506,16 @@ def _checked(
     """The vectors as faiss takes them, or an error naming the first bad one."""
     if vectors.ndim != 2 or (width is not None and vectors.shape[1] != width):
         raise RetrievalError(f"{what} of shape {tuple(vectors.shape)}, expected [number, {width}]")
-    unit = vectors.detach().to("cpu", torch.float32).contiguous()
-    bad = ~((unit.norm(dim=1) - 1).abs() <= _NORM_TOLERANCE)
+    unit = vectors.detach().to("cpu", torch.float32).contiguous().numpy()
+    norms = np.sqrt(np.einsum("bp,bp->b", unit, unit))
+    bad = ~(np.abs(norms - 1) <= _NORM_TOLERANCE)
     if bad.any():
-        first = int(bad.nonzero()[0])
+        first = int(bad.argmax())
         raise RetrievalError(
-            f"{what} {offset + first} has norm {float(unit[first].norm()):.4g}, expected 1: "
+            f"{what} {offset + first} has norm {norms[first]:.4g}, expected 1: "
             "normalise the vectors before indexing or searching"
         )
-    return unit.numpy()
+    return unit
 
 
 def _in_order(candidates: pa.Table, rows: Int64[np.ndarray, " n"]) -> pa.Table:
