@@ -10,6 +10,8 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from corpora.prompts import dialogue_prompt as dialogue_prompt
+from corpora.prompts import story_prompt as story_prompt
 from miniature.world import ATTRIBUTES, SCENES, SCENES_OF, VALUES, Scene, Split, draw_scene
 
 # The order in which a summary in words goes through the attributes.
@@ -206,16 +208,6 @@ def opening_request(scene: Scene, rng: random.Random, mention: Mention = LITTLE)
     if rng.random() < mention.place:
         parts.append(in_place(scene))
     return " ".join(parts) + "."
-
-
-def story_prompt(captions: Sequence[str]) -> str:
-    """The captions of a story as one text: joined by single spaces."""
-    return " ".join(captions)
-
-
-def dialogue_prompt(rounds: Sequence[Round]) -> str:
-    """The rounds of a dialogue as lines like `Q: what color is it? A: red`."""
-    return "\n".join(f"Q: {question} A: {answer}" for question, answer in rounds)
 
 
 def question_prompt(context: str, question: str) -> str:
