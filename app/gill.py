@@ -28,26 +28,19 @@ from pydantic import ValidationError
 from app.artifacts import Artifacts
 from cache import open_store
 from corpora.pictures import open_picture
+from pipeline.answers import ConversationError, Part, Reply, ReplySettings
 from pipeline.backbones import Backbone, Backbones, Role
 from pipeline.checkpoint import BEST, LAST, CheckpointRecord, load_heads, read_record
-from pipeline.conversation import (
-    Conversation,
-    ConversationError,
-    Likelihood,
-    Part,
-    Reply,
-    ReplySettings,
-    Speaker,
-    log_likelihoods,
-    reply_together,
-)
+from pipeline.conversation import Conversation, reply_together
 from pipeline.decision import DecisionModel
 from pipeline.evaluation import read_contexts
 from pipeline.gill import Gill as GillModel
 from pipeline.image_generator import ImageGenerator, load_image_generator
 from pipeline.language_model import load_language_model
+from pipeline.likelihood import Likelihood, log_likelihoods
 from pipeline.retrieval import Retrieved, load_index
 from pipeline.settings import GenerationSettings
+from pipeline.speaker import Speaker
 from pipeline.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
 from pipeline.visual_encoder import VisualEncoder, load_visual_encoder
 

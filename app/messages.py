@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from corpora.pictures import PictureError, open_picture
-from pipeline.conversation import GeneratedImage, Part, ReplySettings, RetrievedImage
+from pipeline.answers import GeneratedImage, Part, ReplySettings, RetrievedImage
 from pipeline.decoding import EndReason
 from pipeline.remote_pictures import RemotePictureError, RemotePictureSettings, fetch_picture
 

@@ -35,16 +35,8 @@ from app.page_examples import Example, examples_of
 from app.transcript import Exchange, Piece, style, to_html, to_json, to_page
 from app.worker import BusyError, Failed, Job, Worker
 from corpora.pictures import PictureError, open_picture
-from pipeline.conversation import (
-    Conversation,
-    Ended,
-    Event,
-    Progress,
-    ReplySettings,
-    RetrievedImage,
-    Started,
-    Text,
-)
+from pipeline.answers import Ended, Event, Progress, ReplySettings, RetrievedImage, Started, Text
+from pipeline.conversation import Conversation
 
 _MAX_PIXELS = 50_000_000
 _MAX_PICTURES = 8

@@ -23,7 +23,7 @@ from app.gill import Gill
 from app.worker import Failed, Job, Worker
 from corpora.caption_table import CaptionTable
 from corpora.parti_prompts import PartiPrompt, read_prompts
-from pipeline.conversation import Ended, Event, ReplySettings, Want
+from pipeline.answers import Ended, Event, ReplySettings, Want
 from pipeline.decoding import DecodingSettings
 
 _PATHS = ("/answers", "/progress", "/pairs/")

@@ -43,15 +43,7 @@ from app.kept_pictures import KeptPictures
 from app.messages import ChatRequest, RequestError, RequestLimits
 from app.service_metrics import ServiceMetrics
 from app.worker import BusyError, Failed, Job, Worker
-from pipeline.conversation import (
-    Ended,
-    Event,
-    GeneratedImage,
-    Progress,
-    RetrievedImage,
-    Started,
-    Text,
-)
+from pipeline.answers import Ended, Event, GeneratedImage, Progress, RetrievedImage, Started, Text
 from pipeline.remote_pictures import RemotePictureSettings
 
 _log = logging.getLogger(__name__)

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.conversation import (
-    Conversation,
+from pipeline.answers import (
     ConversationError,
     Ended,
     Event,
@@ -27,9 +26,8 @@ from pipeline.conversation import (
     ReplySettings,
     RetrievedImage,
     Text,
-    Turn,
-    stream_together,
 )
+from pipeline.conversation import Conversation, Turn, stream_together
 
 _log = logging.getLogger(__name__)
 

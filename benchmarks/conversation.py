@@ -32,13 +32,8 @@ from torch.nn.functional import normalize
 from transformers import OPTConfig, OPTForCausalLM
 
 from miniature.backbones import SHIPPED
-from pipeline.conversation import (
-    Conversation,
-    ReplySettings,
-    Speaker,
-    Text,
-    reply_together,
-)
+from pipeline.answers import ReplySettings, Text
+from pipeline.conversation import Conversation, reply_together
 from pipeline.decoding import DecodingSettings
 from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
@@ -47,6 +42,7 @@ from pipeline.language_model import LanguageModel, load_language_model
 from pipeline.packing import Packing
 from pipeline.retrieval import RetrievalIndex, build_index
 from pipeline.settings import GenerationSettings, IndexSettings
+from pipeline.speaker import Speaker
 from pipeline.text_conditioner import load_text_conditioner
 from pipeline.visual_encoder import load_visual_encoder
 from tests.tiny_language_models import NUM_WORDS, tiny_tokenizer

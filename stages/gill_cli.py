@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from app.gill import Gill
-    from pipeline.conversation import Conversation, Reply, ReplySettings
+    from pipeline.answers import Reply, ReplySettings
+    from pipeline.conversation import Conversation
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -358,7 +359,7 @@ def _speak(
     quiet: bool,
 ) -> Reply:
     """Answer a turn, showing words and progress as they come."""
-    from pipeline.conversation import Progress, Reply, Text
+    from pipeline.answers import Progress, Reply, Text
 
     reply = Reply()
     for event in conversation.stream(turn, settings):
@@ -390,7 +391,7 @@ def _shower() -> Callable[[Image.Image], None]:
 
 def _save(reply: Reply, out: Path, first: int = 0) -> list[dict[str, Any]]:
     """Write the pictures; describe every piece as plain data."""
-    from pipeline.conversation import GeneratedImage, Text
+    from pipeline.answers import GeneratedImage, Text
 
     described: list[dict[str, Any]] = []
     for number, answer in enumerate(reply, first):

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.conversation import (
-    Conversation,
+from pipeline.answers import (
     ConversationError,
     Ended,
     GeneratedImage,
@@ -16,15 +15,14 @@ from pipeline.conversation import (
     Reply,
     ReplySettings,
     RetrievedImage,
-    Speaker,
     Started,
     Text,
-    log_likelihoods,
-    reply_together,
-    stream_together,
 )
+from pipeline.conversation import Conversation, reply_together, stream_together
 from pipeline.decision import DecisionModel
 from pipeline.decoding import Context, DecodingSettings, decode
+from pipeline.likelihood import log_likelihoods
+from pipeline.speaker import Speaker
 from tests.tiny_speaker import COLORS, FEW, R, tiny_speaker
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from app.gill import Gill
-from pipeline.conversation import GeneratedImage, ReplySettings, RetrievedImage, Text
+from pipeline.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
 from pipeline.settings import GenerationSettings
 from stages.cli import app
 from stages.gill_cli import app as gill_app
@@ -310,7 +310,7 @@ def test_unusable_tables_are_one_clear_line(tmp_path, monkeypatch, text, words):
 
 
 def test_a_stream_shows_half_made_pictures(world, monkeypatch):
-    from pipeline.conversation import Progress
+    from pipeline.answers import Progress
 
     monkeypatch.chdir(world)
     gill = Gill.load("artifacts")

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from app.gill import Gill, GillError
 from app.hub import HubError
 from miniature.backbones import SHIPPED
+from pipeline.answers import ReplySettings
 from pipeline.backbones import Backbones, resolve_backbone
 from pipeline.checkpoint import CheckpointRecord
-from pipeline.conversation import ReplySettings
 from tests.tiny_speaker import FEW, tiny_speaker
 
 ROLES = ("language_model", "visual_encoder", "image_generator")

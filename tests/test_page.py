@@ -24,7 +24,7 @@ from app.page_annotation import AnnotationRoutes, write_study
 from app.page_cache import Browser
 from app.transcript import Exchange, Piece, to_html, to_json, to_page
 from app.worker import Worker
-from pipeline.conversation import GeneratedImage, ReplySettings, RetrievedImage, Text
+from pipeline.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
 from pipeline.decoding import DecodingSettings
 from pipeline.settings import GenerationSettings
 from tests.test_end_to_end import world  # noqa: F401 - a fixture

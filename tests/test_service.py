@@ -37,7 +37,7 @@ from app.kept_pictures import KeptPictures
 from app.messages import RequestLimits
 from app.service import ServiceSettings, create_app
 from app.worker import Failed, Job, Worker
-from pipeline.conversation import (
+from pipeline.answers import (
     ConversationError,
     Ended,
     GeneratedImage,

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 
 from miniature.backbones import SHIPPED
-from pipeline.conversation import Speaker
 from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.image_generator import load_image_generator
 from pipeline.language_model import load_language_model
 from pipeline.retrieval import build_index
 from pipeline.settings import GenerationSettings, IndexSettings, MapperSizes
+from pipeline.speaker import Speaker
 from pipeline.text_conditioner import load_text_conditioner
 from pipeline.visual_encoder import load_visual_encoder
 
