@@ -33,6 +33,7 @@ from pipeline.backbones import Backbone, Backbones, Role
 from pipeline.checkpoint import BEST, LAST, CheckpointRecord, load_heads, read_record
 from pipeline.conversation import Conversation, reply_together
 from pipeline.decision import DecisionModel
+from pipeline.devices import pick_device
 from pipeline.evaluation import read_contexts
 from pipeline.gill import Gill as GillModel
 from pipeline.image_generator import ImageGenerator, load_image_generator
@@ -254,13 +255,6 @@ class Gill:
     ) -> list[Likelihood]:
         """How likely the words of each sequence are after `given`; see the function in pipeline."""
         return log_likelihoods(self.speaker, sequences, given)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_generation(params: Path) -> GenerationSettings:

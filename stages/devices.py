@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.devices import pick_device
 from stages.params import RunParams
 
 
 def set_up(run: RunParams) -> torch.device:
-    """Set torch's threads; `auto` is the first GPU where there is one, else the CPU."""
+    """Set torch's threads and quieten the libraries; gives the device to compute on."""
     torch.set_num_threads(run.threads)
     quieten_libraries()
-    if run.device != "auto":
-        return torch.device(run.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return pick_device(run.device)
 
 
 def quieten_libraries() -> None:
