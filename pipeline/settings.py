@@ -217,6 +217,23 @@ class TrainingSettings(BaseModel):
         default=500, ge=1, description="steps between the states from which to resume"
     )
     seed: int = Field(default=0, description="of the packing coins")
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=2,
+        multiple_of=2,
+        description="examples that the language model reads at once in each process; less memory, "
+        "the same step: retrieval still compares the whole batch. null: all of the process's",
+    )
+    recompute_activations: bool = Field(
+        default=False,
+        description="keep only the input of each decoder layer and compute the rest again in the "
+        "backward pass: less memory, one more forward pass of what has a gradient",
+    )
+    shard_language_model: bool = Field(
+        default=False,
+        description="spread the frozen decoder layers over the processes of torchrun (FSDP), for "
+        "a language model larger than one card",
+    )
 
     @classmethod
     def paper(cls) -> TrainingSettings:
