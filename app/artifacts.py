@@ -8,34 +8,54 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Artifacts:
-    """The places under `root` (`artifacts/` in the repository)."""
+    """The places under `root` (`artifacts/` in the repository).
+
+    What does not depend on the trained heads (world, captions, frozen models, caches) lies under
+    `shared` where that is given: many runs with other heads then read one set of caches.
+    """
 
     root: Path
+    shared: Path | None = None
+
+    @property
+    def common(self) -> Path:
+        """Where the part lies that no trained head changes."""
+        return self.root if self.shared is None else self.shared
 
     @property
     def miniature(self) -> Path:
         """The drawn miniature world, where it was asked for."""
-        return self.root / "miniature"
+        return self.common / "miniature"
 
     @property
     def captions(self) -> Path:
         """The checked caption table."""
-        return self.root / "captions" / "captions.parquet"
+        return self.common / "captions" / "captions.parquet"
 
     @property
     def backbones(self) -> Path:
         """The manifest of the frozen models."""
-        return self.root / "backbones" / "backbones.json"
+        return self.common / "backbones" / "backbones.json"
 
     @property
     def features(self) -> Path:
         """Pooled visual vectors, one row per caption."""
-        return self.root / "features.zarr"
+        return self.common / "features.zarr"
 
     @property
     def targets(self) -> Path:
         """The generator's text embeddings, one row per caption."""
-        return self.root / "targets.zarr"
+        return self.common / "targets.zarr"
+
+    @property
+    def candidates(self) -> Path:
+        """The checked table of other candidates than the training pictures."""
+        return self.captions.with_name("candidates.parquet")
+
+    @property
+    def candidate_features(self) -> Path:
+        """Pooled visual vectors of those candidates."""
+        return self.common / "candidates.zarr"
 
     @property
     def model(self) -> Path:

@@ -71,12 +71,14 @@ class Gill:
     @classmethod
     def load(
         cls,
-        directory: str | Path = "artifacts",
+        directory: str | Path | Artifacts = "artifacts",
         *,
         device: str = "auto",
         checkpoint: Checkpoint = "last",
     ) -> Gill:
         """Load everything below `directory`; the index and the decision model where they exist.
+
+        `directory` may be `Artifacts` whose caches lie elsewhere.
 
         Pictures are sampled as `generation` of the params file beside `directory` says, where there
         is one. What the manifest and the index name by a relative path is looked for in the working
@@ -85,8 +87,8 @@ class Gill:
         Raises BackboneError, CheckpointError, RetrievalError, DecisionError or GillError, saying
         what is missing or does not fit together.
         """
-        artifacts = Artifacts(Path(directory))
-        beside, heads_file = artifacts.root.parent, artifacts.model / CHECKPOINTS[checkpoint]
+        artifacts = directory if isinstance(directory, Artifacts) else Artifacts(Path(directory))
+        beside, heads_file = artifacts.common.parent, artifacts.model / CHECKPOINTS[checkpoint]
         place = pick_device(device)
         backbones = _found_beside(Backbones.read(artifacts.backbones), beside)
         gill = load_model(artifacts, place, checkpoint)
@@ -277,7 +279,7 @@ def load_model(artifacts: Artifacts, device: torch.device, checkpoint: Checkpoin
     heads, _ = load_heads(
         artifacts.model / CHECKPOINTS[checkpoint], backbones=backbones.fingerprints
     )
-    found = _found_beside(backbones, artifacts.root.parent).language_model
+    found = _found_beside(backbones, artifacts.common.parent).language_model
     language_model = load_language_model(found.path, dtype=found.torch_dtype, device=device)
     return GillModel(language_model, heads.to(device).eval())
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from app.artifacts import Artifacts
 from app.gill import CHECKPOINTS, fingerprint_heads
 from cache import iterate_blocks, open_store
 from corpora.caption_table import CaptionTable
@@ -38,12 +39,12 @@ class _Blocks:
             yield torch.from_numpy(block.rows), keys
 
 
-def run(params: Params, *, rebuild: bool) -> None:
+def run(params: Params, *, rebuild: bool, artifacts: Artifacts = ARTIFACTS) -> None:
     """Index the candidates' pictures, each once."""
     set_up(params.run)
-    checkpoint = ARTIFACTS.model / CHECKPOINTS[params.run.checkpoint]
-    heads, _ = load_heads(checkpoint, backbones=Backbones.read(ARTIFACTS.backbones).fingerprints)
-    table, store = _candidates(params, rebuild)
+    checkpoint = artifacts.model / CHECKPOINTS[params.run.checkpoint]
+    heads, _ = load_heads(checkpoint, backbones=Backbones.read(artifacts.backbones).fingerprints)
+    table, store = _candidates(params, rebuild, artifacts)
     rows = _first_of_each_picture(table, params.index.candidates is None)
     with Ticker("index") as ticker:
         index = build_index(
@@ -56,21 +57,23 @@ def run(params: Params, *, rebuild: bool) -> None:
             ),
             progress=lambda done: ticker.show(f"{done} of {len(rows)} pictures"),
         )
-    index.save(ARTIFACTS.index)
+    index.save(artifacts.index)
     print(f"{len(index)} pictures in a {params.index.kind} index of width {index.width}")
 
 
-def _candidates(params: Params, rebuild: bool) -> tuple[CaptionTable, Path]:
-    """The table and the features of the pictures to retrieve from."""
+def _candidates(params: Params, rebuild: bool, artifacts: Artifacts) -> tuple[CaptionTable, Path]:
+    """The table and the features of the pictures to retrieve from; shared ones are only read."""
     source = params.index.candidates
     if source is None and params.captions.table == "miniature":
-        source = str(ARTIFACTS.miniature / "candidates.tsv")
+        source = str(artifacts.miniature / "candidates.tsv")
     if source is None:
-        return CaptionTable(ARTIFACTS.captions), ARTIFACTS.features
-    checked = ARTIFACTS.captions.with_name("candidates.parquet")
+        return CaptionTable(artifacts.captions), artifacts.features
+    checked, store = artifacts.candidates, artifacts.candidate_features
+    if artifacts.shared is not None:
+        return CaptionTable(checked), store
     report = check_captions(params.captions.for_table(source), checked)
     print(report.source, report.kept, "candidates,", report.excluded, "excluded")
-    table, store = CaptionTable(checked), ARTIFACTS.root / "candidates.zarr"
+    table = CaptionTable(checked)
     print(fill_features(store, table, params, rebuild=rebuild))
     return table, store
 

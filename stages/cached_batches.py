@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.artifacts import Artifacts
 from cache import ReadingParams, ShuffledRows, open_store, read_rows
 from corpora.caption_table import CaptionTable
 from pipeline.batch import CaptionBatch
@@ -33,18 +34,19 @@ class BatchMaker:
         language_model: LanguageModel,
         max_tokens: int,
         encode_captions: EncodeCaptions | None = None,
+        artifacts: Artifacts = ARTIFACTS,
     ) -> None:
         """`encode_captions` gives the targets online; without it they come from the cache."""
         self._table, self._language_model, self._max_tokens = table, language_model, max_tokens
-        self._encode_captions = encode_captions
+        self._encode_captions, self._artifacts = encode_captions, artifacts
 
     @property
     def sources(self) -> dict[str, tuple[Any, str]]:
         """What is read from which store: name -> (store, array)."""
-        sources: dict[str, tuple[Any, str]] = {"visual": (ARTIFACTS.features, "pooled")}
+        sources: dict[str, tuple[Any, str]] = {"visual": (self._artifacts.features, "pooled")}
         if self._encode_captions is None:
-            for name in open_store(ARTIFACTS.targets).spec.arrays:
-                sources[name] = (ARTIFACTS.targets, name)
+            for name in open_store(self._artifacts.targets).spec.arrays:
+                sources[name] = (self._artifacts.targets, name)
         return sources
 
     def read(self, rows: Iterable[int]) -> CaptionBatch:

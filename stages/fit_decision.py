@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from app.artifacts import Artifacts
 from app.gill import CHECKPOINTS, Gill, fingerprint_heads
 from corpora.parti_prompts import (
     PartiPrompt,
@@ -41,18 +42,20 @@ from stages.paths import ARTIFACTS, METRICS
 from stages.progress import Ticker
 
 
-def run(params: Params) -> None:
+def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
     """Fit on the labelled prompts; without any, say so and leave no classifier."""
     device = set_up(params.run)
-    gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.run.checkpoint)
+    gill = Gill.load(artifacts, device=str(device), checkpoint=params.run.checkpoint)
     index = gill.speaker.index
     if index is None:
-        raise StageError(f"{ARTIFACTS.index} is missing: run `stages build-index`")
-    heads = fingerprint_heads(ARTIFACTS.model / CHECKPOINTS[params.run.checkpoint])
-    ARTIFACTS.decision.mkdir(parents=True, exist_ok=True)
+        raise StageError(f"{artifacts.index} is missing: run `stages build-index`")
+    heads = fingerprint_heads(artifacts.model / CHECKPOINTS[params.run.checkpoint])
+    artifacts.decision.mkdir(parents=True, exist_ok=True)
     votes_file = params.decision.votes
     if votes_file is None and params.captions.table != "miniature":
-        _write_metrics({"fitted": False, "why": "decision.votes names no labelled prompts"})
+        _write_metrics(
+            artifacts, metrics, {"fitted": False, "why": "decision.votes names no labelled prompts"}
+        )
         print("no labelled prompts (decision.votes): no classifier; `auto` will generate")
         return
     if votes_file is not None:
@@ -62,15 +65,15 @@ def run(params: Params) -> None:
         by = "people"
         test_rows: set[int] | None = set(paper_split(labels)[1])
     else:
-        prompts = read_prompts(ARTIFACTS.miniature / "prompts.tsv")
+        prompts = read_prompts(artifacts.miniature / "prompts.tsv")
         hidden, similarity = _read_prompts(gill, index, prompts)
-        labels = _oracle_labels(gill, index, hidden, params)
+        labels = _oracle_labels(gill, index, hidden, params, artifacts)
         voted = [VotedPrompt(p, (label,)) for p, label in zip(prompts, labels, strict=True)]
-        write_votes(ARTIFACTS.decision / "oracle_votes.tsv", voted)
+        write_votes(artifacts.decision / "oracle_votes.tsv", voted)
         by = "the oracle of the miniature world"
         test_rows = None
     kept = [i for i, label in enumerate(labels) if label != "same"]
-    model, metrics = fit_decision(
+    model, scores = fit_decision(
         hidden[kept],
         similarity[kept],
         [labels[i] for i in kept],
@@ -79,15 +82,17 @@ def run(params: Params) -> None:
         votes=[voted[i].votes for i in kept] if by == "people" else None,
         heads=heads,
     )
-    model.save(ARTIFACTS.decision)
-    metrics["over_seeds"] = _over_seeds(
+    model.save(artifacts.decision)
+    scores["over_seeds"] = _over_seeds(
         hidden[kept], similarity[kept], [labels[i] for i in kept], params.decision.settings
     )
     counts = {name: labels.count(name) for name in ("gen", "ret", "same")}
-    _write_metrics({"fitted": True, "labels_by": by, "labels": counts, **metrics})
+    _write_metrics(
+        artifacts, metrics, {"fitted": True, "labels_by": by, "labels": counts, **scores}
+    )
     for name in TABLE_6:
-        if name in metrics:
-            print(f"{name}: macro F1 {metrics[name]['macro_f1']:.3f}")
+        if name in scores:
+            print(f"{name}: macro F1 {scores[name]['macro_f1']:.3f}")
 
 
 def _over_seeds(
@@ -123,12 +128,16 @@ def _read_prompts(
 
 
 def _oracle_labels(
-    gill: Gill, index: RetrievalIndex, hidden: Float[Tensor, "N r e"], params: Params
+    gill: Gill,
+    index: RetrievalIndex,
+    hidden: Float[Tensor, "N r e"],
+    params: Params,
+    artifacts: Artifacts,
 ) -> list[str]:
     """Which of the two pictures shows more of the prompt; alike and complete: the real one."""
     speaker = gill.speaker
     assert speaker.generator is not None
-    truth = json.loads((ARTIFACTS.miniature / "truth.json").read_text(encoding="utf-8"))
+    truth = json.loads((artifacts.miniature / "truth.json").read_text(encoding="utf-8"))
     codes = np.array([Scene(*scene).codes for scene in truth["prompts"]])
     queries = speaker.gill.text_query(hidden).float().cpu()
     found = [hits[0] for hits in index.search(queries, 1)]
@@ -153,14 +162,14 @@ def _vote(generated_right: int, retrieved_right: int, attributes: int) -> str:
     return "gen" if generated_right > retrieved_right else "ret"
 
 
-def _write_metrics(metrics: dict[str, Any]) -> None:
+def _write_metrics(artifacts: Artifacts, metrics: Path, scores: dict[str, Any]) -> None:
     """Everything beside the classifier; one number per method for `dvc metrics show`."""
-    METRICS.mkdir(exist_ok=True)
+    metrics.mkdir(parents=True, exist_ok=True)
     short = {
-        name: round(metrics[name]["macro_f1"], 4) for name in TABLE_6 if name in metrics
-    } or metrics
+        name: round(scores[name]["macro_f1"], 4) for name in TABLE_6 if name in scores
+    } or scores
     for path, content in (
-        (ARTIFACTS.decision / "evaluation.json", metrics),
-        (METRICS / "decision.json", short),
+        (artifacts.decision / "evaluation.json", scores),
+        (metrics / "decision.json", short),
     ):
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

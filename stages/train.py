@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
+from app.artifacts import Artifacts
 from corpora.caption_table import CaptionTable
 from pipeline.backbones import Backbones
 from pipeline.checkpoint import STATE, read_record
@@ -27,11 +29,11 @@ from stages.params import ModelParams, Params
 from stages.paths import ARTIFACTS, METRICS
 
 
-def run(params: Params) -> None:
+def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
     """Train, or go on where an unfinished run with the same params stopped."""
     device = set_up(params.run)
-    backbones = Backbones.read(ARTIFACTS.backbones)
-    table = CaptionTable(ARTIFACTS.captions)
+    backbones = Backbones.read(artifacts.backbones)
+    table = CaptionTable(artifacts.captions)
     with processes() as rank:
         language_model = load_language_model(
             backbones.language_model.path,
@@ -44,6 +46,7 @@ def run(params: Params) -> None:
             language_model,
             params.batches.max_caption_tokens,
             _online_encoder(params, backbones, device),
+            artifacts,
         )
         batches = CachedBatches(
             maker,
@@ -57,14 +60,14 @@ def run(params: Params) -> None:
         held_out = table.rows_of_split("val")[: params.batches.validation_rows]
         validation = [maker.read(held_out)] if len(held_out) else []
         parameters = {"model": params.model.model_dump(mode="json")}
-        resume = from_first_process(_may_resume(params) if rank == 0 else False)
-        with DvcliveLog(METRICS / "train") if rank == 0 else nullcontext() as log:
+        resume = from_first_process(_may_resume(params, artifacts) if rank == 0 else False)
+        with DvcliveLog(metrics / "train") if rank == 0 else nullcontext() as log:
             result = train(
                 Gill(language_model, heads),
                 batches,
                 params.objective,
                 params.training,
-                directory=ARTIFACTS.model,
+                directory=artifacts.model,
                 validation=validation,
                 backbones=backbones.fingerprints,
                 parameters=parameters,
@@ -119,9 +122,9 @@ def new_heads(params: ModelParams, backbones: Backbones, language_model: Languag
     return heads
 
 
-def _may_resume(params: Params) -> bool:
+def _may_resume(params: Params, artifacts: Artifacts) -> bool:
     """Whether an unfinished run with these params lies there; one with others is put aside."""
-    state = ARTIFACTS.model / STATE
+    state = artifacts.model / STATE
     if not state.exists():
         return False
     record = read_record(state)
