@@ -9,6 +9,7 @@ the released code: `CLIPVisionModel.pooler_output`, d = 1024 for ViT-L/14). `pro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -95,13 +96,7 @@ def load_visual_encoder(
 
     Raises BackboneError when open_clip knows no such model or a file is missing.
     """
-    name, tag = source, None
-    if not source.startswith(("local-dir:", "hf-hub:")) and ":" in source:
-        name, tag = source.split(":", 1)
-    if tag == "openai" and not name.endswith("-quickgelu"):
-        raise BackboneError(
-            f"{source}: OpenAI's weights were trained with QuickGELU; use {name}-quickgelu:openai"
-        )
+    name, tag = _name_and_tag(source)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             name, pretrained=tag, precision="fp32", device=device
@@ -114,3 +109,40 @@ def load_visual_encoder(
         cast(Callable[[Image.Image], Tensor], preprocess),
         tokenizer,
     )
+
+
+def untrained_visual_encoder(source: str) -> VisualEncoder:
+    """The model that `source` names, as `load_visual_encoder` takes it, on torch's meta device.
+
+    It has sizes and no numbers; nothing is downloaded. Of a directory only the configuration is
+    read; the tag of a built-in model is ignored.
+
+    Raises BackboneError when open_clip knows no such architecture or the configuration is missing.
+    """
+    name, _ = _name_and_tag(source)
+    said = logging.getLogger()
+    before, said.disabled = said.disabled, True  # open_clip warns that there are no weights
+    try:
+        with torch.device("meta"):
+            model: Any = open_clip.create_model(name, load_weights=False, device="meta")
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BackboneError(f"open_clip cannot make {source}: {error}") from error
+    finally:
+        said.disabled = before
+    return VisualEncoder(model, _no_preprocessing, None)
+
+
+def _no_preprocessing(picture: Image.Image) -> Tensor:
+    raise BackboneError("an untrained visual encoder reads no pictures")
+
+
+def _name_and_tag(source: str) -> tuple[str, str | None]:
+    """`ViT-L-14-quickgelu:openai` -> its two parts; directories and hub ids have no tag."""
+    if source.startswith(("local-dir:", "hf-hub:")) or ":" not in source:
+        return source, None
+    name, tag = source.split(":", 1)
+    if tag == "openai" and not name.endswith("-quickgelu"):
+        raise BackboneError(
+            f"{source}: OpenAI's weights were trained with QuickGELU; use {name}-quickgelu:openai"
+        )
+    return name, tag

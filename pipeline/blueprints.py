@@ -1,0 +1,245 @@
+"""Frozen models without their weights: sizes and shapes, on torch's meta device, with no network.
+
+A source (local directory, hub id, open_clip tag) becomes a model of the real class built from its
+configuration, wherever that can be had: in the directory, in the hub's local cache, or in
+`pipeline.known_models`. From such models widths and parameters are counted, and memory is predicted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, CLIPTextConfig
+
+from pipeline.backbones import BackboneError, Role
+from pipeline.known_models import HUB_VISUAL_ENCODERS, known_generator, known_language_model
+from pipeline.language_model import LanguageModel
+from pipeline.visual_encoder import VisualEncoder, untrained_visual_encoder
+
+Place = Literal["local", "hub cache", "hub"]
+
+# Model types whose tokenizers begin a text with one id; the others add none.
+_WITH_START = ("opt", "llama", "mistral", "gemma", "gemma2", "phi3")
+_MARKER = {
+    "language_model": "config.json",
+    "visual_encoder": "open_clip_config.json",
+    "image_generator": "model_index.json",
+}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a frozen model's files are, or would come from."""
+
+    source: str
+    place: Place
+    folder: Path | None
+    """Of its configuration; None for what is known by name."""
+    has_weights: bool
+
+
+@dataclass(frozen=True)
+class GeneratorBlueprint:
+    """The parts of a latent-diffusion pipeline that compute."""
+
+    unet: Any
+    vae: Any
+    text_encoders: list[Any]
+    length: int
+    """L, text positions."""
+    text_width: int
+    """D, the width of the text encoders' vectors side by side."""
+    cross_attention_width: int
+    pooled_width: int | None
+    """D_pooled, for generators with two text encoders."""
+    stored_bytes: int
+    """Bytes of the published weights, in the dtype in which they are published."""
+
+    @property
+    def latent_size(self) -> int:
+        """Width and height of the latents."""
+        size = self.unet.config.sample_size
+        return int(size if isinstance(size, int) else size[0])
+
+    @property
+    def picture_size(self) -> int:
+        """Width and height of the pictures, in pixels."""
+        return self.latent_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+
+def find(role: Role, source: str, revision: str | None = None) -> Found:
+    """Look for a model's files without asking the network.
+
+    Raises BackboneError where `source` is a directory that lacks its configuration.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / _MARKER[role]).is_file():
+            raise BackboneError(f"{role} {source}: {_MARKER[role]} is missing in {folder}")
+        return Found(source, "local", folder, _has_weights(folder))
+    if role == "visual_encoder" and ":" in source:
+        return Found(source, "hub", None, False)
+    try:
+        cached = try_to_load_from_cache(source, _MARKER[role], revision=revision)
+    except HFValidationError:
+        raise BackboneError(f"{role} {source}: no such directory here, nor a hub id") from None
+    if isinstance(cached, str):
+        folder = Path(cached).parent
+        return Found(source, "hub cache", folder, _has_weights(folder))
+    return Found(source, "hub", None, False)
+
+
+def language_model_blueprint(found: Found, dtype: torch.dtype) -> tuple[LanguageModel, int]:
+    """The language model on the meta device, and the bytes of its published weights.
+
+    Raises BackboneError: its configuration is unknown, or it cannot serve and why.
+    """
+    known = known_language_model(found.source) if found.folder is None else None
+    try:
+        if found.folder is not None:
+            config = AutoConfig.from_pretrained(found.folder, local_files_only=True)
+        elif known is not None:
+            config = AutoConfig.for_model(known.model_type, **known.sizes)
+        else:
+            raise _unknown("language_model", found)
+        config.name_or_path = found.source
+        model = _on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype))
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, BackboneError):
+            raise
+        raise BackboneError(f"language_model {found.source}: {error}") from error
+    text = config.get_text_config()
+    tokenizer = _Tokenizer(text.vocab_size, text.model_type in _WITH_START)
+    stored = "float16" if known is None else known.stored
+    return LanguageModel(model, tokenizer), count_parameters(model) * _BYTES[stored]
+
+
+def visual_encoder_blueprint(found: Found, dtype: torch.dtype) -> tuple[VisualEncoder, int]:
+    """The visual encoder on the meta device, and the bytes of its published weights (float32).
+
+    Raises BackboneError as `language_model_blueprint`.
+    """
+    if found.folder is not None:
+        source = f"local-dir:{found.folder}"
+    elif ":" in found.source:
+        source = found.source
+    elif found.source in HUB_VISUAL_ENCODERS:
+        source = HUB_VISUAL_ENCODERS[found.source]
+    else:
+        raise _unknown("visual_encoder", found)
+    encoder = untrained_visual_encoder(source)
+    encoder.model.to(dtype)
+    encoder.dtype = dtype
+    return encoder, 4 * count_parameters(encoder.model)
+
+
+def generator_blueprint(found: Found, dtype: torch.dtype) -> GeneratorBlueprint:
+    """The image generator's networks on the meta device.
+
+    Raises BackboneError as `language_model_blueprint`, and for a directory that lacks a part.
+    """
+    stored = 4
+    if found.folder is not None:
+        length, unet, vae, encoders = _read_generator(found.folder)
+    else:
+        known = known_generator(found.source)
+        if known is None:
+            raise _unknown("image_generator", found)
+        length, stored = known.length, _BYTES[known.stored]
+        unet = _on_meta(lambda: diffusers.UNet2DConditionModel(**known.unet))
+        vae = _on_meta(lambda: diffusers.AutoencoderKL(**known.vae))
+        kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
+        encoders = [
+            _on_meta(lambda k=kind, c=config: k(CLIPTextConfig(**c)))  # type: ignore[misc]
+            for kind, config in zip(kinds, known.text_encoders)
+        ]
+    parts = [unet, vae, *encoders]
+    for part in parts:
+        part.to(dtype).eval().requires_grad_(False)
+    return GeneratorBlueprint(
+        unet=unet,
+        vae=vae,
+        text_encoders=encoders,
+        length=length,
+        text_width=sum(encoder.config.hidden_size for encoder in encoders),
+        cross_attention_width=int(unet.config.cross_attention_dim),
+        pooled_width=encoders[1].config.projection_dim if len(encoders) == 2 else None,
+        stored_bytes=stored * sum(map(count_parameters, parts)),
+    )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Elements of all parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _read_generator(folder: Path) -> tuple[int, Any, Any, list[Any]]:
+    """L, UNet, decoder and text encoders of a pipeline directory, from its configurations."""
+    index = _read_json(folder / "model_index.json")
+
+    def make(name: str) -> Any:
+        library, kind = index[name]
+        config = _read_json(folder / name / "config.json")
+        if library == "diffusers":
+            return _on_meta(lambda: getattr(diffusers, kind).from_config(config))
+        model_class = getattr(transformers, kind)
+        return _on_meta(lambda: model_class(model_class.config_class(**config)))
+
+    missing = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if name not in index]
+    if missing:
+        raise BackboneError(f"image_generator {folder}: its pipeline has no {', '.join(missing)}")
+    try:
+        encoders = [make(n) for n in ("text_encoder", "text_encoder_2") if n in index]
+        tokenizer = _read_json(folder / "tokenizer" / "tokenizer_config.json")
+        return tokenizer["model_max_length"], make("unet"), make("vae"), encoders
+    except (AttributeError, TypeError, KeyError) as error:
+        raise BackboneError(f"image_generator {folder}: cannot be built: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BackboneError(f"{path} is missing") from None
+    except json.JSONDecodeError as error:
+        raise BackboneError(f"{path} is not JSON: {error}") from error
+
+
+def _on_meta(make: Callable[[], Any]) -> Any:
+    with torch.device("meta"):
+        return make()
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(f.suffix in (".safetensors", ".bin") for f in folder.rglob("*"))
+
+
+def _unknown(role: Role, found: Found) -> BackboneError:
+    return BackboneError(
+        f"{role} {found.source}: its sizes are unknown here: run `stages prepare-backbones` once "
+        "with backbones.allow_download: true, or name a local directory"
+    )
+
+
+class _Tokenizer:
+    """What a language model asks of its tokenizer when only sizes matter."""
+
+    def __init__(self, size: int, with_start: bool) -> None:
+        self._size, self._with_start = size, with_start
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [2, 5] if add_special_tokens and self._with_start else [5]}
