@@ -78,6 +78,11 @@ class Artifacts:
         return self.root / "evaluation"
 
     @property
+    def findings(self) -> Path:
+        """Ablations and seeds: one folder per variant, in it one per seed."""
+        return self.root / "findings"
+
+    @property
     def report(self) -> Path:
         """The page to open."""
         return self.root / "report" / "index.html"
