@@ -2,56 +2,46 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
-from cache import scale_out
 from cache.checksums import row_keys
 from cache.codec import FittedCodec, fit, needs_fitting
-from cache.encoding import Roles, ShardTask
+from cache.encoding import Roles, ShardTask, encode_shards, sample_values
 from cache.layout import StoreSpec, checksum_name, fitted_name
-from cache.location import locate
+from cache.location import Location, locate
 from cache.lock import run_lock
 from cache.manifest import manifest_location, measure, write_manifest
 from cache.progress import Progress
-from cache.store import EmbeddingStore, RowStatus, ShardResult, open_for_writing, remove_store
+from cache.scale_out import Run, ScaleOutParams, TasksLostError, UnfitWorkerError, crew
+from cache.store import (
+    EmbeddingStore,
+    RowStatus,
+    ShardResult,
+    open_for_writing,
+    open_store,
+    remove_store,
+)
 
 SAMPLE_ROWS = 256  # spread evenly over the table, for codecs that are fitted to the data
 
 
-class FillingParams(BaseModel):
-    """How a store is filled. What is stored does not depend on it, save rounding on batch_size."""
+class FillingParams(ScaleOutParams):
+    """How a store is filled: one task is one shard.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    What is stored does not depend on it, save rounding on batch_size.
+    """
 
     batch_size: int = Field(default=64, ge=1, description="Rows per call of the encoder.")
     num_readers: int = Field(default=4, ge=1, description="Threads that read and decode rows.")
-    scheduler: str = Field(
-        default="single",
-        description="single: in this process. Otherwise by Dask, one task a shard: threads, "
-        "processes, local-cluster, or the address of a running scheduler such as tcp://10.0.0.1:8786.",
-    )
-    num_workers: int | None = Field(
-        default=None,
-        ge=1,
-        description="Workers of threads, processes and local-cluster; null: one per core.",
-    )
-
-    @field_validator("scheduler")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in ("single", "threads", "processes", "local-cluster") and "://" not in value:
-            raise ValueError(
-                f"{value!r} is no scheduler: single, threads, processes, local-cluster, an address"
-            )
-        return value
 
 
 @dataclass
@@ -109,13 +99,15 @@ def fill(
     make_roles: called once in every process that does the work, and not at all where there is no
         work; for processes and clusters a module-level function, or a partial of one.
     provenance: JSON values that must not change under the rows (model, weights, preprocessing).
-    versions: library versions; recorded, and never a reason to refuse.
+    versions: library versions: recorded, and never a reason to refuse a store; the workers of a
+        cluster must have the same.
     rebuild: remove the store first.
     retry_failed: encode failed rows again.
 
     Raises StoreMismatchError (other provenance or spec), StoreLockedError (another run),
     NotAStoreError (something else is there), WriteFailedError (full disk, read-only),
-    ShardsLostError, and what the encoder raises. Whatever happens, shards that are done stay done.
+    ShardsLostError, UnfitWorkerError, SchedulerUnreachableError, and what the encoder raises.
+    Whatever happens, shards that are done stay done.
     """
     location, started = locate(where), time.monotonic()
     spec.check_num_files(len(rows))
@@ -136,13 +128,8 @@ def fill(
         prepared = store.meta.get("prepared", False)
         if pending or not prepared:
             manifest_location(location).remove()  # whatever it says will not be true
-            order = scale_out.WorkOrder(
-                location, run, make_roles, params.batch_size, params.num_readers
-            )
-            try:
-                _fill_pending(store, rows, status, order, params, prepared, progress)
-            finally:
-                scale_out.forget_tools()
+            make = partial(_Encoder, location, run, make_roles, params)
+            _fill_pending(store, rows, status, make, params, versions or {}, progress)
         measured = measure(store)
         store.update_meta(measured=measured)
         write_manifest(store)
@@ -159,54 +146,99 @@ def fill(
         )
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Rows to encode before the first shard: codecs are fitted to them."""
+
+    rows: list[Any]
+
+
+class _Encoder:
+    """What a process keeps for a run: the open store, and the roles with their models."""
+
+    def __init__(
+        self,
+        location: Location,
+        run: str,
+        make_roles: Callable[[], Roles],
+        params: FillingParams,
+    ) -> None:
+        if location.is_local and not location.exists():
+            raise UnfitWorkerError(
+                f"the worker on {socket.gethostname()} does not see {location}: all machines of a "
+                "cluster need the same files under the same path, or a store at an fsspec URL"
+            )
+        self._store, self._run, self._params = open_store(location), run, params
+        self._roles = make_roles()
+
+    def __call__(self, task: ShardTask | _Sample) -> Any:
+        if isinstance(task, _Sample):
+            return self.prepare(task.rows)
+        return next(self.encode([task]))
+
+    def prepare(self, rows: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(values of sample rows, constants), which have to be known before the first shard."""
+        constants = dict(self._roles.constants()) if self._roles.constants else {}
+        values = sample_values(self._roles, rows, self._params.batch_size) if rows else {}
+        return values, constants
+
+    def encode(self, tasks: Iterable[ShardTask]) -> Iterator[ShardResult]:
+        """Shards one after another, reading ahead across their borders."""
+        return encode_shards(
+            self._store,
+            self._run,
+            tasks,
+            self._roles,
+            batch_size=self._params.batch_size,
+            num_readers=self._params.num_readers,
+        )
+
+
 def _fill_pending(
     store: EmbeddingStore,
     rows: Sequence[Any],
     status: np.ndarray,
-    order: scale_out.WorkOrder,
+    make: Callable[[], _Encoder],
     params: FillingParams,
-    prepared: bool,
+    versions: Mapping[str, str],
     progress: Callable[[Progress], None] | None,
 ) -> None:
     total = int(np.count_nonzero(status == RowStatus.PENDING))
     settled, failed, started = 0, 0, time.monotonic()
-    lost: list[str] = []
 
-    def settle(result: ShardResult | scale_out.Lost) -> None:
+    def settle(result: ShardResult) -> None:
         nonlocal settled, failed
-        if isinstance(result, scale_out.Lost):
-            lost.append(result.reason)
-            return
         store.commit(result)
         settled += len(result.positions)
         failed += len(result.reasons)
         if progress:
             progress(Progress(total, settled, failed, time.monotonic() - started))
 
+    prepared = store.meta.get("prepared", False)
     if params.scheduler == "single":
+        encoder = make()
         if not prepared:
-            _prepare(store, partial(scale_out.prepare, order), rows)
-        for result in scale_out.encode_in_turn(order, _tasks(store, rows, status)):
+            _prepare(store, encoder.prepare, rows)
+        for result in encoder.encode(_tasks(store, rows, status)):
             settle(result)
-    else:
-        with scale_out.runner(params.scheduler, params.num_workers) as run:
+        return
+    try:
+        with crew(make, params, versions=versions) as run:
             if not prepared:
-
-                def prepare_there(sample: list[Any]) -> Any:
-                    answers: list[Any] = []
-                    run([partial(scale_out.prepare, order, sample)], answers.append)
-                    if isinstance(answers[0], scale_out.Lost):
-                        raise ShardsLostError(answers[0].reason)
-                    return answers[0]
-
-                _prepare(store, prepare_there, rows)
-            tasks = _tasks(store, rows, status)
-            run((partial(scale_out.encode_one, order, task) for task in tasks), settle)
-    if lost:
+                _prepare(store, partial(_prepare_there, run), rows)
+            run(_tasks(store, rows, status), settle)
+    except TasksLostError as e:
         raise ShardsLostError(
-            f"{store.location}: {total - settled:,} rows are still pending, as their workers died; "
-            f"run again to do them. {lost[0]}"
-        )
+            f"{store.location}: {total - settled:,} rows are still pending; run again to do them. "
+            f"{e}"
+        ) from e
+
+
+def _prepare_there(run: Run, sample: list[Any]) -> Any:
+    """What a worker says to the sample."""
+    answers: list[Any] = []
+    run([_Sample(sample)], answers.append)
+    return answers[0]
 
 
 def _tasks(store: EmbeddingStore, rows: Sequence[Any], status: np.ndarray) -> Iterator[ShardTask]:

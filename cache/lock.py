@@ -61,6 +61,7 @@ def _flock(lock: Location, holder: dict) -> Iterator[None]:
         f.truncate(0)
         f.write(json.dumps(holder))
         f.flush()
+        os.fsync(f.fileno())  # workers on other machines read the run's id over the network
         # The file stays afterwards: removing a file that others may be locking is a race.
         yield
 

@@ -1,114 +1,275 @@
-"""Shards as Dask tasks: on threads, on processes, on a local cluster, or on a running scheduler.
+"""Tasks on threads, on processes, on a local Dask cluster, or on a running Dask scheduler.
 
-One task is one shard; no two tasks touch the same file, and only this process, the coordinator,
-writes the row status. So a worker that dies costs its shard, which is done again by another one.
+    make() -> work          once in every process that works: here models are loaded
+    work(task) -> result    task after task; a task and its result are small and picklable
+    on_result(result)       in this process, the coordinator, as they come
+
+Nothing here knows a store or a model: `fill` hands out the shards of a store, stages hand out
+whatever else is cut into pieces. A worker that dies costs its task, which another one does again,
+so a task must be safe to repeat: write files whole or not at all, and to one place per task.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Self
 
-from cache.encoding import Roles, ShardTask, encode_shards, sample_values
-from cache.location import Location
-from cache.store import EmbeddingStore, ShardResult, open_store
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-ATTEMPTS = 3  # times that a shard may lose its worker before it is given up
+ATTEMPTS = 3  # times that a task may lose its worker before it is given up
 ROUND = 64  # tasks per worker that are handed to a local scheduler together
+WAVE = 64  # results that wait to be put in order
 
-
-@dataclass(frozen=True)
-class WorkOrder:
-    """All that a worker needs to know of a run: small and picklable, whatever the roles hold."""
-
-    location: Location
-    run: str
-    make_roles: Callable[[], Roles]
-    batch_size: int
-    num_readers: int
-
-
+Work = Callable[[Any], Any]
 Call = Callable[[], Any]
-Runner = Callable[[Iterable[Call], Callable[[Any], None]], None]
+OnResult = Callable[[Any], None]
+Run = Callable[[Iterable[Any], OnResult], None]
+
+logger = logging.getLogger("cache")
+
+
+class ScaleOutParams(BaseModel):
+    """Where tasks run. What comes out does not depend on it, on machines of one kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scheduler: str = Field(
+        default="single",
+        description="single: in this process. Otherwise by Dask: threads, processes, local-cluster "
+        "(a worker per GPU where there are GPUs), or a running scheduler by its address such as "
+        "tcp://10.0.0.1:8786 or its scheduler file (*.json).",
+    )
+    num_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Workers of threads, processes and local-cluster; null: one per core.",
+    )
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        local = ("single", "threads", "processes", "local-cluster")
+        if value not in local and "://" not in value and not value.endswith(".json"):
+            raise ValueError(
+                f"{value!r} is no scheduler: {', '.join(local)}, an address, a scheduler file"
+            )
+        return value
+
+
+class TasksLostError(RuntimeError):
+    """Some tasks could not be done, as their workers died under them; all others are done."""
+
+
+class UnfitWorkerError(RuntimeError):
+    """A worker sees other files, or has other libraries, than the process that started the run."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A task whose workers died under it, ATTEMPTS times."""
+    """Tasks whose workers died under them, ATTEMPTS times."""
 
+    count: int
     reason: str
 
 
-def encode_one(order: WorkOrder, task: ShardTask) -> ShardResult:
-    """Do one shard, in whatever process this runs."""
-    return next(encode_in_turn(order, [task]))
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know of a run: small and picklable, whatever `make` makes."""
+
+    make: Callable[[], Work]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    is_local_cluster: bool = False
+    folder: str = field(default_factory=os.getcwd)
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-def prepare(order: WorkOrder, rows: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What has to be known before the first shard: (values of the sample rows, the constants)."""
-    _, roles = _tools(order)
-    constants = dict(roles.constants()) if roles.constants else {}
-    return sample_values(roles, rows, order.batch_size) if rows else {}, constants
+def map_tasks(
+    make: Callable[[], Work],
+    tasks: Iterable[Any],
+    on_result: OnResult,
+    params: ScaleOutParams | None = None,
+    *,
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Do every task, and hand over each result as it comes, in any order.
+
+    make: for processes and clusters a module-level function, or a partial of one.
+    versions: {distribution: version} that a worker must have too (after a `+` they may differ).
+
+    Raises TasksLostError once all others are done, UnfitWorkerError, SchedulerUnreachableError, and
+    what `work` raises.
+    """
+    with crew(make, params or ScaleOutParams(), versions=versions) as run:
+        run(tasks, on_result)
 
 
-def encode_in_turn(order: WorkOrder, tasks: Iterable[ShardTask]) -> Iterator[ShardResult]:
-    """All shards in this process, reading ahead across their borders."""
-    store, roles = _tools(order)
-    return encode_shards(
-        store, order.run, tasks, roles, batch_size=order.batch_size, num_readers=order.num_readers
-    )
+def map_in_order(
+    make: Callable[[], Work],
+    tasks: Iterable[Any],
+    params: ScaleOutParams | None = None,
+    *,
+    versions: Mapping[str, str] | None = None,
+) -> Iterator[Any]:
+    """The results in the order of the tasks, WAVE of them in memory. Raises as `map_tasks`."""
+    waiting = enumerate(tasks)
+    params = params or ScaleOutParams()
+    with crew(partial(_numbering, make), params, versions=versions) as run:
+        while wave := list(islice(waiting, 1 if params.scheduler == "single" else WAVE)):
+            results: dict[int, Any] = {}
+            run(wave, lambda pair, into=results: into.__setitem__(*pair))  # type: ignore[misc]
+            yield from (results[number] for number, _ in wave)
+
+
+def _numbering(make: Callable[[], Work]) -> Work:
+    work = make()
+    return lambda numbered: (numbered[0], work(numbered[1]))
 
 
 @contextmanager
-def runner(scheduler: str, num_workers: int | None) -> Iterator[Runner]:
-    """run(calls, on_result): run calls on a scheduler and hand over what each returns as it comes.
+def crew(
+    make: Callable[[], Work],
+    params: ScaleOutParams,
+    *,
+    versions: Mapping[str, str] | None = None,
+) -> Iterator[Run]:
+    """run(tasks, on_result), as often as there is something to do: `map_tasks` in pieces."""
+    job = Job(make, dict(versions or {}), params.scheduler == "local-cluster")
+    try:
+        if params.scheduler == "single":
+            yield partial(_run_here, _Lazy(make))
+        elif params.scheduler in ("threads", "processes"):
+            with _LocalPool(params.scheduler, params.num_workers or os.cpu_count() or 1) as pool:
+                yield partial(_run, job, pool.run)
+        else:
+            from cache import cluster
 
-    Raises what a call raises; hands over Lost for calls whose worker died again and again.
-    """
-    if scheduler in ("threads", "processes"):
-        with _LocalPool(scheduler, num_workers or os.cpu_count() or 1) as pool:
-            yield pool.run
-        return
-    import distributed
-
-    with ExitStack() as stack:
-        address: Any = scheduler
-        if scheduler == "local-cluster":
-            address = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=num_workers, threads_per_worker=1, dashboard_address=None
-                )
-            )
-        client = stack.enter_context(distributed.Client(address, set_as_default=False))
-        yield partial(_run_on_cluster, client=client)
-
-
-_tools_lock = threading.Lock()
-_tools_made: dict[str, tuple[EmbeddingStore, Roles]] = {}
+            with cluster.connected(params.scheduler, params.num_workers) as client:
+                yield partial(_run, job, partial(cluster.run_calls, client))
+    finally:
+        _forget(job)
 
 
-def _tools(order: WorkOrder) -> tuple[EmbeddingStore, Roles]:
-    """The open store and the roles: made once per process and run, for models load slowly."""
-    with _tools_lock:
-        if order.run not in _tools_made:
-            _tools_made.clear()  # the model of an earlier run need not stay in memory
-            _tools_made[order.run] = (open_store(order.location), order.make_roles())
-        return _tools_made[order.run]
+class _Lazy:
+    """Makes the work at its first task: a run that has nothing to do loads no model."""
+
+    def __init__(self, make: Callable[[], Work]) -> None:
+        self._make, self._work = make, None
+
+    def __call__(self, task: Any) -> Any:
+        self._work = self._work or self._make()  # type: ignore[assignment]
+        assert self._work is not None
+        return self._work(task)
 
 
-def forget_tools() -> None:
+def _run_here(work: Work, tasks: Iterable[Any], on_result: OnResult) -> None:
+    for task in tasks:
+        on_result(work(task))
+
+
+def _run(
+    job: Job,
+    run_calls: Callable[[Iterable[Call], OnResult], None],
+    tasks: Iterable[Any],
+    on_result: OnResult,
+) -> None:
+    lost: list[Lost] = []
+
+    def take(result: Any) -> None:
+        if isinstance(result, Lost):
+            lost.append(result)
+        else:
+            on_result(result)
+
+    run_calls((partial(do_task, job, task) for task in tasks), take)
+    if lost:
+        raise TasksLostError(
+            f"{sum(one.count for one in lost)} tasks are not done, as their workers died under "
+            f"them: {lost[0].reason}"
+        )
+
+
+# What one process keeps: the work of one run, and how many tasks it is doing.
+_turn = threading.Condition()
+_made: dict[str, Work] = {}
+_busy = 0
+
+
+def do_task(job: Job, task: Any) -> Any:
+    """Do one task, in whatever process this runs; the first of a run makes the work."""
+    global _busy
+    with _turn:
+        # Another run's tasks may rely on the working directory, and its model takes the memory.
+        while _busy and job.run not in _made:
+            _turn.wait()
+        if job.run not in _made:
+            _made.clear()
+            _settle_in(job)
+            _made[job.run] = job.make()
+        work = _made[job.run]
+        _busy += 1
+    try:
+        return work(task)
+    finally:
+        with _turn:
+            _busy -= 1
+            _turn.notify_all()
+
+
+def _forget(job: Job) -> None:
     """Let go of the models that this process made for a run."""
-    with _tools_lock:
-        _tools_made.clear()
+    with _turn:
+        _made.pop(job.run, None)
+
+
+def _settle_in(job: Job) -> None:
+    """Make this process see what the coordinator sees, or say why it cannot."""
+    here = f"the worker on {socket.gethostname()} (process {os.getpid()})"
+    try:
+        if os.getcwd() != job.folder:
+            os.chdir(job.folder)  # tables and manifests name files relative to it
+    except OSError as e:
+        raise UnfitWorkerError(
+            f"{here} cannot enter {job.folder}, where the run was started: {e.strerror}. All "
+            "machines of a cluster need the same files under the same path"
+        ) from e
+    for name, wanted in job.versions.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "none"
+        if found.partition("+")[0] != wanted.partition("+")[0]:
+            raise UnfitWorkerError(
+                f"{here} has {name} {found}, the run was started with {wanted}: "
+                "install the same versions on all machines"
+            )
+    if job.is_local_cluster and len(gpus := visible_gpus()) > 1:
+        from distributed import get_worker
+
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(get_worker().name) % len(gpus)]
+
+
+def visible_gpus() -> Sequence[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [one.strip() for one in named.split(",") if one.strip()]
+    found = [p.name for p in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", p.name)]
+    return [str(number) for number in range(len(found))]
 
 
 class _LocalPool:
@@ -118,13 +279,13 @@ class _LocalPool:
         self._scheduler, self._num_workers = scheduler, num_workers
         self._pool = self._start()
 
-    def run(self, calls: Iterable[Call], on_result: Callable[[Any], None]) -> None:
+    def run(self, calls: Iterable[Call], on_result: OnResult) -> None:
         waiting = iter(calls)
         # In rounds, so that the tasks of millions of rows are never in memory together.
         while batch := dict(enumerate(islice(waiting, ROUND * self._num_workers))):
             self._run_round(batch, on_result)
 
-    def _run_round(self, left: dict[int, Call], on_result: Callable[[Any], None]) -> None:
+    def _run_round(self, left: dict[int, Call], on_result: OnResult) -> None:
         import dask
         from dask.callbacks import Callback
 
@@ -147,7 +308,7 @@ class _LocalPool:
                 return
             except BrokenProcessPool as e:
                 self._pool, reason = self._start(), str(e)
-        on_result(Lost(f"worker processes died {ATTEMPTS} times, lastly: {reason}"))
+        on_result(Lost(len(left), f"worker processes died {ATTEMPTS} times, lastly: {reason}"))
 
     def _start(self) -> Executor:
         if self._scheduler == "threads":
@@ -163,29 +324,3 @@ class _LocalPool:
 
 def _numbered(i: int, call: Call) -> tuple[int, Any]:
     return i, call()
-
-
-def _run_on_cluster(
-    calls: Iterable[Call], on_result: Callable[[Any], None], *, client: Any
-) -> None:
-    """A distributed scheduler, with two tasks in hand per thread of its workers."""
-    import distributed
-
-    waiting = iter(calls)
-    in_hand: set[str] = set()
-    client.wait_for_workers(1, timeout=60)
-
-    def submit() -> list[Any]:
-        room = 2 * max(1, sum(client.nthreads().values())) - len(in_hand)
-        futures = [client.submit(call, pure=False) for _, call in zip(range(room), waiting)]
-        in_hand.update(future.key for future in futures)
-        return futures
-
-    pool = distributed.as_completed(submit(), loop=client.loop)
-    for future in pool:
-        in_hand.discard(future.key)
-        if future.status == "error" and isinstance(future.exception(), distributed.KilledWorker):
-            on_result(Lost(str(future.exception())))
-        else:
-            on_result(future.result())
-        pool.update(submit())
