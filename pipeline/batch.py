@@ -89,3 +89,19 @@ class CaptionBatch:
             if field.name != "offsets" and getattr(self, field.name) is not None
         }
         return replace(self, **moved)
+
+
+def take_examples(batch: CaptionBatch, start: int, stop: int) -> CaptionBatch:
+    """Examples `start` to `stop` of a batch, for instance one process's part of a global one."""
+    begin, end = int(batch.offsets[start]), int(batch.offsets[stop])
+    cut = {
+        field.name: getattr(batch, field.name)[start:stop]
+        for field in fields(batch)
+        if field.name not in ("tokens", "offsets") and getattr(batch, field.name) is not None
+    }
+    return replace(
+        batch,
+        tokens=batch.tokens[begin:end],
+        offsets=batch.offsets[start : stop + 1] - begin,
+        **cut,
+    )

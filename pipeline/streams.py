@@ -91,6 +91,13 @@ def captioning_stream(
     return stream
 
 
+def captioning_count(
+    lengths: Sequence[int], rows: Sequence[Row], num_start: int, supervise_start: bool
+) -> int:
+    """How many targets `captioning_stream` has, without making it."""
+    return sum(lengths) + (num_start * len(rows) if supervise_start else 0)
+
+
 @dataclass
 class ImageStreams:
     """The shared pass of retrieval and generation, in two parts."""
@@ -146,6 +153,23 @@ def image_streams(
             suffix.fill(r)
         suffix.lengths.append(len(suffix.source) - begin)
     return ImageStreams(prefix, suffix)
+
+
+def image_token_count(
+    lengths: Sequence[int],
+    rows: Sequence[Row],
+    num_start: int,
+    supervise_captions: bool,
+    supervise_second: bool,
+) -> int:
+    """How many targets both parts of `image_streams` have, without making them."""
+    supervised = [i for row in rows for i in (row if supervise_second else row[:1])]
+    count = len(supervised)
+    if supervise_captions:
+        count += sum(lengths[i] for i in supervised)
+        # Nothing stands before the first token of a row to predict it.
+        count -= 0 if num_start else len(rows)
+    return count
 
 
 def _captions(lengths: Sequence[int], num_start: int) -> list[list[int]]:

@@ -14,23 +14,15 @@ randomness is in generators whose state is saved, and the source of batches says
 
 from __future__ import annotations
 
-import math
-import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
 
-from pipeline.batch import CaptionBatch
+from pipeline.batch import CaptionBatch, take_examples
 from pipeline.checkpoint import (
     BEST,
     LAST,
@@ -47,11 +39,36 @@ from pipeline.checkpoint import (
     save_heads,
     save_state,
 )
+from pipeline.distribution import (
+    from_first_process,
+    is_distributed,
+    num_processes,
+    of_all_processes,
+    processes,
+    rank,
+)
 from pipeline.gill import Gill
-from pipeline.image_tokens import rescale_image_rows
-from pipeline.objective import Losses, PackingDraws, draw_packing, training_losses
+from pipeline.objective import PackingDraws, draw_packing
 from pipeline.settings import Objective, TrainingSettings
-from pipeline.streams import captioning_stream, image_streams, pair_rows
+from pipeline.stepping import NonFiniteStepError, Stepper
+from pipeline.training_progress import Clock, DvcliveLog, Progress, show_progress
+from pipeline.validation import guilty_rows, validate
+
+__all__ = [
+    "BatchSource",
+    "DvcliveLog",
+    "NonFiniteLossError",
+    "NonFiniteStepError",
+    "Progress",
+    "Stepper",
+    "TrainingResult",
+    "from_first_process",
+    "processes",
+    "show_progress",
+    "take_examples",
+    "train",
+    "validate",
+]
 
 
 @runtime_checkable
@@ -75,31 +92,6 @@ class BatchSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How training goes, for people."""
-
-    step: int
-    steps: int
-    losses: dict[str, float]
-    examples_per_second: float
-    """Over all processes, as the next one."""
-    tokens_per_second: float
-    """Caption tokens."""
-    waiting: float
-    """Share of the time spent waiting for data, 0 to 1."""
-    seconds_left: float
-
-    def __str__(self) -> str:
-        parts = " ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
-        hours, seconds = divmod(round(self.seconds_left), 3600)
-        return (
-            f"step {self.step}/{self.steps}  {parts}  {self.examples_per_second:.0f} examples/s  "
-            f"{self.tokens_per_second:.0f} tokens/s  data wait {self.waiting:.0%}  "
-            f"ETA {hours}:{seconds // 60:02d}:{seconds % 60:02d}"
-        )
-
-
-@dataclass(frozen=True)
 class TrainingResult:
     """What training leaves behind, besides its files."""
 
@@ -109,14 +101,6 @@ class TrainingResult:
     metrics: dict[str, float]
     """Of the last validation."""
     best_step: int | None
-
-
-class NonFiniteStepError(Exception):
-    """A step whose loss or gradient is not finite; `values` are its numbers."""
-
-    def __init__(self, values: dict[str, float]) -> None:
-        super().__init__(f"not finite: {values}")
-        self.values = values
 
 
 class NonFiniteLossError(Exception):
@@ -129,116 +113,6 @@ class NonFiniteLossError(Exception):
             f"table. The weights were not changed; the last good ones are in {files}"
         )
         self.step, self.rows = step, list(rows)
-
-
-def show_progress(progress: Progress) -> None:
-    """Print one line to standard error."""
-    print(progress, file=sys.stderr, flush=True)
-
-
-class DvcliveLog:
-    """Writes the curve with dvclive: `metrics.json` and `plots/metrics/**.tsv` in `directory`.
-
-    The project's dvc.yaml and experiments are left alone, and no git repository is needed. What
-    dvclive wrote there before is replaced: a resumed run logs its whole curve again.
-    """
-
-    def __init__(self, directory: str | Path) -> None:
-        self._directory = directory
-        self._live: Any = None
-
-    def __call__(self, row: CurvePoint) -> None:
-        if self._live is None:  # with the first row, which only one of several processes gets
-            from dvclive import Live
-
-            self._live = Live(dir=str(self._directory), dvcyaml=False, save_dvc_exp=False)
-        self._live.step = int(row["step"])
-        for name, value in row.items():
-            if name != "step":
-                self._live.log_metric(name, value)
-        self._live.make_summary()
-
-    def __enter__(self) -> DvcliveLog:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._live is not None:
-            self._live.end()
-
-
-@contextmanager
-def processes() -> Iterator[int]:
-    """Join the other processes of `torchrun`, and leave them at the end; yields this one's rank.
-
-    Does nothing without torchrun, or where the processes have joined already.
-    """
-    ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _is_distributed()
-    if ours:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield _rank()
-    finally:
-        if ours:
-            dist.destroy_process_group()
-
-
-def from_first_process(decision: bool) -> bool:
-    """What the process of rank 0 decided, in every process."""
-    if not _is_distributed():
-        return decision
-    shared = [decision]
-    dist.broadcast_object_list(shared)
-    return shared[0]
-
-
-class Stepper:
-    """Optimiser steps on one model: AdamW over every trained tensor.
-
-    The heads are put into the objective's `trained_dtype`.
-    """
-
-    def __init__(self, gill: Gill, objective: Objective, settings: TrainingSettings) -> None:
-        self.gill, self.objective, self.settings = gill, objective, settings
-        gill.heads.to(getattr(torch, objective.trained_dtype))
-        self.optimizer = torch.optim.AdamW(
-            gill.heads.parameters(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-        )
-        self._mean_row_norm = gill.language_model.mean_row_norm()
-
-    def take(self, step: int, batch: CaptionBatch, draws: PackingDraws) -> dict[str, float]:
-        """Step number `step`, from 0; returns loss, parts, gradient norm before clipping, rate.
-
-        Under several processes `batch` and `draws` are this process's part and the step is that of
-        the global batch: all return the same and change their heads alike.
-
-        Raises NonFiniteStepError before anything is changed.
-        """
-        settings = self.settings
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = _dealt_losses(self.gill, batch, self.objective, draws)
-        losses.total.backward()
-        parameters = [p for p in self.gill.heads.parameters() if p.grad is not None]
-        _average_gradients(parameters)
-        limit = float("inf") if settings.clip_norm is None else settings.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        report = _mean_over_processes(_parts(losses)) | {"gradient_norm": norm}
-        # The one wait for the device.
-        values = dict(zip(report, torch.stack([v.float() for v in report.values()]).tolist()))
-        if not all(map(math.isfinite, values.values())):
-            raise NonFiniteStepError(values)
-        rate = settings.rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        if self.objective.rescale_image_rows:
-            rescale_image_rows(self.gill.heads.image_embeddings, self._mean_row_norm)
-        return values | {"learning_rate": rate}
 
 
 def train(
@@ -264,7 +138,8 @@ def train(
         validation: held-out batches, read every `validate_every` steps and at the end.
         backbones: fingerprint of each frozen model by role, kept in the checkpoints.
         parameters: further sections of parameters behind this run, kept in the checkpoints.
-        resume: go on from `state.safetensors`, where there is one.
+        resume: go on from `state.safetensors`, where there is one. Of several processes only the
+            first reads and writes it.
         log: receives every row of the curve; after a resume, those of the past first.
         on_progress: called after every logged step; see `show_progress`.
 
@@ -289,13 +164,13 @@ def train(
         },
     )
     run = _Run(gill, batches, objective, settings, directory, record)
-    if resume and (directory / STATE).exists():
+    if resume:
         run.resume()
     run.share_weights()
-    write = log if log is not None and _rank() == 0 else _ignore
+    write = log if log is not None and rank() == 0 else _ignore
     for row in run.curve:
         write(row)
-    clock = _Clock(settings, run.step)
+    clock = Clock(settings, run.step)
     iterator = iter(batches)
     while run.step < settings.steps:
         with clock.waiting():
@@ -305,7 +180,7 @@ def train(
         done = run.step == settings.steps
         if run.step % settings.log_every == 0 or done:
             write(run.note("train", report))
-            if on_progress is not None and _rank() == 0:
+            if on_progress is not None and rank() == 0:
                 on_progress(clock.progress(run.step, report))
         if validation and (run.step % settings.validate_every == 0 or done):
             write(run.note("validation", validate(gill, validation, objective)))
@@ -313,57 +188,6 @@ def train(
         if run.step % settings.checkpoint_every == 0 or done:
             run.save()
     return TrainingResult(run.step, run.curve, run.metrics, run.best_step)
-
-
-@torch.no_grad()
-def validate(gill: Gill, batches: Sequence[CaptionBatch], objective: Objective) -> dict[str, float]:
-    """Losses and recall on held-out rows, unpacked.
-
-    Losses are means over examples. Retrieval is over all rows of all batches at once: its two
-    losses, and R@1 of pictures given texts (`text_to_image_r1`) and of texts given pictures.
-    """
-    # Retrieval is measured below, over all rows; without it no process waits for another here.
-    alone = objective.model_copy(update={"retrieval_weight": 0.0})
-    sums: dict[str, float] = {}
-    queries, keys = [], []
-    for batch in batches:
-        batch = batch.to(gill.language_model.device)
-        draws = PackingDraws.same(len(batch), packed=False)
-        for name, value in _parts(training_losses(gill, batch, alone, draws)).items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
-        query, key = _retrieval_vectors(gill, batch)
-        queries.append(query)
-        keys.append(key)
-    total = sum(map(len, batches))
-    means = {name: value / total for name, value in sums.items()}
-    scores = torch.cat(queries) @ torch.cat(keys).T
-    own = torch.arange(total, device=scores.device)
-    logits = gill.heads.logit_scale.float().exp() * scores
-    to_image = float(F.cross_entropy(logits, own))
-    to_text = float(F.cross_entropy(logits.T, own))
-    return means | {
-        "loss": means["loss"] + objective.retrieval_weight * (to_image + to_text),
-        "text_to_image": to_image,
-        "image_to_text": to_text,
-        "text_to_image_r1": float((scores.argmax(dim=1) == own).float().mean()),
-        "image_to_text_r1": float((scores.argmax(dim=0) == own).float().mean()),
-    }
-
-
-def take_examples(batch: CaptionBatch, start: int, stop: int) -> CaptionBatch:
-    """Examples `start` to `stop` of a batch, for instance one process's part of a global one."""
-    begin, end = int(batch.offsets[start]), int(batch.offsets[stop])
-    cut = {
-        field.name: getattr(batch, field.name)[start:stop]
-        for field in fields(batch)
-        if field.name not in ("tokens", "offsets") and getattr(batch, field.name) is not None
-    }
-    return replace(
-        batch,
-        tokens=batch.tokens[begin:end],
-        offsets=batch.offsets[start : stop + 1] - begin,
-        **cut,
-    )
 
 
 class _Run:
@@ -408,9 +232,9 @@ class _Run:
                 f"the batches ended after step {self.step} of {self.settings.steps}; their source "
                 "has to go on with the next epoch"
             ) from None
-        if len(batch) * _num_processes() != self.settings.batch_size:
+        if len(batch) * num_processes() != self.settings.batch_size:
             raise ValueError(
-                f"batch_size is {self.settings.batch_size}, but each of {_num_processes()} "
+                f"batch_size is {self.settings.batch_size}, but each of {num_processes()} "
                 f"processes got {len(batch)} examples"
             )
         return batch.to(self.gill.language_model.device)
@@ -420,8 +244,8 @@ class _Run:
         try:
             report = self.stepper.take(self.step, batch, draws)
         except NonFiniteStepError as error:
-            guilty = _of_all_processes(_guilty_rows(self.gill, batch, self.objective))
-            rows = guilty or _of_all_processes(batch.rows.tolist())
+            guilty = of_all_processes(guilty_rows(self.gill, batch, self.objective))
+            rows = guilty or of_all_processes(batch.rows.tolist())
             raise NonFiniteLossError(self.step, error.values, rows, str(self.directory)) from None
         self.step += 1
         return report
@@ -438,11 +262,11 @@ class _Run:
         return self.record.model_copy(update={"step": self.step, "metrics": self.metrics})
 
     def keep_best(self) -> None:
-        if self.best_step == self.step and _rank() == 0:
+        if self.best_step == self.step and rank() == 0:
             save_heads(self.directory / BEST, self.gill.heads, self.current_record())
 
     def save(self) -> None:
-        if _rank() != 0:
+        if rank() != 0:
             return
         state = TrainingState(
             record=self.current_record(),
@@ -456,12 +280,19 @@ class _Run:
         save_state(self.directory / STATE, state)
 
     def resume(self) -> None:
+        """Go on from the first process's state, where there is one; others need not see its disk.
+
+        Raises CheckpointError, in every process.
+        """
         path = self.directory / STATE
-        state = load_state(path)
-        if found := differences(state.record, self.record):
-            raise CheckpointError(
-                f"{path} cannot be resumed: " + "; ".join(found) + ". Restore these, or train anew"
-            )
+        found: TrainingState | CheckpointError | None = None
+        if rank() == 0 and path.exists():
+            found = self._saved_state(path)
+        state = from_first_process(found)
+        if isinstance(state, CheckpointError):
+            raise state
+        if state is None:
+            return
         put_tensors(self.gill.heads, state.heads, path)
         put_optimizer_tensors(self.stepper.optimizer, self.gill.heads, state.optimizer)
         self.coins.set_state(state.generators["coins"])
@@ -469,192 +300,42 @@ class _Run:
         self.batches.load_state_dict(state.data)
         self.step, self.curve = state.record.step, state.curve
 
+    def _saved_state(self, path: Path) -> TrainingState | CheckpointError:
+        """An error is handed on, so that all processes stop for the same reason."""
+        try:
+            state = load_state(path)
+        except CheckpointError as error:
+            return error
+        if differing := differences(state.record, self.record):
+            return CheckpointError(
+                f"{path} cannot be resumed: " + "; ".join(differing) + ". Restore these, or train "
+                "anew"
+            )
+        return state
+
     def share_weights(self) -> None:
         """Begin with the first process's weights in all of them."""
-        if _is_distributed():
+        if is_distributed():
             for tensor in self.gill.heads.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
 
-class _Clock:
-    """Rates and remaining time since this process began."""
-
-    def __init__(self, settings: TrainingSettings, first_step: int) -> None:
-        self._settings, self._first_step = settings, first_step
-        self._start = time.perf_counter()
-        self._waited = 0.0
-        self._examples = self._tokens = 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
-
-    def count(self, batch: CaptionBatch) -> None:
-        self._examples += len(batch) * _num_processes()
-        self._tokens += len(batch.tokens) * _num_processes()
-
-    def progress(self, step: int, report: Mapping[str, float]) -> Progress:
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        steps = self._settings.steps
-        return Progress(
-            step=step,
-            steps=steps,
-            losses={k: v for k, v in report.items() if k not in ("gradient_norm", "learning_rate")},
-            examples_per_second=self._examples / elapsed,
-            tokens_per_second=self._tokens / elapsed,
-            waiting=self._waited / elapsed,
-            seconds_left=elapsed / (step - self._first_step) * (steps - step),
-        )
-
-
 _BEST_BY = "validation/text_to_image_r1"
-
-
-def _parts(losses: Losses) -> dict[str, Tensor]:
-    """The total as `loss`, then its parts; the pooled one only where it is used."""
-    parts = {field.name: getattr(losses, field.name).detach() for field in fields(losses)}
-    loss = parts.pop("total")
-    return {"loss": loss, **parts}
 
 
 def _ignore(row: CurvePoint) -> None:
     pass
 
 
-def _retrieval_vectors(
-    gill: Gill, batch: CaptionBatch
-) -> tuple[Float[Tensor, "B p"], Float[Tensor, "B p"]]:
-    """Queries and keys of unpacked examples."""
-    rows = pair_rows(len(batch), [False] * (len(batch) // 2))
-    tokens = gill.image_tokens(batch, rows, supervise_captions=False, supervise_second=False)
-    return gill.text_query(tokens.hidden), gill.image_key(batch.pooled)
-
-
-@torch.no_grad()
-def _guilty_rows(gill: Gill, batch: CaptionBatch, objective: Objective) -> list[int]:
-    """Rows whose own inputs, vectors or losses are not finite."""
-    alone = objective.model_copy(update={"retrieval_weight": 0.0})
-    guilty = []
-    for i in range(len(batch)):
-        one = take_examples(batch, i, i + 1)
-        losses = training_losses(gill, one, alone, PackingDraws.same(1, packed=False))
-        inputs = [one.pooled, one.targets, *_retrieval_vectors(gill, one), losses.total]
-        if not all(bool(x.isfinite().all()) for x in inputs):
-            guilty.append(int(one.rows[0]))
-    return guilty
-
-
-# --- several processes ---------------------------------------------------------------------------
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _is_distributed() else 0
-
-
-def _num_processes() -> int:
-    return dist.get_world_size() if _is_distributed() else 1
-
-
 def _own_draws(draws: PackingDraws) -> PackingDraws:
     """This process's pairs of the global batch, so that the number of processes changes nothing."""
-    if not _is_distributed():
+    if not is_distributed():
         return draws
-    pairs, processes = len(draws.captioning), _num_processes()
+    pairs, processes = len(draws.captioning), num_processes()
     if pairs % processes:
         raise ValueError(
             f"{pairs} pairs of examples cannot be dealt to {processes} processes: batch_size must "
             f"be a multiple of {2 * processes}"
         )
-    own = slice(pairs // processes * _rank(), pairs // processes * (_rank() + 1))
-    return PackingDraws(
-        list(draws.captioning)[own], list(draws.retrieval)[own], list(draws.generation)[own]
-    )
-
-
-def _dealt_losses(
-    gill: Gill, batch: CaptionBatch, objective: Objective, draws: PackingDraws
-) -> Losses:
-    """`training_losses` whose mean over the processes is the loss of the global batch.
-
-    Equally many examples per process make that true of means over examples. Means over tokens are
-    weighted by each process's share of the tokens.
-    """
-    losses = training_losses(gill, batch, objective, draws)
-    if not _is_distributed() or objective.token_reduction != "tokens":
-        return losses
-    counts = _supervised_counts(gill, batch, objective, draws)
-    whole = torch.tensor(counts, dtype=torch.float64, device=losses.total.device)
-    dist.all_reduce(whole)
-    captioning, image_token = (
-        count * _num_processes() / total for count, total in zip(counts, whole.tolist())
-    )
-    return replace(
-        losses,
-        captioning=losses.captioning * captioning,
-        image_token=losses.image_token * image_token,
-        total=losses.total
-        + objective.captioning_weight * (captioning - 1) * losses.captioning
-        + objective.image_token_weight * (image_token - 1) * losses.image_token,
-    )
-
-
-def _supervised_counts(
-    gill: Gill, batch: CaptionBatch, objective: Objective, draws: PackingDraws
-) -> tuple[int, int]:
-    """Supervised positions of l_c and of l_p in this process."""
-    if objective.separate_image_draws:
-        raise ValueError(
-            "objective: separate_image_draws with token_reduction = tokens is for one process only"
-        )
-    num_start, size = len(gill.language_model.start_ids), gill.heads.sizes
-    captioning = captioning_stream(
-        batch.lengths,
-        pair_rows(len(batch), draws.captioning),
-        size.k,
-        num_start,
-        objective.supervise_start,
-    )
-    images = image_streams(
-        batch.lengths,
-        pair_rows(len(batch), draws.retrieval),
-        size.r,
-        num_start,
-        objective.image_token_targets == "caption_and_image_token",
-        objective.supervise_second,
-    )
-    return len(captioning.targets), len(images.prefix.targets) + len(images.suffix.targets)
-
-
-def _average_gradients(parameters: Sequence[Tensor]) -> None:
-    """The mean over processes, in one message."""
-    if not _is_distributed():
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    flat /= _num_processes()
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
-        grad.copy_(part.view_as(grad))
-
-
-def _mean_over_processes(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not _is_distributed():
-        return parts
-    values = torch.stack(list(parts.values()))
-    dist.all_reduce(values)
-    return dict(zip(parts, values / _num_processes()))
-
-
-def _of_all_processes(rows: list[int]) -> list[int]:
-    """Concatenated in the order of the processes."""
-    if not _is_distributed():
-        return rows
-    gathered: list[list[int]] = [[] for _ in range(_num_processes())]
-    dist.all_gather_object(gathered, rows)
-    return [row for own in gathered for row in own]
+    share = 2 * (pairs // processes)
+    return draws.part(share * rank(), share * (rank() + 1))

@@ -1,0 +1,88 @@
+"""The processes of `torchrun`: joining them, and what they tell each other.
+
+Without torchrun there is one process, rank 0, and every function here is a plain answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@contextmanager
+def processes() -> Iterator[int]:
+    """Join the other processes of `torchrun`, and leave them at the end; yields this one's rank.
+
+    Does nothing without torchrun, or where the processes have joined already. Tensors on a GPU
+    travel over NCCL, those on the CPU over gloo.
+    """
+    ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_distributed()
+    if ours:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield rank()
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether there is more than this process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process among all, from 0."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def num_processes() -> int:
+    """How many there are."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def from_first_process(value: T) -> T:
+    """What the process of rank 0 holds, in every process; anything that can be pickled."""
+    if not is_distributed():
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
+def of_all_processes(rows: list[int]) -> list[int]:
+    """Concatenated in the order of the processes."""
+    if not is_distributed():
+        return rows
+    gathered: list[list[int]] = [[] for _ in range(num_processes())]
+    dist.all_gather_object(gathered, rows)
+    return [row for own in gathered for row in own]
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of a tensor that every process holds."""
+    if not is_distributed():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / num_processes()
+
+
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Make every gradient the mean over processes, in one message."""
+    if not is_distributed():
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = mean_over_processes(torch.cat([grad.flatten() for grad in grads]))
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
+        grad.copy_(part.view_as(grad))
