@@ -335,3 +335,19 @@ class GenerationSettings(BaseModel):
     preview_every: int = Field(
         default=0, ge=0, description="decode a half-made picture every so many steps; 0: never"
     )
+    attention_slicing: bool = Field(
+        False,
+        description="attention of the UNet in slices: less memory where there is no fused "
+        "attention, and slower. The numbers differ by rounding",
+    )
+    vae_slicing: bool = Field(False, description="decode one picture of a batch at a time")
+    vae_tiling: bool = Field(
+        False,
+        description="decode large pictures in overlapping tiles: far less memory, and seams that "
+        "are hard to see. Pictures no larger than a tile are unchanged",
+    )
+    cpu_offload: Literal["none", "model", "sequential"] = Field(
+        "none",
+        description="model: UNet and decoder lie in main memory and come to the GPU in turn. "
+        "sequential: layer by layer, least memory and slowest. Without a GPU there is nothing to do",
+    )

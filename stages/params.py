@@ -58,6 +58,14 @@ class CaptionsParams(CaptionParams):
         return CaptionParams(**{**fields, "table": table})
 
 
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+_COMPUTES_IN: DtypeChoice = Field(
+    "auto",
+    description="what the frozen model computes in; auto: bfloat16 on a GPU that has it, else "
+    "float32. `prepare-backbones` writes down what it came to",
+)
+
+
 class BackbonesParams(Section):
     language_model: str = Field("miniature", description="`miniature`, a directory, or a hub id")
     visual_encoder: str = Field(
@@ -68,9 +76,14 @@ class BackbonesParams(Section):
     visual_encoder_revision: str | None = None
     image_generator_revision: str | None = None
     allow_download: bool = Field(False, description="whether hub ids may be fetched")
-    language_model_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    image_generator_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    visual_encoder_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    language_model_dtype: DtypeChoice = _COMPUTES_IN
+    image_generator_dtype: DtypeChoice = _COMPUTES_IN
+    visual_encoder_dtype: DtypeChoice = _COMPUTES_IN
+    language_model_quantization: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="frozen linear weights in 8 bits, or in 4 (extra `quantized`). Heads belong to "
+        "the quantisation they were trained with: another one is another language model",
+    )
 
 
 class PrecomputeParams(FillingParams):
