@@ -12,7 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cache import Codec, FillingParams, ReadingParams
+from cache import Codec, FillingParams, ReadingParams, ScaleOutParams
 from corpora.captions import CaptionParams
 from pipeline.settings import (
     DecisionSettings,
@@ -128,7 +128,7 @@ class BatchesParams(Section):
     reading: ReadingParams = ReadingParams()
 
 
-class IndexParams(IndexSettings):
+class IndexParams(ScaleOutParams, IndexSettings):
     candidates: str | None = Field(
         None,
         description="caption table of the pictures to retrieve from; null: the training pictures",
@@ -138,6 +138,11 @@ class IndexParams(IndexSettings):
     def settings(self) -> IndexSettings:
         """What the index itself takes of these."""
         return IndexSettings(**{name: getattr(self, name) for name in IndexSettings.model_fields})
+
+    @property
+    def scale_out(self) -> ScaleOutParams:
+        """Where W_i2t is applied to the candidates."""
+        return ScaleOutParams(scheduler=self.scheduler, num_workers=self.num_workers)
 
 
 class DecisionParams(DecisionSettings):
