@@ -204,6 +204,11 @@ def read_params(path: Path) -> Params:
         ) from None
     except yaml.YAMLError as error:
         raise ParamsError(f"{path} is not YAML: {error}") from error
+    return parse_params(raw, path)
+
+
+def parse_params(raw: object, path: Path) -> Params:
+    """Check what was read from `path`. Raises ParamsError as `read_params` does."""
     if not isinstance(raw, dict):
         raise ParamsError(f"{path} must hold sections, found {type(raw).__name__}")
     try:
