@@ -62,9 +62,7 @@ def paired_difference(
     return Difference(float(d.mean()), float(low), float(high))
 
 
-def seed_difference(
-    first: Float[np.ndarray, " S"], second: Float[np.ndarray, " S"]
-) -> Difference:
+def seed_difference(first: Float[np.ndarray, " S"], second: Float[np.ndarray, " S"]) -> Difference:
     """Mean of first - second with Student's 95% interval over seeds, for one number per run.
 
     Raises:

@@ -191,6 +191,86 @@ def report(params: ParamsFile = PARAMS) -> None:
     _run(lambda: stage.run(read_params(params)))
 
 
+StudyFile = Annotated[
+    Path, typer.Option("--variants", help="The variants to train.", dir_okay=False)
+]
+STUDY = Path("findings/variants.yaml")
+
+
+@app.command()
+def run_variant(
+    name: Annotated[str, typer.Argument(help="One of findings/variants.yaml.")],
+    seed: Annotated[int, typer.Option(help="Of first values, batches and pictures.")] = 0,
+    metrics: Annotated[Path | None, typer.Option(help="Write the headline numbers here.")] = None,
+    variants: StudyFile = STUDY,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train and measure one variant with one seed, on the caches of the main run.
+
+    Reads artifacts/features.zarr, targets.zarr, captions, backbones. Writes
+    artifacts/findings/NAME/SEED. A finished cell is not run again.
+    """
+    from stages import run_variant as stage
+    from stages.variants import read_study
+
+    def work() -> None:
+        stage.run(params, read_study(variants), name, seed, metrics)
+
+    _run(work)
+
+
+@app.command()
+def run_variants(
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, one thread each.")] = 2,
+    seeds: Annotated[list[int] | None, typer.Option(help="Only these seeds.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only these variants.")] = None,
+    variants: StudyFile = STUDY,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train and measure all variants with all seeds, several at a time.
+
+    As run-variant, cell by cell; what each prints is in artifacts/findings/NAME/SEED/log.txt.
+    """
+    from stages import run_variants as stage
+    from stages.variants import read_study
+
+    def work() -> None:
+        study = read_study(variants)
+        chosen, names = seeds or study.seeds, only or list(study.variants)
+        stage.run(params, study, seeds=chosen, names=names, jobs=jobs)
+
+    _run(work)
+
+
+@app.command()
+def ablations(
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, one thread each.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of first values, batches and pictures.")] = 0,
+    variants: StudyFile = STUDY,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train and measure every variant with one seed, each a DVC experiment: Tables 3 and 4.
+
+    As run-variants; then `dvc exp show` has every variant, where there is a git repository.
+    """
+    from stages import ablations as stage
+    from stages.variants import read_study
+
+    _run(lambda: stage.run(params, read_study(variants), seed=seed, jobs=jobs))
+
+
+@app.command()
+def findings(variants: StudyFile = STUDY, params: ParamsFile = PARAMS) -> None:
+    """Judge the six findings of the paper from all finished cells; with one seed, numbers alone.
+
+    Reads artifacts/findings/*/*. Writes artifacts/findings/findings.json and metrics/findings.json.
+    """
+    from stages import findings as stage
+    from stages.variants import read_study
+
+    _run(lambda: stage.run(params, read_study(variants)))
+
+
 @app.command()
 def inspect_cache(
     store: Annotated[str, typer.Argument(help="A store: a folder, or an fsspec URL.")],

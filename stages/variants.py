@@ -52,7 +52,9 @@ class Study(Section):
     def variant(self, name: str) -> Variant:
         """Raises StageError naming those that exist."""
         if name not in self.variants:
-            raise StageError(f"there is no variant {name}; {VARIANTS} has {', '.join(self.variants)}")
+            raise StageError(
+                f"there is no variant {name}; {VARIANTS} has {', '.join(self.variants)}"
+            )
         return self.variants[name]
 
 

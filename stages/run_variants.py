@@ -1,0 +1,115 @@
+"""Stage run-variants: all cells of findings/variants.yaml, several at a time.
+
+Every cell is a process of its own with one thread: two of them are faster than one with two. What
+a cell prints is in its log.txt. A cell that fails does not stop the others; the run then ends with
+an error that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.failures import StageError
+from stages.progress import Ticker
+from stages.run_variant import is_finished
+from stages.variants import BASELINE, Cell, Study, cell, cell_fingerprint, cell_params
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+def run(
+    params_file: Path, study: Study, *, seeds: Sequence[int], names: Sequence[str], jobs: int
+) -> list[Cell]:
+    """Run the cells that are not finished, `jobs` at a time; gives all of them.
+
+    Raises StageError naming the cells that failed and their logs.
+    """
+    cells = [cell(name, seed) for seed in seeds for name in names]
+    waiting = [one for one in cells if not is_done(params_file, study, one)]
+    # The longest first, so that no core waits for it at the end.
+    waiting.sort(key=lambda one: one.name != BASELINE)
+    print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before; {jobs} at a time")
+    failed = _run_all(params_file, waiting, jobs)
+    if failed:
+        logs = ", ".join(f"{one} ({one.log})" for one in failed)
+        raise StageError(f"{len(failed)} of {len(waiting)} cells failed: {logs}")
+    return cells
+
+
+def is_done(params_file: Path, study: Study, one: Cell) -> bool:
+    """Whether a cell is finished with these params and caches."""
+    params = cell_params(params_file, study, one.name, one.seed)
+    return is_finished(one, cell_fingerprint(params, study.variant(one.name), one.artifacts))
+
+
+def _run_all(params_file: Path, cells: Sequence[Cell], jobs: int) -> list[Cell]:
+    waiting, running = list(reversed(cells)), list[_Running]()
+    failed: list[Cell] = []
+    began, done = time.monotonic(), 0
+    try:
+        with Ticker("variants") as ticker:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(_start(params_file, waiting.pop()))
+                time.sleep(0.2)
+                for one in [r for r in running if r.process.poll() is not None]:
+                    running.remove(one)
+                    done += 1
+                    good = one.process.returncode == 0
+                    if not good:
+                        failed.append(one.cell)
+                    spent = time.monotonic() - one.began
+                    state = f"finished in {spent:.0f} s" if good else f"FAILED, see {one.cell.log}"
+                    print(f"[{done}/{len(cells)}] {one.cell}: {state}", flush=True)
+                ticker.show(_state(running, done, len(cells), time.monotonic() - began))
+    finally:
+        _stop(running)
+    return failed
+
+
+def _start(params_file: Path, one: Cell) -> _Running:
+    one.folder.mkdir(parents=True, exist_ok=True)
+    words = ["run-variant", one.name, "--seed", str(one.seed), "--params", str(params_file)]
+    # `-c`, not a path: this works from any folder in which the package can be imported.
+    command = [sys.executable, "-c", "from stages.cli import main; main()", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with one.log.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    return _Running(one, process, time.monotonic())
+
+
+def _stop(running: Iterable[_Running]) -> None:
+    """Ends what still runs when this process is stopped; the cells go on from there next time."""
+    for one in running:
+        one.process.terminate()
+    for one in running:
+        one.process.wait()
+
+
+def _state(running: Sequence[_Running], done: int, total: int, spent: float) -> str:
+    now = ", ".join(f"{one.cell.name}/{one.cell.seed}: {_last_line(one.cell)}" for one in running)
+    left = f", about {_minutes(spent / done * (total - done))} left" if done else ""
+    return f"{done} of {total} cells in {_minutes(spent)}{left}; {now}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _last_line(one: Cell) -> str:
+    """The newest line of a cell's log, shortened."""
+    with one.log.open("rb") as stream:
+        stream.seek(max(0, one.log.stat().st_size - 400))
+        lines = stream.read().decode("utf-8", "replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "starting")[:48]
