@@ -29,7 +29,7 @@ MARGINS = {
 RULE = (
     "Every finding is a set of claims about a paired difference, first minus second, on the same "
     "examples with the same seeds. Its 95% interval is a bootstrap over seeds and examples at "
-    "once (for macro F1, which no single example has, Student's t over seeds). "
+    "once (for recall and macro F1, of which a run has one number, Student's t over seeds). "
     '"Better": seen when the interval lies above 0, reversed when below. "Equal or better": seen '
     "when it lies above -margin, reversed when it lies below 0 and reaches -margin. "
     '"Equal": seen when it lies within the margin, reversed when outside. Otherwise not seen. '

@@ -24,9 +24,6 @@ from stages.results import Result
 from stages.run_variants import is_done
 from stages.variants import Cell, Study, cell
 
-# Metrics that are one number per run: no single example has them.
-_PER_RUN = ("macro_f1",)
-
 
 def run(
     params_file: Path, study: Study, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS
@@ -111,8 +108,10 @@ def _measured(part: Part, scores: CellScores) -> dict[str, Any]:
 def _compare(part: Part, metric: str, scores: CellScores) -> dict[str, Any] | None:
     """First and second mean, their difference with its interval, and the verdict on it."""
     terms = part.first + part.second
-    per_run = metric in _PER_RUN
-    tables = scores.per_run(terms, metric) if per_run else scores.per_example(terms, metric)
+    tables: Sequence[np.ndarray] | None = scores.per_example(terms, metric)
+    per_run = tables is None  # no single example has an F1
+    if tables is None:
+        tables = scores.per_run(terms, metric)
     if tables is None:
         return None
     weighted = [term.weight * table for term, table in zip(terms, tables, strict=True)]
