@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import socket
 import time
 import uuid
@@ -14,9 +15,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import cloudpickle
 import distributed
 
-from cache.scale_out import Call, Lost, OnResult, logger, visible_gpus
+from cache.scale_out import Call, Lost, OnResult, UnfitWorkerError, logger, visible_gpus
 
 FILE_WAIT = 60.0  # seconds that a scheduler may take to write its scheduler file
 WORKER_WAIT = 300.0  # seconds that the first worker may take to come
@@ -71,7 +73,10 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
     def submit() -> None:
         room = 2 * max(1, sum(client.nthreads().values())) - len(in_hand)
         for call in islice(waiting, max(0, room)):
-            future = client.submit(call, key=f"{_kind(call)}-{uuid.uuid4().hex}", pure=False)
+            # Sealed, so that the scheduler need not import what the workers import: it takes long.
+            sealed = cloudpickle.dumps(call)
+            key = f"{_kind(call)}-{uuid.uuid4().hex}"
+            future = client.submit(do_sealed, sealed, key=key, pure=False)
             in_hand[future.key] = future
             future.add_done_callback(ended.put)
 
@@ -91,6 +96,18 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
             client.cancel(list(in_hand.values()), force=True)
 
 
+def do_sealed(sealed: bytes) -> Any:
+    """Do a call, on a worker."""
+    try:
+        call = pickle.loads(sealed)
+    except ImportError as e:
+        raise UnfitWorkerError(
+            f"the worker on {socket.gethostname()} lacks what the run needs ({e}): start workers "
+            "in the same environment, and again after the code has changed"
+        ) from e
+    return call()
+
+
 def _kind(call: Any) -> str:
     """What the dashboard calls a task."""
     return type(call.args[-1]).__name__ if getattr(call, "args", None) else "task"
@@ -103,6 +120,11 @@ def _result(client: distributed.Client, future: distributed.Future) -> Any:
         error = future.exception()
         if isinstance(error, distributed.KilledWorker):
             return Lost(1, str(error))
+        if isinstance(error, RuntimeError) and isinstance(error.__cause__, ImportError):
+            raise UnfitWorkerError(
+                f"the Dask scheduler lacks what the run needs ({error.__cause__}): start it in the "
+                "same environment as the workers"
+            ) from error
     return future.result()
 
 

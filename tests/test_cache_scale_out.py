@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
+from dask_cluster import dask_cluster
 from test_cache_samples import (
     PROVENANCE,
     captions,
@@ -114,55 +113,23 @@ def test_a_running_scheduler_of_which_a_worker_is_killed(
 ) -> None:
     log = tmp_path / "log"
     log.mkdir()
-    here, root = Path(__file__).parent, Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{here}"}
-    address_file = tmp_path / "scheduler.json"
-
-    def start(*arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", *arguments, "--scheduler-file", str(address_file)],
-            env=environment,
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    worker = ("distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard")
-    started = [
-        start(
-            "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"
-        )
-    ]
-    try:
-        assert started[0].stderr is not None
-        for line in started[0].stderr:
-            if "Scheduler at:" in line:
-                address = line.split()[-1]
-                break
-        started += [start(*worker), start(*worker)]
-        assert address.startswith("tcp://127.0.0.1:")
-
-        told: list[Progress] = []
+    told: list[Progress] = []
+    with dask_cluster(tmp_path, workers=2) as cluster:
 
         def kill_one(progress: Progress) -> None:
             told.append(progress)
             if len({file.name for file in log.iterdir()}) == 2 and len(told) < 5:
-                started[2].kill()
+                cluster.workers[1].kill()
 
         report = fill_sample(
             tmp_path / "s.zarr",
             rows,
             seconds=0.1,
             log=log,
-            scheduler=address,
+            scheduler=cluster.address,
             progress=kill_one,
         )
-    finally:
-        for process in reversed(started):
-            process.kill()
-            process.communicate()
-    assert started[2].returncode == -signal.SIGKILL
+    assert cluster.workers[1].returncode == -signal.SIGKILL
     assert (report.done, list(report.failed)) == (44, [13])
     expect_same(tmp_path / "s.zarr", plain)
     # The shard in work is lost, and at most one whose result was on its way.
