@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "nf4"]
 Role = Literal["language_model", "visual_encoder", "image_generator"]
 
 # What decides a model's numbers; documentation, images and duplicate formats do not.
@@ -42,8 +43,12 @@ class Backbone(BaseModel):
     )
     path: str = Field(description="what the loader takes")
     revision: str | None = Field(description="the hub's commit; None for local files")
-    fingerprint: str = Field(description="SHA-256 over the names and bytes of the model's files")
+    fingerprint: str = Field(
+        description="SHA-256 over the names and bytes of the model's files; `KIND:` before it for a "
+        "quantised model, whose numbers are others"
+    )
     dtype: Dtype = Field("float32", description="what the model computes in")
+    quantization: Quantization = Field("none", description="how its linear weights are kept")
     widths: dict[str, int] = Field(description="sizes read from the model's own configuration")
 
     @property
@@ -89,34 +94,47 @@ def resolve_backbone(
     revision: str | None = None,
     allow_download: bool = False,
     dtype: Dtype = "float32",
+    quantization: Quantization = "none",
 ) -> Backbone:
     """Find a frozen model, pin it and read its widths, without loading its weights.
 
     `source` is a local directory, a hub id (`facebook/opt-6.7b`), or for the visual encoder also an
-    open_clip `ARCHITECTURE:TAG`. A hub id is looked up in the local hub cache first, and downloaded
-    only with `allow_download`.
+    open_clip `ARCHITECTURE:TAG`, whose weights are a repository of the hub. A hub id is looked up
+    in the local hub cache first, and downloaded only with `allow_download`.
 
     Raises BackboneError naming the missing file or the missing permission.
     """
-    if role == "visual_encoder" and not Path(source).is_dir() and ":" in source:
-        return _builtin_visual_encoder(source, dtype)
     if Path(source).is_dir():
         folder, commit = Path(source), None
     else:
-        folder, commit = _from_hub(source, revision, allow_download)
+        repository = _repository_of_tag(source) if role == "visual_encoder" else source
+        folder, commit = _from_hub(repository, revision, allow_download, role)
     marker = folder / _MODEL_FILE[role]
     if not marker.is_file():
         raise BackboneError(f"{role} {source}: {marker.name} is missing in {folder}")
     path = f"local-dir:{folder}" if role == "visual_encoder" else str(folder)
+    kind = "" if quantization == "none" else f"{quantization}:"
     return Backbone(
         role=role,
         source=source,
         path=path,
         revision=commit,
-        fingerprint=fingerprint_files(folder, _model_files(role, folder)),
+        fingerprint=kind + fingerprint_files(folder, _model_files(role, folder)),
         dtype=dtype,
+        quantization=quantization,
         widths=_WIDTHS[role](folder),
     )
+
+
+def resolve_dtype(choice: Literal["auto", "float32", "bfloat16", "float16"], device: str) -> Dtype:
+    """What a model computes in on a kind of device (`cpu`, `cuda`).
+
+    `auto` is bfloat16 on a GPU that has it in hardware (Ampere and later), else float32.
+    """
+    if choice != "auto":
+        return choice
+    on_gpu = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if on_gpu else "float32"
 
 
 def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
@@ -153,16 +171,18 @@ def _model_files(role: Role, folder: Path) -> list[Path]:
     return files
 
 
-def _from_hub(source: str, revision: str | None, allow_download: bool) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
+def _from_hub(
+    source: str, revision: str | None, allow_download: bool, role: Role
+) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = None
     try:
+        if allow_download:
+            wanted = files_to_fetch(role, HfApi().list_repo_files(source, revision=revision))
         folder = snapshot_download(
-            source,
-            revision=revision,
-            local_files_only=not allow_download,
-            ignore_patterns=["*.msgpack", "*.h5", "*.ckpt", "*.onnx", "flax_*", "tf_*"],
+            source, revision=revision, local_files_only=not allow_download, allow_patterns=wanted
         )
     except HFValidationError:
         raise BackboneError(f"{source}: neither a directory here nor a hub id") from None
@@ -180,20 +200,37 @@ def _from_hub(source: str, revision: str | None, allow_download: bool) -> tuple[
     return Path(folder), Path(folder).name
 
 
-def _builtin_visual_encoder(source: str, dtype: Dtype) -> Backbone:
-    """An open_clip architecture and tag: open_clip pins its own weights by tag."""
-    from pipeline.visual_encoder import load_visual_encoder
+def files_to_fetch(role: Role, names: Sequence[str]) -> list[str]:
+    """Those files of a hub repository that the loader reads: one format of the weights, once.
 
-    width = load_visual_encoder(source).width
-    return Backbone(
-        role="visual_encoder",
-        source=source,
-        path=source,
-        revision=None,
-        fingerprint=hashlib.sha256(source.encode()).hexdigest(),
-        dtype=dtype,
-        widths={"d": width},
-    )
+    A generator's repository often holds its weights four times (whole, half, before averaging, in
+    one file for other programs): of these only the components' own float32 files are taken.
+    """
+    kept = [
+        name
+        for name in names
+        if Path(name).suffix in (*_WEIGHT_SUFFIXES, ".jinja")
+        and not name.startswith("consolidated")
+    ]
+    if role == "image_generator":
+        skipped = ("safety_checker/", "feature_extractor/", "image_encoder/", "vae_")
+        kept = [
+            name
+            for name in kept
+            if ("/" in name or name == "model_index.json") and not name.startswith(skipped)
+        ]
+    plain = [name for name in kept if ".fp16." not in name and ".non_ema." not in name]
+    folders = {Path(name).parent for name in plain if name.endswith(".safetensors")}
+    return [name for name in plain if not (name.endswith(".bin") and Path(name).parent in folders)]
+
+
+def _repository_of_tag(source: str) -> str:
+    """The hub repository of an open_clip `ARCHITECTURE:TAG`; anything else as it is."""
+    if ":" not in source:
+        return source
+    from pipeline.visual_encoder import repository_of_tag
+
+    return repository_of_tag(source)
 
 
 def _language_model_widths(folder: Path) -> dict[str, int]:
@@ -206,13 +243,24 @@ def _language_model_widths(folder: Path) -> dict[str, int]:
 
 def _visual_encoder_widths(folder: Path) -> dict[str, int]:
     config = _read_json(folder / "open_clip_config.json")
-    vision = config.get("model_cfg", config)["vision_cfg"]
-    return {"d": vision["width"]} if "width" in vision else {}
+    vision = config.get("model_cfg", config).get("vision_cfg", {})
+    plain = isinstance(vision.get("layers"), int) and not vision.get("attentional_pool")
+    if plain and "width" in vision and not vision.get("timm_model_name"):
+        return {"d": vision["width"]}
+    from pipeline.visual_encoder import untrained_visual_encoder
+
+    return {"d": untrained_visual_encoder(f"local-dir:{folder}").width}
 
 
 def _image_generator_widths(folder: Path) -> dict[str, int]:
     index = _read_json(folder / "model_index.json")
-    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in index]
+    absent = [n for n in ("unet", "vae", "text_encoder", "tokenizer") if not any(index.get(n, []))]
+    if absent:
+        raise BackboneError(
+            f"image_generator {folder} ({index.get('_class_name')}) has no {', '.join(absent)}: "
+            "Stable Diffusion 1.x, 2.x, XL and what is built like them can serve"
+        )
+    encoders = [n for n in ("text_encoder", "text_encoder_2") if any(index.get(n, []))]
     configs = [_read_json(folder / name / "config.json") for name in encoders]
     tokenizer = _read_json(folder / "tokenizer" / "tokenizer_config.json")
     unet = _read_json(folder / "unet" / "config.json")
@@ -220,11 +268,15 @@ def _image_generator_widths(folder: Path) -> dict[str, int]:
         "L": tokenizer["model_max_length"],
         "text_width": sum(config["hidden_size"] for config in configs),
         "cross_attention_width": unet["cross_attention_dim"],
-        "picture_size": unet["sample_size"] * _vae_scale(folder),
+        "picture_size": _side(unet["sample_size"]) * _vae_scale(folder),
     }
     if len(configs) == 2:
         widths["pooled_width"] = configs[1]["projection_dim"]
     return widths
+
+
+def _side(size: int | list[int]) -> int:
+    return size if isinstance(size, int) else size[0]
 
 
 def _vae_scale(folder: Path) -> int:

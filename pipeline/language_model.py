@@ -14,10 +14,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+)
 
-from pipeline.backbones import BackboneError
+from pipeline.backbones import BackboneError, Quantization
 from pipeline.packing import ATTENTION, Packing, Prefix
+from pipeline.quantization import quantize, require_quantization
 
 
 @dataclass(frozen=True)
@@ -149,9 +156,9 @@ class LanguageModel:
             return
         ids = torch.arange(1, 6, device=self.device) % self.num_rows
         long, short = ids, ids[1:4]
-        own = torch.cat([self.model(input_ids=text[None]).logits[0] for text in (long, short)])
-        own = own[:, : self.num_rows]
         try:
+            own = torch.cat([self.model(input_ids=text[None]).logits[0] for text in (long, short)])
+            own = own[:, : self.num_rows]
             self.model.set_attn_implementation(ATTENTION)
             begin = Packing.of([2, 1], self.device, record=True)
             head = self.hidden_states(self.embed(torch.cat([long[:2], short[:1]])), begin)
@@ -182,6 +189,7 @@ def load_language_model(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     local_files_only: bool = False,
+    quantization: Quantization = "none",
 ) -> LanguageModel:
     """Load a frozen causal language model and its tokenizer.
 
@@ -189,39 +197,110 @@ def load_language_model(
         path_or_id: a directory in transformers' format, or a hub id.
         dtype: always applied; a checkpoint's own dtype (OPT's float16) is never kept unasked.
         local_files_only: never ask the hub; implied by a directory.
+        quantization: how linear weights are kept on `device` (`pipeline.quantization`); main
+            memory holds the whole model in `dtype` while it is loaded.
 
     Raises:
-        BackboneError: the model cannot serve; the message says why.
+        BackboneError: the model cannot serve, or the quantisation's extra is missing; the message
+            says why.
     """
     source = {
         "revision": revision,
         "local_files_only": local_files_only or Path(path_or_id).is_dir(),
     }
+    if quantization != "none":
+        require_quantization(quantization)
+    config, tokenizer = _read_description(path_or_id, source)
+    _refuse_unfit_configuration(config, str(path_or_id))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_id, **source)
         model: Any = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **source)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BackboneError(f"cannot load the language model {path_or_id}: {error}") from error
-    # transformers makes an empty tokenizer where its files are missing, and says nothing.
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise BackboneError(f"the language model {path_or_id} has no tokenizer: files are missing")
+    if quantization != "none":
+        quantize(model, quantization, device)
     return LanguageModel(model.to(device), tokenizer)
 
 
+def check_language_model(path_or_id: str | Path) -> None:
+    """Refuse a language model that cannot serve by its configuration and tokenizer, unread weights.
+
+    A model of the same architecture with few layers, few rows and random weights is made and proved
+    as a loaded model is: what is wrong with an architecture is known before any work.
+
+    Raises:
+        BackboneError: the model cannot serve; the message says why.
+    """
+    config, tokenizer = _read_description(path_or_id, {"local_files_only": True})
+    _refuse_unfit_configuration(config, str(path_or_id))
+    text = config.get_text_config()
+    kinds = list(getattr(text, "layer_types", None) or [])
+    # One layer of each kind, in their order; two where all are alike.
+    layers = max([2, *(kinds.index(kind) + 1 for kind in kinds)])
+    text.num_hidden_layers = min(layers, text.num_hidden_layers)
+    if kinds:
+        text.layer_types = kinds[: text.num_hidden_layers]
+    text.vocab_size = min(text.vocab_size, _PROOF_ROWS)
+    text.pad_token_id = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.config.name_or_path = str(path_or_id)
+    LanguageModel(model, tokenizer, num_rows=text.vocab_size)
+
+
+_PROOF_ROWS = 512
+
+
+def _read_description(path_or_id: str | Path, source: dict[str, Any]) -> tuple[Any, Any]:
+    """Configuration and tokenizer."""
+    try:
+        config = AutoConfig.from_pretrained(path_or_id, **source)
+        if not config.is_encoder_decoder:  # which is refused for that, whatever its tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(path_or_id, **source)
+    except (OSError, ValueError, ImportError) as error:
+        raise BackboneError(f"cannot load the language model {path_or_id}: {error}") from error
+    if config.is_encoder_decoder:
+        return config, None
+    # transformers makes an empty tokenizer where its files are missing, and says nothing.
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise BackboneError(f"the language model {path_or_id} has no tokenizer: files are missing")
+    return config, tokenizer
+
+
+def _refuse_unfit_configuration(config: PretrainedConfig, name: str) -> None:
+    """What can be said of a model by its configuration."""
+    text = config.get_text_config()
+    reason = None
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "it is an encoder-decoder; a causal decoder is needed"
+    elif text.model_type in _ALIBI or getattr(text, "alibi", False):
+        reason = (
+            "its positions are ALiBi's biases between tokens, which the packed attention does not "
+            "have; learnt and rotary positions can serve"
+        )
+    elif getattr(text, "max_position_embeddings", None) is None:
+        reason = "its configuration states no max_position_embeddings"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        reason = f"transformers has no causal language model of the type {config.model_type}"
+    if reason:
+        raise BackboneError(f"{name} cannot serve as the language model: {reason}")
+
+
+_ALIBI = ("bloom", "mpt")
+
+
 def _refuse_unfit(model: Any, name: str) -> None:
+    """What can be said of a model as built."""
+    _refuse_unfit_configuration(model.config, name)
     reason = None
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if getattr(model.config, "is_encoder_decoder", False):
-        reason = "it is an encoder-decoder; a causal decoder is needed"
-    elif output is None:
+    if output is None:
         reason = "it has no language-modelling head"
     elif output.weight.shape[1] != model.get_input_embeddings().weight.shape[1]:
         reason = (
             f"its input rows have width {model.get_input_embeddings().weight.shape[1]} and its "
             f"output rows {output.weight.shape[1]}; an [IMG] row is both"
         )
-    elif getattr(model.config.get_text_config(), "max_position_embeddings", None) is None:
-        reason = "its configuration states no max_position_embeddings"
     elif not getattr(model, "_supports_attention_backend", False):
         reason = "its architecture does not use transformers' exchangeable attention functions"
     if reason:

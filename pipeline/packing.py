@@ -109,6 +109,18 @@ class Packing:
         before = self.prefix.lengths if self.prefix else [0] * len(self.lengths)
         return max(a + b for a, b in zip(self.lengths, before, strict=True))
 
+    def mask_within(self, window: int, device: torch.device) -> Bool[Tensor, "B 1 T K"]:
+        """Who sees whom where a token sees only the `window` last ones, itself included."""
+        longest = max(self.lengths)
+        before = torch.tensor(self.prefix.lengths if self.prefix else [0] * len(self.lengths))
+        queries = before[:, None] + torch.arange(longest)
+        past = torch.arange(int(before.max())).expand(len(before), -1)
+        keys = torch.cat([past, queries], dim=1)
+        near = (queries[:, :, None] - keys[:, None, :] < window)[:, None].to(device)
+        if self.mask is not None:
+            return self.mask & near
+        return near & torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+
     def unpack(self, states: Float[Tensor, "1 H S h"]) -> Float[Tensor, "B H T h"]:
         """Lay packed states out per sequence; places past a sequence's end are zero."""
         num_sequences, longest = len(self.lengths), max(self.lengths)
@@ -137,19 +149,15 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention function in transformers' calling convention; packed when given a `packing`.
 
-    Raises:
-        ValueError: the layer attends through a sliding window shorter than a sequence of the batch.
+    Layers with a sliding window (Mistral's) see the last `sliding_window` tokens of a sequence.
     """
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    window = kwargs.get("sliding_window")
+    mask, window = packing.mask, kwargs.get("sliding_window")
     if window is not None and packing.longest > window:
-        raise ValueError(
-            f"a sequence of {packing.longest} tokens does not fit the model's sliding window of "
-            f"{window}: shorten the captions or contexts"
-        )
+        mask = packing.mask_within(window, query.device)
     q, k, v = packing.unpack(query), packing.unpack(key), packing.unpack(value)
     layer: Any = module.layer_idx
     if packing.prefix is not None:
@@ -161,7 +169,7 @@ def packed_attention(
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=packing.mask, is_causal=packing.mask is None, scale=scaling
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling
     )
     return packing.pack(out), None
 

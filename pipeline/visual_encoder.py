@@ -132,6 +132,28 @@ def untrained_visual_encoder(source: str) -> VisualEncoder:
     return VisualEncoder(model, _no_preprocessing, None)
 
 
+def repository_of_tag(source: str) -> str:
+    """The hub repository that holds the weights of a built-in `ARCHITECTURE:TAG`.
+
+    Raises BackboneError when open_clip knows no such tag, or gets its weights from elsewhere.
+    """
+    name, tag = _name_and_tag(source)
+    known = open_clip.get_pretrained_cfg(name, tag or "")
+    if not known:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise BackboneError(
+            f"open_clip knows no weights {source}; "
+            + (f"tags of {name}: {', '.join(tags)}" if tags else f"it knows no {name}")
+        )
+    repository, _, file = str(known.get("hf_hub") or "").rpartition("/")
+    if not repository or file:
+        raise BackboneError(
+            f"{source}: its weights are no open_clip directory on the hub: save them as one "
+            "(open_clip_config.json, open_clip_model.safetensors) and name the directory"
+        )
+    return repository
+
+
 def _no_preprocessing(picture: Image.Image) -> Tensor:
     raise BackboneError("an untrained visual encoder reads no pictures")
 

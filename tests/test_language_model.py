@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,20 +15,25 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     OPTForCausalLM,
+    Qwen2Config,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
-from pipeline.language_model import LanguageModel, load_language_model
+from pipeline.backbones import BackboneError
+from pipeline.language_model import LanguageModel, check_language_model, load_language_model
 from pipeline.packing import Packing
 from tests.tiny_language_models import (
     CONFIGURATIONS,
     NUM_WORDS,
     TABLE_ROWS,
+    WINDOWED,
     tiny_model,
     tiny_tokenizer,
 )
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", [*CONFIGURATIONS, *WINDOWED])
 def test_packed_hidden_states_give_the_models_own_logits(name: str) -> None:
     original = tiny_model(name)
     model = LanguageModel(copy.deepcopy(original), tiny_tokenizer())
@@ -103,7 +109,7 @@ UNFIT = {
     "states no max_position_embeddings": lambda: MambaForCausalLM(
         MambaConfig(vocab_size=TABLE_ROWS, hidden_size=16, num_hidden_layers=1)
     ),
-    "max_position_embeddings": lambda: BloomForCausalLM(
+    "its positions are ALiBi": lambda: BloomForCausalLM(
         BloomConfig(vocab_size=TABLE_ROWS, hidden_size=16, n_layer=1, n_head=2)
     ),
     "its logits differ from its own": lambda: GraniteForCausalLM(
@@ -118,3 +124,64 @@ def test_a_model_that_cannot_serve_is_refused_with_the_reason(reason: str) -> No
     torch.manual_seed(0)
     with pytest.raises(ValueError, match=f"cannot serve as the language model.*{reason}"):
         LanguageModel(UNFIT[reason]().eval(), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("name", [*CONFIGURATIONS, *WINDOWED])
+def test_what_can_serve_is_known_before_its_weights_are_read(name: str, tmp_path: Path) -> None:
+    _save(tiny_model(name, torch.float32), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    check_language_model(tmp_path)
+
+
+CANNOT = {
+    "its positions are ALiBi": UNFIT["its positions are ALiBi"],
+    "its logits differ from its own": UNFIT["its logits differ from its own"],
+    "it is an encoder-decoder; a causal decoder is needed": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=TABLE_ROWS, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", CANNOT)
+def test_what_cannot_serve_is_refused_before_its_weights_are_read(
+    reason: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    _save(CANNOT[reason](), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(BackboneError, match=f"{tmp_path} cannot serve.*{reason}"):
+        check_language_model(tmp_path)
+    with pytest.raises(
+        BackboneError, match="encoder-decoder|no file named model.safetensors|ALiBi"
+    ):
+        load_language_model(tmp_path)
+
+
+def test_the_proof_shows_one_layer_of_each_kind(tmp_path: Path) -> None:
+    """A wide, deep model is proved with few layers and rows: in no time, in little memory."""
+    config = Qwen2Config(
+        vocab_size=200_000, hidden_size=64, intermediate_size=64, num_hidden_layers=40,
+        num_attention_heads=2, num_key_value_heads=1, use_sliding_window=True, sliding_window=8,
+        max_window_layers=3, pad_token_id=199_999,
+    )  # fmt: skip
+    config.architectures = ["Qwen2ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    made: list[Any] = []
+    before = LanguageModel.__init__
+
+    def watch(self: LanguageModel, model: Any, *args: Any, **kwargs: Any) -> None:
+        made.append(model)
+        before(self, model, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModel, "__init__", watch)
+        check_language_model(tmp_path)
+    assert made[0].config.layer_types == ["full_attention"] * 3 + ["sliding_attention"]
+    assert len(made[0].model.layers) == 4
+    assert made[0].get_input_embeddings().weight.shape == (512, 64)
+
+
+def _save(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)

@@ -81,8 +81,21 @@ def test_unpack_and_pack_are_inverse() -> None:
     assert packing.positions.tolist() == [0, 1, 2, 0, 0, 1]
 
 
-def test_a_sequence_longer_than_the_window_is_refused() -> None:
-    packing = Packing.of([3, 5], torch.device("cpu"))
-    packed_attention(layer(), *qkv(8), None, packing=packing, sliding_window=5)
-    with pytest.raises(ValueError, match="5 tokens does not fit the model's sliding window of 4"):
-        packed_attention(layer(), *qkv(8), None, packing=packing, sliding_window=4)
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_window_hides_what_lies_further_back(before: int) -> None:
+    states, past = qkv(8), qkv(2 * before)
+    prefix = None
+    if before:
+        first = Packing.of([before, before], torch.device("cpu"), record=True)
+        packed_attention(layer(), *past, None, packing=first)
+        prefix = first.recorded
+    packing = Packing.of([3, 5], torch.device("cpu"), prefix=prefix)
+    out, _ = packed_attention(layer(), *states, None, packing=packing, sliding_window=2)
+    for i, (q, k, v) in enumerate(zip(*[x.split([3, 5], dim=2) for x in states])):
+        old = [x[:, :, i * before : (i + 1) * before] for x in past[1:]]
+        k, v = (torch.cat(pair, dim=2) for pair in zip(old, (k, v)))
+        own = out.split([3, 5], dim=1)[i]
+        for t in range(q.shape[2]):
+            seen = slice(max(0, before + t - 1), before + t + 1)
+            alone = causal(q[:, :, t : t + 1], k[:, :, seen], v[:, :, seen], min(before + t, 1))
+            torch.testing.assert_close(own[:, t : t + 1], alone)

@@ -16,6 +16,7 @@ from transformers import (
     OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 NUM_WORDS = 50
@@ -43,6 +44,7 @@ _OPT: dict[str, Any] = {
 
 CONFIGURATIONS: dict[str, Any] = {
     "opt": lambda: OPTConfig(**_OPT, word_embed_proj_dim=32),
+    "opt-untied": lambda: OPTConfig(**_OPT, word_embed_proj_dim=32, tie_word_embeddings=False),
     "opt-post-norm-projected": lambda: OPTConfig(
         **_OPT, word_embed_proj_dim=24, do_layer_norm_before=False
     ),
@@ -55,12 +57,54 @@ CONFIGURATIONS: dict[str, Any] = {
         bos_token_id=2,
         eos_token_id=2,
     ),
+    "gpt2-untied": lambda: GPT2Config(
+        vocab_size=TABLE_ROWS,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=96,
+        bos_token_id=2,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    ),
+    "pythia-tied-serial": lambda: GPTNeoXConfig(
+        **_SIZES, tie_word_embeddings=True, use_parallel_residual=False
+    ),
     "pythia-untied": lambda: GPTNeoXConfig(**_SIZES, tie_word_embeddings=False),
     "llama-untied-grouped": lambda: LlamaConfig(
         **_SIZES, num_key_value_heads=2, tie_word_embeddings=False
     ),
+    "llama-3-rope": lambda: LlamaConfig(
+        **_SIZES,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "qwen2-tied": lambda: Qwen2Config(**_SIZES, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen3-untied": lambda: Qwen3Config(
+        **_SIZES, num_key_value_heads=2, head_dim=12, tie_word_embeddings=False
+    ),
     "mistral-window": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=90),
+}
+
+
+# Their windows are shorter than texts of the tests; decoding keeps a context inside the window.
+WINDOWED: dict[str, Any] = {
+    "mistral": lambda: MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=4),
+    "qwen2, one layer of two": lambda: Qwen2Config(
+        **_SIZES,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=1,
+    ),
 }
 
 
@@ -79,9 +123,9 @@ def tiny_tokenizer(start: bool = True) -> PreTrainedTokenizerFast:
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
-    """A model of `CONFIGURATIONS` whose weights, biases included, are large enough to matter."""
+    """A model of `CONFIGURATIONS` or `WINDOWED` whose weights, biases included, are large enough to matter."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGURATIONS[name]())
+    model = AutoModelForCausalLM.from_config((CONFIGURATIONS | WINDOWED)[name]())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
