@@ -1,13 +1,12 @@
 """Contexts to pictures in bulk: what the evaluations of section 4 have in common.
 
-An example is what GILL reads, what the generator's own text encoder reads in its place, and the
-real picture. Every example has its own seed, so that a result does not depend on the batch.
+GILL reads interleaved text and pictures, the generator's own text encoder reads words in their
+place. Every example has its own seed, so that a result does not depend on the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,19 +18,6 @@ from pipeline.image_generator import ImageGenerator
 from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, TextConditioner
 from pipeline.visual_encoder import VisualEncoder
-
-
-@dataclass(frozen=True)
-class Example:
-    """One test case of contextual generation or retrieval."""
-
-    id: str
-    context: tuple[str | Image.Image, ...]
-    """Interleaved text and pictures, as GILL reads them."""
-    prompt: str
-    """The same in words alone, for the generator's own text encoder."""
-    picture: Image.Image
-    """The real picture."""
 
 
 @torch.no_grad()
@@ -52,25 +38,31 @@ def read_contexts(
     hidden: list[Tensor] = []
     for first in range(0, len(contexts), batch_size):
         batch = []
-        for context in contexts[first : first + batch_size]:
-            parts = _drop_beginning(_parts(gill, encoder, context), room)
-            batch.append([start, *parts] if len(start) else parts)
+        for parts in _embedded(gill, encoder, contexts[first : first + batch_size]):
+            kept = _drop_beginning(parts, room)
+            batch.append([start, *kept] if len(start) else kept)
         hidden.append(gill.image_hidden(batch))
     return torch.cat(hidden)
 
 
-def _parts(
-    gill: Gill, encoder: VisualEncoder, context: Sequence[str | Image.Image]
-) -> list[Tensor]:
-    parts: list[Tensor] = []
-    for part in join_texts(context):
-        if isinstance(part, str):
-            ids = gill.language_model.tokenizer(part, add_special_tokens=False)["input_ids"]
-            parts.append(torch.tensor(ids, dtype=torch.int64))
-        else:
-            pooled = encoder.encode_pictures([part]).to(gill.language_model.device, torch.float32)
-            parts.append(gill.visual_prefix(pooled)[0])
-    return parts
+def _embedded(
+    gill: Gill, encoder: VisualEncoder, contexts: Sequence[Sequence[str | Image.Image]]
+) -> list[list[Tensor]]:
+    """Per context its texts as ids and its pictures as visual prefixes; all pictures in one go."""
+    pictures = [part for context in contexts for part in context if not isinstance(part, str)]
+    prefixes: Iterator[Tensor] = iter(())
+    if pictures:
+        pooled = encoder.encode_pictures(pictures).to(gill.language_model.device, torch.float32)
+        prefixes = iter(gill.visual_prefix(pooled))
+    tokenizer = gill.language_model.tokenizer
+
+    def embed(part: str | Image.Image) -> Tensor:
+        if not isinstance(part, str):
+            return next(prefixes)
+        ids = tokenizer(part, add_special_tokens=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.int64)
+
+    return [[embed(part) for part in join_texts(context)] for context in contexts]
 
 
 def join_texts(context: Sequence[str | Image.Image]) -> list[str | Image.Image]:

@@ -22,6 +22,7 @@ from pipeline.settings import (
     Objective,
     TrainingSettings,
 )
+from stages.evaluation_params import EvaluationParams
 
 
 class Section(BaseModel):
@@ -160,15 +161,6 @@ class DecisionParams(DecisionSettings):
         )
 
 
-class EvaluationParams(Section):
-    captions: int = Field(100, ge=1, description="test captions to generate from")
-    stories: int = Field(60, ge=0, description="miniature stories")
-    dialogues: int = Field(60, ge=0, description="miniature dialogues")
-    retrieval_scenes: int = Field(500, ge=2, description="distinct candidates for recall@k")
-    examples_shown: int = Field(12, ge=1, description="rows per grid of the report")
-    seed: int = 0
-
-
 class Params(Section):
     """All of params.yaml."""
 
@@ -212,9 +204,13 @@ def parse_params(raw: object, path: Path) -> Params:
     if not isinstance(raw, dict):
         raise ParamsError(f"{path} must hold sections, found {type(raw).__name__}")
     try:
-        return Params.model_validate(raw)
+        params = Params.model_validate(raw)
     except ValidationError as error:
         raise ParamsError("\n".join(_explain(path, e) for e in error.errors())) from None
+    unnamed = params.evaluation.unnamed_files(params.captions.table == "miniature")
+    if unnamed:
+        raise ParamsError("\n".join(f"{path}: {line}" for line in unnamed))
+    return params
 
 
 def _explain(path: Path, error: object) -> str:

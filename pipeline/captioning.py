@@ -1,0 +1,55 @@
+"""Words after a picture: captions and answers, greedily (Table 7).
+
+    picture -> pooled [d] -> [vis (k), start ids, prompt] -> words
+
+Picture first and start ids behind it is the order of the captioning loss (UPSTREAM 23) and of the
+released code's own evaluation (UPSTREAM 34, 41).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.decoding import Context, DecodingSettings, decode
+from pipeline.gill import Gill
+
+
+@torch.no_grad()
+def words_after_pictures(
+    gill: Gill, pooled: Float[Tensor, "N d"], prompts: Sequence[str], max_tokens: int
+) -> list[str]:
+    """What GILL says after each picture and its prompt, up to a line break; no [IMG] tokens.
+
+    Args:
+        pooled: v_phi of the pictures.
+        prompts: one text per picture, may be empty.
+        max_tokens: longest answer.
+
+    Raises:
+        ValueError: not one prompt per picture.
+    """
+    if len(prompts) != len(pooled):
+        raise ValueError(f"{len(pooled)} pictures and {len(prompts)} prompts")
+    model = gill.language_model
+    start = model.embed(torch.tensor(model.start_ids, dtype=torch.int64))
+    embedded = []
+    for prefix, prompt in zip(gill.visual_prefix(pooled), prompts, strict=True):
+        ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        words = model.embed(torch.tensor(ids, dtype=torch.int64))
+        embedded.append(torch.cat([prefix, start, words]))
+    settings = DecodingSettings(max_tokens=max_tokens, max_images=0, stop_at_newline=True)
+    answers = decode(gill, Context(model, len(embedded)), embedded, settings)
+    return [answer.text.strip().partition("\n")[0].strip() for answer in answers]
+
+
+def first_sentence(text: str) -> str:
+    """A caption up to its first full stop, unless that comes within the first six characters.
+
+    As the released validation cuts captions (gill/validate.py).
+    """
+    stop = text.find(".")
+    return text[:stop].strip() if stop > 5 else text.strip()

@@ -1,0 +1,172 @@
+"""Words after a picture: captions and answers (Table 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from app.gill import Gill
+from corpora.pictures import open_picture
+from miniature.world import VALUES, Scene
+from pipeline.captioning import first_sentence, words_after_pictures
+from pipeline.meteor import Meteor
+from pipeline.metrics import MetricUnavailable
+from pipeline.penn_treebank import treebank_words
+from pipeline.text_metrics import bleu, cider, rouge_l
+from pipeline.vqa_accuracy import vqa_accuracies
+from stages.evaluation_params import EvaluationParams
+from stages.evaluation_pictures import Meter, content_of
+from stages.evaluation_scores import Found, Rows
+from stages.evaluation_sources import CocoSource, QuestionSource
+from stages.evaluation_store import EvaluationStore, key_for
+from stages.progress import Ticker
+from stages.results import Record, Result
+
+# The released validation says 32 words (gill/validate.py); an answer is cut at its line's end.
+_MAX_CAPTION_TOKENS, _MAX_ANSWER_TOKENS = 32, 16
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One picture, what is said to GILL after it, and what people said."""
+
+    id: str
+    image: str
+    prompt: str
+    references: tuple[str, ...]
+
+
+def captioning(
+    gill: Gill, source: CocoSource, section: EvaluationParams, store: EvaluationStore
+) -> tuple[list[Result], list[Record]]:
+    """COCO captioning: BLEU, METEOR, ROUGE-L and CIDEr against all captions of each picture.
+
+    Table 7 and appendix E.1: COCO 2017 val, BLEU-4 and METEOR; the implementation is not named
+    (here: as the COCO caption evaluation counts, `pipeline.text_metrics`, `pipeline.meteor`).
+    Greedy, after the picture and "A picture of", up to the first full stop, as the released
+    validation makes captions (gill/validate.py, UPSTREAM 34, 39); the miniature has no such prefix.
+    Beside it on the miniature: how many of the five attributes a caption names, and the share of
+    these that are right.
+    """
+    asked = [
+        _Asked(one.id, one.image, source.caption_prompt, one.captions)
+        for one in source.images[: section.coco.limit]
+        if one.image is not None
+    ]
+    texts = [
+        first_sentence(text)
+        for text in _say(gill, asked, _MAX_CAPTION_TOKENS, "captions of pictures", store)
+    ]
+    found = _caption_scores(texts, [one.references for one in asked])
+    scenes = [source.scenes.get(one.image) for one in asked]
+    known = [(t, s) for t, s in zip(texts, scenes, strict=True) if s is not None]
+    if len(known) == len(texts):
+        named = [_compare(text, scene) for text, scene in known]
+        found.values["attributes_named"] = [float(said) for said, _ in named]
+        found.whole["attributes_right"] = sum(r for _, r in named) / max(
+            1, sum(s for s, _ in named)
+        )
+    title = "Captions of COCO pictures"
+    rows = Rows("coco_captioning", title, len(asked), source.of, section.seed)
+    records = _records("coco_captioning", asked, texts)
+    return rows.results("gill", found), records
+
+
+def visual_questions(
+    gill: Gill, source: QuestionSource, section: EvaluationParams, store: EvaluationStore
+) -> tuple[list[Result], list[Record]]:
+    """VQAv2, zero-shot: accuracy of the greedy answer, with the official normalisation.
+
+    Table 7 and appendix E.1: val split, no examples in the prompt. How the question is put the
+    paper does not say, and the released code has no VQA evaluation: here the picture, then
+    "Q: ...", then "A:" on its own line, the form that the released code gives to dialogues
+    (`evaluation_sources.released_question_prompt`; on the miniature one line). The answer is what
+    follows, up to the end of its line and its first full stop.
+    """
+    asked = [
+        _Asked(one.id, one.image, source.prompt(one.question), one.answers)
+        for one in source.questions[: section.vqa.limit]
+        if one.image is not None
+    ]
+    said = _say(gill, asked, _MAX_ANSWER_TOKENS, "questions about pictures", store)
+    texts = [text.partition(".")[0].strip() for text in said]
+    accuracies = vqa_accuracies(texts, [one.references for one in asked])
+    title = "Questions about pictures"
+    rows = Rows("vqa", title, len(asked), source.of, section.seed)
+    scores = [{"gill.vqa_accuracy": value} for value in accuracies]
+    records = _records("vqa", asked, texts, scores)
+    return rows.results("gill", Found(values={"vqa_accuracy": accuracies})), records
+
+
+@torch.no_grad()
+def _say(
+    gill: Gill, asked: Sequence[_Asked], max_tokens: int, what: str, store: EvaluationStore
+) -> list[str]:
+    """What GILL says after each picture and its prompt; batches are fixed, as for pictures."""
+    keys = [key_for(content_of(one.image), one.prompt, max_tokens) for one in asked]
+    batches = [range(i, min(i + _BATCH, len(asked))) for i in range(0, len(asked), _BATCH)]
+    todo = [batch for batch in batches if any(store.text(keys[i]) is None for i in batch)]
+    encoder = gill.speaker.encoder
+    with Ticker(what) as ticker:
+        meter = Meter(sum(map(len, todo)), "texts")
+        for batch in todo:
+            pictures = [open_picture(asked[i].image) for i in batch]
+            texts = words_after_pictures(
+                gill.speaker.gill,
+                encoder.encode_pictures(pictures).float(),
+                [asked[i].prompt for i in batch],
+                max_tokens,
+            )
+            store.save_texts({keys[i]: text for i, text in zip(batch, texts, strict=True)})
+            ticker.show(meter.after(len(batch)))
+    return [text for key in keys if (text := store.text(key)) is not None]
+
+
+def _caption_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Found:
+    written = [treebank_words(text) for text in texts]
+    real = [[treebank_words(text) for text in group] for group in references]
+    found = Found(values={"rouge_l": rouge_l(written, real), "cider": cider(written, real)})
+    found.whole |= {f"bleu_{n}": score for n, score in enumerate(bleu(written, real), 1)}
+    try:
+        meteor = Meteor()
+    except MetricUnavailable as error:
+        found.absent["meteor"] = str(error)
+        return found
+    scores = meteor.score(
+        [" ".join(words) for words in written],
+        [[" ".join(words) for words in group] for group in real],
+    )
+    found.whole["meteor"] = scores.corpus
+    return found
+
+
+def _compare(text: str, scene: Scene) -> tuple[int, int]:
+    """How many attributes a caption names, and how many of them are the scene's."""
+    words = set(text.split())
+    named = {name: words & set(values) for name, values in VALUES.items()}
+    right = [said == {getattr(scene, name)} for name, said in named.items() if said]
+    return len(right), sum(right)
+
+
+def _records(
+    set_: str,
+    asked: Sequence[_Asked],
+    texts: Sequence[str],
+    scores: Sequence[dict[str, float]] | None = None,
+) -> list[Record]:
+    return [
+        Record(
+            set=set_,
+            id=one.id,
+            prompt=one.prompt,
+            context=({"picture": one.image}, {"text": one.prompt}),
+            real=one.image,
+            references=one.references,
+            texts={"gill": text},
+            scores=scores[row] if scores else {},
+        )
+        for row, (one, text) in enumerate(zip(asked, texts, strict=True))
+    ]
