@@ -7,6 +7,7 @@ configuration, wherever that can be had: in the directory, in the hub's local ca
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPTextConfig
+from transformers.pytorch_utils import Conv1D
 
-from pipeline.backbones import BackboneError, Role
+from pipeline.backbones import BackboneError, Quantization, Role
 from pipeline.known_models import HUB_VISUAL_ENCODERS, known_generator, known_language_model
 from pipeline.language_model import LanguageModel
+from pipeline.quantization import quantize
 from pipeline.visual_encoder import VisualEncoder, untrained_visual_encoder
 
 Place = Literal["local", "hub cache", "hub"]
@@ -100,8 +104,41 @@ def find(role: Role, source: str, revision: str | None = None) -> Found:
     return Found(source, "hub", None, False)
 
 
-def language_model_blueprint(found: Found, dtype: torch.dtype) -> tuple[LanguageModel, int]:
-    """The language model on the meta device, and the bytes of its published weights.
+@dataclass(frozen=True)
+class LanguageModelBlueprint:
+    """A language model's configuration, and what it is to compute in."""
+
+    config: Any
+    dtype: torch.dtype
+    quantization: Quantization
+    stored_bytes: int
+    """Bytes of the published weights, in the dtype in which they are published."""
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    def build(self, num_layers: int | None = None) -> LanguageModel:
+        """A new model on the meta device, whole or with fewer layers."""
+        config = copy.deepcopy(self.config)
+        text = config.get_text_config()
+        if num_layers is not None:
+            text.num_hidden_layers = num_layers
+            if getattr(text, "layer_types", None):
+                text.layer_types = text.layer_types[:num_layers]
+        model = _on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=self.dtype))
+        if self.quantization == "int8":
+            quantize(model, "int8", "meta")
+        elif self.quantization == "nf4":
+            _outline_nf4(model)
+        return LanguageModel(model, _Tokenizer(text.vocab_size, text.model_type in _WITH_START))
+
+
+def language_model_blueprint(
+    found: Found, dtype: torch.dtype, quantization: Quantization = "none"
+) -> LanguageModelBlueprint:
+    """The language model's configuration, proved to be one that can be built.
 
     Raises BackboneError: its configuration is unknown, or it cannot serve and why.
     """
@@ -114,15 +151,15 @@ def language_model_blueprint(found: Found, dtype: torch.dtype) -> tuple[Language
         else:
             raise _unknown("language_model", found)
         config.name_or_path = found.source
-        model = _on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype))
+        plain = LanguageModelBlueprint(config, dtype, "none", 0).build()
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(f"language_model {found.source}: {error}") from error
-    text = config.get_text_config()
-    tokenizer = _Tokenizer(text.vocab_size, text.model_type in _WITH_START)
-    stored = "float16" if known is None else known.stored
-    return LanguageModel(model, tokenizer), count_parameters(model) * _BYTES[stored]
+    stored = _BYTES["float16" if known is None else known.stored]
+    return LanguageModelBlueprint(
+        config, dtype, quantization, stored * count_parameters(plain.model)
+    )
 
 
 def visual_encoder_blueprint(found: Found, dtype: torch.dtype) -> tuple[VisualEncoder, int]:
@@ -230,6 +267,50 @@ def _unknown(role: Role, found: Found) -> BackboneError:
         f"{role} {found.source}: its sizes are unknown here: run `stages prepare-backbones` once "
         "with backbones.allow_download: true, or name a local directory"
     )
+
+
+def _outline_nf4(model: Any) -> None:
+    """Replace the layers that `pipeline.quantization.quantize` would by ones of the same bytes."""
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head:
+                setattr(parent, name, _NF4Outline(layer))
+
+
+class _NF4Outline(nn.Module):
+    """The bytes of a layer in bitsandbytes' nf4, doubly quantised, and of its product.
+
+    4 bits a weight, 8 bits for the scale of each 64 weights, a float32 for each 256 scales. The
+    product makes the whole weight in the dtype of its input, and once more in the backward pass.
+    """
+
+    def __init__(self, layer: nn.Linear | Conv1D) -> None:
+        super().__init__()
+        # Conv1D keeps its weight the other way round.
+        self.shape = layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.T.shape
+        size = layer.weight.numel()
+        for name, count, dtype in (
+            ("weight", -(-size // 2), torch.uint8),
+            ("scales", -(-size // 64), torch.uint8),
+            ("scales_of_scales", -(-size // (64 * 256)), torch.float32),
+        ):
+            self.register_buffer(name, torch.empty(count, dtype=dtype, device="meta"))
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _NF4Product.apply(x, self.shape, self.bias)
+
+
+class _NF4Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: torch.Size, bias: Tensor | None) -> Tensor:
+        ctx.shape = shape
+        return F.linear(x, x.new_empty(shape), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] @ grads[0].new_empty(ctx.shape), None, None
 
 
 class _Tokenizer:

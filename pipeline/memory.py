@@ -1,0 +1,291 @@
+"""How much memory each kind of work takes, predicted without weights.
+
+    device memory = weights of the frozen models                           n_frozen * bytes per weight
+                  + heads and Adam's two moments                           P * (4 + 8)
+                  + targets and features of the batch and of validation    rows * 4 * (L D + d)
+                  + what one step makes, at its fullest moment             a dry run (pipeline.dry_run)
+
+n_frozen parameters of the frozen model, P trained ones, float32. The last term is dominated by what
+the backward pass needs of the differentiated [IMG] positions. For OPT with frozen weights a layer
+keeps per differentiated token: the inputs of its two norms (2 e), the query and the attention's
+output (2 e), the ReLU's output (4 e), and keys and values of the whole sequence it attends to,
+prefix included, 2 e (T + r) / r, all times the bytes of the dtype: B r layers (8 e + 2 e (T + r) / r)
+numbers for B captions of T tokens, and as much for the k + T positions of the captioning pass, where
+the sequence is its own. A frozen linear layer keeps nothing but its weight. The dry run finds the
+same number (tests/test_memory.py) and holds for other architectures too.
+
+Quantised weights (`pipeline.quantization`): nf4 takes 4 bits, and 8 more per 64 weights; int8 takes 8
+bits, and a float32 per output row. Embeddings, norms and output rows keep the dtype. A product needs
+its weight in the dtype again, one at a time, which the dry run sees too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.accumulation import backpropagate
+from pipeline.batch import CaptionBatch
+from pipeline.blueprints import GeneratorBlueprint, LanguageModelBlueprint
+from pipeline.dry_run import DryRun
+from pipeline.gill import Gill
+from pipeline.heads import Heads, HeadSizes
+from pipeline.language_model import LanguageModel
+from pipeline.objective import PackingDraws, retrieval_queries, training_losses
+from pipeline.recomputation import recompute_activations
+from pipeline.settings import Objective, TrainingSettings
+from pipeline.visual_encoder import VisualEncoder
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device, by what holds them; `peak` is their sum at the fullest moment."""
+
+    weights: int
+    """Frozen models."""
+    heads: int = 0
+    """Trained parameters and Adam's two moments."""
+    data: int = 0
+    """Batches that lie there, of training and of validation."""
+    working: int = 0
+    """Activations, kept keys and values, blocks of logits, gradients, copies in a smaller dtype."""
+    flop: float = 0.0
+    """Operations of what was run, per row."""
+
+    @property
+    def peak(self) -> int:
+        """Most bytes at one time."""
+        return self.weights + self.heads + self.data + self.working
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers, shared ones once."""
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def training_memory(
+    language_model: LanguageModelBlueprint,
+    sizes: HeadSizes,
+    objective: Objective,
+    settings: TrainingSettings,
+    *,
+    caption_tokens: Sequence[int],
+    draws: PackingDraws | None = None,
+    validation_rows: int = 0,
+    device_type: str = "cuda",
+) -> Memory:
+    """Peak memory of `pipeline.training.train` in one process, and the operations per example.
+
+    Args:
+        caption_tokens: lengths of the captions of a batch, repeated until there are enough.
+        draws: which pairs of the examples that are read at once share sequences; by default what
+            the objective makes likely (`likely_draws`).
+        validation_rows: they lie on the device while training, and go through it at once.
+        device_type: `cpu` or `cuda`; what is thought of, not what is here.
+
+    Raises:
+        ValueError: what `training_losses` refuses; the message says why.
+    """
+    part = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    with torch.device("meta"):
+        heads = Heads(sizes).to(getattr(torch, objective.trained_dtype))
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in heads.parameters())
+    batch, coins = _batch(caption_tokens, part, sizes), draws or likely_draws(part, objective)
+
+    def one_part(model: LanguageModel) -> tuple[int, int]:
+        run = DryRun(device_type)
+        gill = _DryGill(model, heads, run)
+        if settings.recompute_activations:
+            recompute_activations(model)
+        run(lambda: backpropagate(gill, batch, objective, coins))
+        peak = run.ledger.peak
+        heads.zero_grad()
+        if part < settings.batch_size:
+            if objective.retrieval_weight:
+                run(lambda: _queries(gill, batch, objective, coins))
+            peak += trained  # the gradients of the parts before
+        return peak, run.ledger.flop
+
+    def held_out(model: LanguageModel) -> tuple[int, int]:
+        run = DryRun(device_type)
+        gill = _DryGill(model, heads, run)
+        rows = _batch(caption_tokens, validation_rows, sizes)
+        run(lambda: _validate(gill, rows, objective))
+        return run.ledger.peak, 0
+
+    step, flop = _at_full_depth(language_model, one_part)
+    whole = language_model.build()
+    moments = [
+        step,
+        8 * whole.num_rows * sizes.e,  # the mean norm of the rows, in float64
+        trained + _optimiser_bytes(heads, device_type),
+    ]
+    if validation_rows:
+        moments.append(_at_full_depth(language_model, held_out)[0])
+    row = 4 * (sizes.L * sizes.D + sizes.d + (sizes.D_pooled or 0))
+    return Memory(
+        weights=weight_bytes(whole.model),
+        heads=3 * trained,
+        data=row * (settings.batch_size + validation_rows),
+        working=max(moments),
+        flop=flop / part,
+    )
+
+
+def likely_draws(num_examples: int, objective: Objective) -> PackingDraws:
+    """Where each pair tosses its coin, as many pairs packed as are expected, spread evenly; where
+    one coin decides for the whole batch, all of them packed if they can be."""
+    chance = objective.pack_probability
+    if objective.packing_unit == "batch":
+        return PackingDraws.same(num_examples, packed=chance > 0)
+    pairs = [int((i + 1) * chance) > int(i * chance) for i in range(num_examples // 2)]
+    return PackingDraws(pairs, pairs, pairs)
+
+
+def features_memory(encoder: VisualEncoder, batch_size: int, device_type: str = "cuda") -> Memory:
+    """Peak memory of the visual encoder (on the meta device) over `batch_size` pictures."""
+    pixels = torch.empty(batch_size, 3, *encoder.image_size, device="meta")
+    run = DryRun(device_type)
+    run(lambda: encoder.pooled(pixels))
+    return Memory(
+        weights=weight_bytes(encoder.model),
+        data=pixels.numel() * pixels.element_size(),
+        working=run.ledger.peak,
+        flop=run.ledger.flop / batch_size,
+    )
+
+
+@torch.no_grad()
+def targets_memory(
+    generator: GeneratorBlueprint, batch_size: int, device_type: str = "cuda"
+) -> Memory:
+    """Peak memory of the generator's text encoders over `batch_size` captions."""
+    ids = torch.zeros(batch_size, generator.length, dtype=torch.int64, device="meta")
+    run = DryRun(device_type)
+
+    def encode() -> list[Any]:
+        # Two encoders are read at their last layer but one, which keeps the states of all layers.
+        several = len(generator.text_encoders) > 1
+        return [e(input_ids=ids, output_hidden_states=several) for e in generator.text_encoders]
+
+    run(encode)
+    return Memory(
+        weights=sum(map(weight_bytes, generator.text_encoders)),
+        working=run.ledger.peak,
+        flop=run.ledger.flop / batch_size,
+    )
+
+
+@torch.no_grad()
+def generation_memory(
+    generator: GeneratorBlueprint, steps: int, batch_size: int, device_type: str = "cuda"
+) -> Memory:
+    """Peak memory of denoising and decoding `batch_size` pictures with guidance.
+
+    Guidance makes every denoising step read 2 * `batch_size` latents. Two-encoder pipelines decode
+    in float32 where the weights are float16 (`force_upcast` of their decoder). `flop` is per
+    picture.
+    """
+    unet, vae = generator.unet, generator.vae
+    size, both = generator.latent_size, 2 * batch_size
+
+    def zeros(*shape: int, dtype: torch.dtype = unet.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, device="meta")
+
+    conditions: dict[str, Any] = {}
+    if generator.pooled_width is not None:
+        conditions["added_cond_kwargs"] = {
+            "text_embeds": zeros(both, generator.pooled_width),
+            "time_ids": zeros(both, 6),
+        }
+    latents = zeros(both, unet.config.in_channels, size, size)
+    states = zeros(both, generator.length, generator.cross_attention_width)
+    denoise, decode = DryRun(device_type), DryRun(device_type)
+    denoise(lambda: unet(latents, zeros(1, dtype=torch.int64), states, **conditions))
+    upcast = (
+        generator.pooled_width is not None
+        and vae.dtype == torch.float16
+        and bool(vae.config.get("force_upcast", False))
+    )
+    wide = torch.float32 if upcast else vae.dtype
+    vae.to(wide)
+    decode(lambda: vae.decode(zeros(batch_size, vae.config.latent_channels, size, size, dtype=wide)))
+    weights = weight_bytes(unet) + weight_bytes(vae)
+    vae.to(unet.dtype)
+    return Memory(
+        weights=weights,
+        working=max(denoise.ledger.peak, decode.ledger.peak),
+        flop=(steps * denoise.ledger.flop + decode.ledger.flop) / batch_size,
+    )
+
+
+def _at_full_depth(
+    blueprint: LanguageModelBlueprint, count: Callable[[LanguageModel], tuple[int, int]]
+) -> tuple[int, int]:
+    """What `count` gives for the whole model, from two shallower ones: layers are alike, so bytes
+    and operations are straight lines in their number."""
+    few, more = _DEPTHS
+    if blueprint.num_layers <= more:
+        return count(blueprint.build())
+    (peak, flop), (next_peak, next_flop) = (count(blueprint.build(depth)) for depth in _DEPTHS)
+    times = (blueprint.num_layers - more) / (more - few)
+    return (
+        int(next_peak + times * (next_peak - peak)),
+        int(next_flop + times * (next_flop - flop)),
+    )
+
+
+_DEPTHS = (3, 6)
+
+
+class _DryGill(Gill):
+    """GILL on the meta device, where autocast is imitated."""
+
+    def __init__(self, language_model: LanguageModel, heads: Heads, run: DryRun) -> None:
+        super().__init__(language_model, heads)
+        self._run = run
+
+    def _compute(self) -> AbstractContextManager:
+        dtype = self.language_model.dtype
+        if dtype not in (torch.bfloat16, torch.float16):
+            return nullcontext()
+        return self._run.autocast(dtype)
+
+
+def _batch(caption_tokens: Sequence[int], rows: int, sizes: HeadSizes) -> CaptionBatch:
+    """A batch of `rows` captions of these lengths, on the meta device."""
+    lengths = [caption_tokens[i % len(caption_tokens)] for i in range(rows)]
+    return CaptionBatch(
+        tokens=torch.zeros(sum(lengths), dtype=torch.int64, device="meta"),
+        offsets=torch.tensor([0, *lengths]).cumsum(0),
+        pooled=torch.zeros(rows, sizes.d, device="meta"),
+        targets=torch.zeros(rows, sizes.L, sizes.D, device="meta"),
+        rows=torch.arange(rows),
+        pooled_targets=None
+        if sizes.D_pooled is None
+        else torch.zeros(rows, sizes.D_pooled, device="meta"),
+    )
+
+
+@torch.no_grad()
+def _queries(
+    gill: Gill, batch: CaptionBatch, objective: Objective, draws: PackingDraws
+) -> None:
+    retrieval_queries(gill, batch, objective, draws)
+
+
+@torch.no_grad()
+def _validate(gill: Gill, batch: CaptionBatch, objective: Objective) -> None:
+    training_losses(gill, batch, objective, PackingDraws.same(len(batch), packed=False))
+
+
+def _optimiser_bytes(heads: Heads, device_type: str) -> int:
+    """What AdamW holds besides its state: on a GPU the roots of all second moments at once, on a
+    CPU those of one tensor and their quotient."""
+    sizes = [parameter.numel() * parameter.element_size() for parameter in heads.parameters()]
+    return sum(sizes) if device_type == "cuda" else 2 * max(sizes)
