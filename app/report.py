@@ -1,24 +1,45 @@
-"""The report: one self-contained HTML page of facts, tables, curves and grids of pictures.
+"""The report: one self-contained HTML page of sections with tables, curves and grids of pictures.
 
-    facts, tables, curves, grids -> render -> HTML (no script, no font and no picture from outside)
+    sections of blocks -> render -> HTML (no script, no font and no picture from outside)
 
-Nothing here computes a result: the page shows what the stages wrote.
+Nothing here computes a result: the page shows what the stages wrote. Pictures become smaller until
+the page is under 10 MB.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
-import matplotlib
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
+from app.report_curves import Curves, draw
+
+LARGEST_PAGE = 10_000_000
+_SIDES = (256, 160, 96, 64)
+
+Tone = Literal["good", "bad", "quiet", "plain"]
+
+
+class ReportError(Exception):
+    """A page that cannot be written; the message says why."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A text with a colour: a verdict, or a remark on an absent number."""
+
+    text: str
+    tone: Tone = "plain"
+
+
+Value = str | float | int | Mark | None
 
 
 @dataclass(frozen=True)
@@ -27,28 +48,20 @@ class Table:
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | float | int | None]]
+    rows: Sequence[Sequence[Value]]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Lines over a common axis: name -> (x, y)."""
-
-    title: str
-    x_label: str
-    y_label: str
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-    note: str = ""
+    folded: bool = False
+    """Shown on a click only."""
+    kind: str = "table"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a grid: a picture, a text, or both; `good` colours a judged caption."""
+    """One cell of a grid: words and pictures in their order, and a judged line below them."""
 
-    picture: Image.Image | Path | None = None
+    parts: Sequence[str | Image.Image] = ()
     text: str = ""
-    good: bool | None = None
+    tone: Tone = "plain"
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,52 @@ class Grid:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    kind: str = "grid"
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Curves side by side."""
+
+    curves: Sequence[Curves]
+    title: str = ""
+    note: str = ""
+    kind: str = "drawings"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and what they stand for."""
+
+    facts: dict[str, str]
+    title: str = ""
+    note: str = ""
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Lines of a file or a shell, as they are."""
+
+    lines: str
+    title: str = ""
+    note: str = ""
+    folded: bool = False
+    kind: str = "text"
+
+
+Block = Table | Grid | Drawings | Facts | Text
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what it says, and its blocks."""
+
+    name: str
+    """Of its link."""
+    title: str
+    note: str = ""
+    blocks: Sequence[Block] = ()
 
 
 @dataclass(frozen=True)
@@ -67,21 +126,42 @@ class Page:
 
     title: str
     lead: str
-    facts: dict[str, str] = field(default_factory=dict)
-    tables: Sequence[Table] = ()
-    curves: Sequence[Curves] = ()
-    grids: Sequence[Grid] = ()
+    badge: str = ""
+    sections: Sequence[Section] = field(default_factory=tuple)
 
 
 def write_report(path: str | Path, page: Page) -> None:
-    """Write the page as one HTML file, pictures and curves inside it."""
-    environment = Environment(loader=PackageLoader("app"), autoescape=select_autoescape(["html"]))
-    environment.filters["picture"] = _picture_uri
+    """Write the page as one HTML file, pictures and curves inside it.
+
+    Raises ReportError when even with the smallest pictures it is over 10 MB.
+    """
+    for side in _SIDES:
+        html = render(page, side).encode("utf-8")
+        if len(html) <= LARGEST_PAGE:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(html)
+            return
+    raise ReportError(
+        f"the report is {len(html) / 1e6:.1f} MB with pictures of {_SIDES[-1]} pixels; at most "
+        f"{LARGEST_PAGE / 1e6:.0f} are wanted: show fewer (evaluation.examples_shown)"
+    )
+
+
+def render(page: Page, side: int = _SIDES[0]) -> str:
+    """The page as HTML, pictures at most `side` pixels wide and high."""
+    environment = Environment(
+        loader=PackageLoader("app"),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["picture"] = partial(_picture_uri, side=side)
     environment.filters["number"] = _number
-    environment.filters["drawing"] = _draw
-    html = environment.get_template("report.html").render(page=page)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(html, encoding="utf-8")
+    environment.filters["light"] = partial(draw, dark=False)
+    environment.filters["dark"] = partial(draw, dark=True)
+    environment.tests["mark"] = lambda value: isinstance(value, Mark)
+    environment.tests["words"] = lambda value: isinstance(value, str)
+    return environment.get_template("report.html").render(page=page)
 
 
 def _number(value: str | float | None) -> str:
@@ -90,35 +170,15 @@ def _number(value: str | float | None) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _picture_uri(picture: Image.Image | Path) -> str:
-    """A data URI: PNG for small pictures, JPEG of at most 256 pixels for large ones."""
-    image = Image.open(picture) if isinstance(picture, Path) else picture
+def _picture_uri(picture: Image.Image, side: int) -> str:
+    """A data URI: PNG for small pictures, JPEG for large ones."""
     buffer = io.BytesIO()
-    if max(image.size) <= 64:
-        image.save(buffer, "PNG", optimize=True)
+    if max(picture.size) <= 64:
+        picture.save(buffer, "PNG", optimize=True)
         kind = "png"
     else:
-        image = image.convert("RGB")
-        image.thumbnail((256, 256))
-        image.save(buffer, "JPEG", quality=85)
+        small = picture.convert("RGB")
+        small.thumbnail((side, side))
+        small.save(buffer, "JPEG", quality=85)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _draw(curves: Curves) -> str:
-    """The curves as an SVG data URI."""
-    figure, axes = plt.subplots(figsize=(5.2, 3.0))
-    for name, (x, y) in curves.lines.items():
-        axes.plot(
-            x, y, label=name, linewidth=1.4, marker="o" if len(x) < 15 else None, markersize=4
-        )
-    axes.set_xlabel(curves.x_label)
-    axes.set_ylabel(curves.y_label)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(curves.lines) > 1:
-        axes.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -22,7 +22,7 @@ from stages.finding_claims import FINDINGS, MARGINS, RULE, Finding, Part
 from stages.paths import ARTIFACTS, METRICS
 from stages.results import Result
 from stages.run_variants import is_done
-from stages.variants import Cell, Study, cell
+from stages.variants import BASELINE, Cell, Study, cell
 
 
 def run(
@@ -51,6 +51,25 @@ def run(
     _write(metrics / "findings.json", _short(content))
     for line in summary(content):
         print(line)
+
+
+def of_main_run(artifacts: Artifacts) -> dict[str, Any]:
+    """The same numbers, as far as one evaluation has them, before any cell was run: no verdicts."""
+    scores = CellScores([MainRun(BASELINE, 0, artifacts.root)])
+    return {
+        "cells": {"seeds": [0], "notes": []},
+        "rule": RULE,
+        "findings": [_judged(finding, scores) for finding in FINDINGS],
+        "numbers": [],
+    }
+
+
+class MainRun(Cell):
+    """What `dvc repro` made, as the one cell that there is."""
+
+    @property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self.folder)
 
 
 def summary(content: dict[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ on: training from its last state, evaluation from its last example.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,9 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from stages.params import Params
-from stages.variants import Cell, CellStage, Study, cell, cell_fingerprint, cell_params
-
-_CODE = ("pipeline", "cache", "corpora", "miniature", "stages", "app")
+from stages.variants import (
+    Cell,
+    CellStage,
+    Study,
+    cell,
+    cell_fingerprint,
+    cell_params,
+    code_fingerprint,
+)
 
 
 def run(params_file: Path, study: Study, name: str, seed: int, metrics: Path | None = None) -> Cell:
@@ -108,16 +113,6 @@ def _record(
         "params": params.model_dump(mode="json"),
         "versions": library_versions("torch", "transformers", "diffusers", "open_clip_torch"),
     }
-
-
-def code_fingerprint() -> str:
-    """A hash of all of this project's code, so that a mixture of cells can be noticed."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for room in _CODE:
-        for file in sorted((root / room).rglob("*.py")):
-            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -28,6 +28,7 @@ _SECTIONS = (
     *("run", "captions", "model", "batches", "objective", "training"),
     *("index", "decision", "generation", "evaluation"),
 )
+_CODE = ("pipeline", "cache", "corpora", "miniature", "stages", "app")
 
 CellStage = Literal["train", "build-index", "fit-decision", "evaluate"]
 
@@ -151,3 +152,13 @@ def _inputs(artifacts: Artifacts) -> dict[str, Any]:
     if drawn.is_file():
         inputs["miniature"] = hashlib.sha256(drawn.read_bytes()).hexdigest()
     return inputs
+
+
+def code_fingerprint() -> str:
+    """A hash of all of this project's code, so that a mixture of cells can be noticed."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for room in _CODE:
+        for file in sorted((root / room).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,94 @@
+"""Lines with intervals as SVG, for light and for dark pages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+_COLOURS = {
+    False: ("#1f6feb", "#d4691c", "#1a7f5a", "#8250df"),
+    True: ("#6ea8fe", "#f4a261", "#58c99b", "#c297ff"),
+}
+_INK = {False: "#1d2330", True: "#e6e9ef"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of one line; `low` and `high` are the ends of an interval around each."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    style: Literal["line", "published"] = "line"
+    colour: int | None = None
+    """The number of a colour that another line has too; None: the next one."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over a common axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    note: str = ""
+
+
+def draw(curves: Curves, *, dark: bool) -> str:
+    """The curves as an SVG data URI without a background."""
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": curves.title,
+        "text.color": _INK[dark],
+        "axes.labelcolor": _INK[dark],
+        "axes.edgecolor": _INK[dark],
+        "xtick.color": _INK[dark],
+        "ytick.color": _INK[dark],
+        "font.family": "sans-serif",
+        "font.size": 10,
+    }
+    with matplotlib.rc_context(settings):
+        figure, axes = plt.subplots(figsize=(5.2, 3.2))
+        for place, line in enumerate(curves.lines):
+            _draw_line(axes, line, _COLOURS[dark][(line.colour or 0) if line.colour else place % 4])
+        axes.set_xlabel(curves.x_label)
+        axes.set_ylabel(curves.y_label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        whole = [x for line in curves.lines for x in line.x]
+        if whole and max(whole) <= 12 and all(float(x).is_integer() for x in whole):
+            axes.set_xticks(range(int(min(whole)), int(max(whole)) + 1))
+        if len(curves.lines) > 1:
+            axes.legend(frameon=False, fontsize=8.5)
+        buffer = io.BytesIO()
+        figure.savefig(
+            buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
+        )
+        plt.close(figure)
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _draw_line(axes: plt.Axes, line: Line, colour: str) -> None:
+    if line.style == "published":
+        axes.plot(
+            line.x, line.y, "--", label=line.name, color=colour, linewidth=0.8, alpha=0.9,
+            marker="D", markersize=5, markerfacecolor="none",
+        )  # fmt: skip
+        return
+    marker = "o" if len(line.x) < 15 else None
+    axes.plot(
+        line.x, line.y, label=line.name, color=colour, linewidth=1.6, marker=marker, markersize=4
+    )
+    if line.low is not None and line.high is not None:
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
