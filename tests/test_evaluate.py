@@ -1,0 +1,279 @@
+"""The stage evaluate on the original formats, interrupted, without baseline, without an index."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from app.artifacts import Artifacts
+from corpora.prompts import released_dialogue_prompt
+from corpora.records import CorpusError
+from corpora.visdial import read_dialogues
+from pipeline import evaluation as generation
+from pipeline.image_generator import ImageGenerator
+from pipeline.metrics import bootstrap_interval
+from stages import evaluate
+from stages.cli import app
+from stages.params import Params, ParamsError, read_params
+from stages.results import Record, Result, read_records, read_results
+
+ROOT = Path(__file__).parents[1]
+STAGES = (
+    "prepare-captions",
+    "prepare-backbones",
+    "precompute-features",
+    "precompute-targets",
+    "train",
+    "build-index",
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with heads trained for two steps on a very small miniature world."""
+    folder = tmp_path_factory.mktemp("world")
+    raw = yaml.safe_load((ROOT / "presets/miniature.yaml").read_text(encoding="utf-8"))
+    sizes = {"pictures": 24, "held_out_pictures": 8, "stories": 5, "dialogues": 2, "prompts": 2}
+    raw["captions"]["miniature"] = sizes
+    raw["backbones"] |= {
+        f"{role}_dtype": "float32"
+        for role in ("language_model", "visual_encoder", "image_generator")
+    }
+    steps = {"log_every": 1, "validate_every": 2, "checkpoint_every": 2}
+    raw["training"] |= {"steps": 2, "batch_size": 8, **steps}
+    raw["generation"] = {"steps": 2, "guidance": 2.0, "batch_size": 3}
+    raw["evaluation"] = {"captions": 4, "retrieval_scenes": 20, "examples_shown": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        for stage in STAGES:
+            result = CliRunner().invoke(app, [stage])
+            assert result.exit_code == 0, f"{stage}: {result.output}\n{result.exception}"
+        yield folder
+
+
+@pytest.fixture
+def run(world, monkeypatch, tmp_path):
+    """Evaluates with changed params into a root of its own; gives results and records."""
+    monkeypatch.chdir(world)
+    root = tmp_path / "own"
+    for part in ("model", "index"):
+        shutil.copytree(f"artifacts/{part}", root / part)
+    artifacts = Artifacts(root, shared=Path("artifacts"))
+
+    def evaluated(**changes: object) -> tuple[list[Result], list[Record]]:
+        evaluate.run(_params(**changes), artifacts, root / "metrics")
+        folder = artifacts.evaluation
+        return read_results(folder / "results.json"), read_records(folder / "records.parquet")
+
+    evaluated.root = root  # type: ignore[attr-defined]
+    return evaluated
+
+
+def _params(**changes: object) -> Params:
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    raw["evaluation"] |= changes
+    return Params.model_validate(raw)
+
+
+def _one(results: list[Result], set_: str, method: str, metric: str) -> Result:
+    [row] = [r for r in results if (r.set, r.method, r.metric) == (set_, method, metric)]
+    return row
+
+
+def test_vist_files_give_tables_1_and_5_and_a_lost_picture_costs_its_story(run, tmp_path):
+    folder = tmp_path / "vist"
+    shutil.copytree("artifacts/miniature/story_images", folder)
+    told = json.loads(Path("artifacts/miniature/stories.json").read_text())
+    lost = told["annotations"][2][0]
+    (folder / f"{lost['photo_flickr_id']}.png").unlink()
+    files = {"stories": "artifacts/miniature/stories.json", "images": str(folder)}
+    results, records = run(tables=["table_1", "table_5"], vist=files)
+    assert {row.metric for row in results if row.table == "table_1"} == {
+        "clip_similarity",
+        "lpips",
+        "fid",
+    }, "the oracle does not judge files that were named"
+    assert {(row.examples, row.of) for row in results} == {(4, 5)}
+    gill = _one(results, "story_5_pictures", "gill", "clip_similarity")
+    assert gill.published == 0.641
+    own = [r for r in records if r.set == "story_5_pictures"]
+    values = [r.scores["gill.clip_similarity"] for r in own]
+    assert gill.value == pytest.approx(np.mean(values))
+    assert gill.standard_error == pytest.approx(np.std(values, ddof=1) / 2)
+    assert (gill.low, gill.high) == bootstrap_interval(values, 0)
+    assert lost["story_id"] not in {r.id for r in own}
+    assert [list(part) for part in own[0].context] == [["text"], ["picture"]] * 4 + [["text"]]
+    assert own[0].prompt == " ".join(part["text"] for part in own[0].context if "text" in part)
+    fid = _one(results, "story_1", "gill", "fid")
+    assert fid.value is None
+    assert "published weights" in fid.absent
+    assert _one(results, "story_5_pictures", "clip", "recall_at_5").published == 0.223
+    assert {row.method for row in results if row.set == "story_5"} == {
+        "generator",
+        "gill",
+        "clip",
+        "clip_captions",
+    }
+    # The generator takes no pictures: it reads the same captions, with the same seeds, once.
+    same = [r.pictures["generator"] for r in records if r.set == "story_5"]
+    assert [r.pictures["generator"] for r in own] == same
+
+
+def test_visdial_files_are_put_as_the_released_code_puts_them(run, shared_data, tmp_path):
+    path = shared_data / "visdial/visdial_1.0_val_crowdsourced.json"
+    dialogues, _ = read_dialogues(path)
+    for dialogue in dialogues[5:8]:
+        name = f"VisualDialog_val2018_{int(dialogue.id):012d}.jpg"
+        Image.new("RGB", (40, 30), (int(dialogue.id) % 256, 90, 20)).save(tmp_path / name)
+    files = {"dialogues": str(path), "images": str(tmp_path)}
+    results, records = run(tables=["table_2"], visdial=files)
+    assert {(row.examples, row.of) for row in results} == {(3, 97)}
+    ten = [r for r in records if r.set == "dialogue_10"]
+    assert [r.id for r in ten] == [d.id for d in dialogues[5:8]]
+    assert ten[0].prompt == released_dialogue_prompt(dialogues[5].questions_and_answers)
+    assert ten[0].prompt.count("\nA: ") == 10
+    one = next(r for r in records if r.set == "dialogue_1")
+    assert one.prompt == "\n".join(ten[0].prompt.split("\n")[:2])
+    assert one.context == ({"text": one.prompt},)
+
+
+def test_coco_and_vqa_files_give_tables_7_and_8(run, shared_data, monkeypatch):
+    coco = {
+        "captions": str(shared_data / "coco_mini_train/captions_train2017.json"),
+        "images": str(shared_data / "coco_mini_train/images"),
+    }
+    vqa = {
+        "questions": str(shared_data / "vqa_v2/with_images/questions_39.json"),
+        "annotations": str(shared_data / "vqa_v2/with_images/annotations_39.json"),
+        "images": coco["images"],
+    }
+    seen = []
+    generate = ImageGenerator.generate
+
+    def watched(self, *args, settings, **kwargs):
+        seen.append((settings.steps, settings.guidance, settings.scheduler))
+        return generate(self, *args, settings=settings.model_copy(update={"steps": 2}), **kwargs)
+
+    monkeypatch.setattr(ImageGenerator, "generate", watched)
+    results, records = run(
+        tables=["table_7", "table_8"],
+        coco={**coco, "limit": 3},
+        coco_2014={**coco, "limit": 4},
+        vqa={**vqa, "limit": 5},
+    )
+    assert set(seen) == {(250, 3.0, "ddim")}, "appendix E.3"
+    counts = {row.set: (row.examples, row.of) for row in results}
+    assert counts == {"coco_captioning": (3, 80), "vqa": (5, 39), "coco_fid": (4, 400)}
+    assert _one(results, "coco_fid", "generator", "fid").published == 9.22
+    assert 0 <= _one(results, "vqa", "gill", "vqa_accuracy").value <= 1
+    assert _one(results, "coco_captioning", "gill", "bleu_4").published == 0.1059
+    question = next(r for r in records if r.set == "vqa")
+    assert question.prompt.startswith("Q: ")
+    assert question.prompt.endswith("?\nA:")
+    assert len(question.references) == 10
+    caption = next(r for r in records if r.set == "coco_captioning")
+    assert caption.prompt == "A picture of"
+    assert len(caption.references) == 5
+    assert caption.texts["gill"] == caption.texts["gill"].partition("\n")[0]
+
+
+def test_files_without_their_pictures_are_refused_before_any_model_is_loaded(
+    run, shared_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate.Gill, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    vist = {
+        "stories": str(shared_data / "vist/reconstructed_test_500.story-in-sequence.json"),
+        "images": str(tmp_path),
+    }
+    with pytest.raises(CorpusError, match=r"0 kept, 500 excluded: picture missing 500"):
+        run(tables=["table_5"], vist=vist)
+    with pytest.raises(ParamsError, match=r"evaluation\.vist\.images: there is no .*absent"):
+        run(tables=["table_1"], vist={**vist, "images": "absent"})
+    with pytest.raises(ParamsError, match=r"evaluation\.lpips_weights: there is no alexnet"):
+        run(tables=["captions"], lpips_weights="alexnet.pth")
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ({"tables": ["table_1"]}, ["vist.stories", "vist.images"]),
+        ({"vist": {"stories": "a.json"}}, ["vist.images"]),
+        ({"tables": ["figure_8"]}, ["visdial.dialogues", "visdial.images"]),
+        ({"tables": ["table_8"], "coco": {"captions": "a", "images": "b"}}, ["coco_2014.captions"]),
+        ({"tables": ["table_7"], "vqa": {"questions": "q"}}, ["vqa.annotations", "vqa.images"]),
+    ],
+)
+def test_a_table_without_its_files_is_refused_by_key(tmp_path, section, keys):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"captions": {"table": "a.tsv"}, "evaluation": section}))
+    with pytest.raises(ParamsError) as error:
+        read_params(path)
+    for key in keys:
+        assert f"{path}: evaluation.{key}: " in str(error.value)
+
+
+def test_a_table_of_ones_own_is_measured_by_what_is_named(tmp_path):
+    path = tmp_path / "params.yaml"
+    files = {"coco": {"captions": "a", "images": "b"}}
+    path.write_text(yaml.safe_dump({"captions": {"table": "a.tsv"}, "evaluation": files}))
+    chosen = read_params(path).evaluation.chosen(miniature=False)
+    assert chosen == ("captions", "retrieval", "table_6", "table_7", "latency")
+
+
+def test_an_interrupted_run_goes_on_and_changes_no_bit(run, monkeypatch, capsys):
+    made = []
+    generate = generation.generate_pictures
+
+    def counted(*args, **kwargs):
+        pictures = generate(*args, **kwargs)
+        made.append(len(pictures))
+        if len(made) == stop_at:
+            raise KeyboardInterrupt
+        return pictures
+
+    monkeypatch.setattr("stages.evaluation_pictures.generate_pictures", counted)
+    stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(tables=["captions"])
+    folder = run.root / "evaluation"
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    assert len(kept) == 4, "the third batch was generated and not saved"
+    next(folder.rglob("*.png")).with_name("00002-half.part").write_bytes(b"\x89PNG half")
+    stop_at = 0
+    results, records = run(tables=["captions"])
+    assert made == [3, 1, 3, 3, 1]
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+    made.clear()
+    again, _ = run(tables=["captions", "table_3"], vist={"limit": 2})
+    assert made == [2, 2], "captions were there; stories are new"
+    assert [replace(r, table="captions", published=None) for r in again[: len(results)]] == results
+    shutil.rmtree(folder)
+    whole, fresh = run(tables=["captions"])
+    assert whole == results
+    for record, other in zip(records, fresh, strict=True):
+        assert record.scores == other.scores
+    (folder / "state.json").write_text(json.dumps({"gill": "other heads", "generator": "other"}))
+    made.clear()
+    run(tables=["captions"])
+    assert sum(made) == 8
+    assert "other models made what was there of gill; it is removed" in capsys.readouterr().out
+
+
+def test_a_variant_runs_without_baseline_index_and_classifier(run):
+    shutil.rmtree(run.root / "index")
+    results, records = run(tables=["captions", "table_6", "latency"], methods=["gill"], captions=2)
+    assert {row.method for row in results if row.table == "captions"} == {"gill"}
+    assert _one(results, "captions", "gill", "oracle_attributes").value is not None
+    assert set(records[0].pictures) == {"gill"}
+    assert "run `stages fit-decision`" in _one(results, "decision", "linear", "macro_f1").absent
+    assert _one(results, "retrieval", "gill", "seconds").absent == "there is no candidate index"
+    assert _one(results, "generation", "gill", "seconds").value > 0
+    assert _one(results, "text", "gill", "tokens_per_second").value > 0
