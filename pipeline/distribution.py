@@ -6,6 +6,8 @@ Without torchrun there is one process, rank 0, and every function here is a plai
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,6 +15,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+JOINING_SECONDS = 300.0
+"""How long the first process waits for the others to join."""
 
 T = TypeVar("T")
 
@@ -28,7 +34,9 @@ def processes() -> Iterator[int]:
     if ours:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, own, size = _store_of_this_attempt()
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=own, world_size=size)
     try:
         yield rank()
     finally:
@@ -86,3 +94,30 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     flat = mean_over_processes(torch.cat([grad.flatten() for grad in grads]))
     for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
         grad.copy_(part.view_as(grad))
+
+
+def _store_of_this_attempt() -> tuple[dist.Store, int, int]:
+    """A store that holds nothing of an attempt before a restart; rank; number of processes.
+
+    torchrun keeps one store over all restarts, in which the addresses of dead processes would be
+    found. So the first process names the attempt, and tells the name to those that live: each asks
+    under a number of its own, so that no answer to a dead one is taken for its own.
+    """
+    store, own, size = next(rendezvous("env://"))
+    if own != 0:
+        number = uuid.uuid4().hex
+        store.set(f"asking/{own}", number)
+        attempt = store.get(f"answer/{number}").decode()
+        store.set(f"{attempt}/{own}", "")
+        return dist.PrefixStore(attempt, store), own, size
+    attempt, missing = uuid.uuid4().hex, list(range(1, size))
+    deadline = time.monotonic() + JOINING_SECONDS
+    while missing:
+        for other in missing:
+            if store.check([f"asking/{other}"]):
+                store.set(f"answer/{store.get(f'asking/{other}').decode()}", attempt)
+        time.sleep(0.02)
+        missing = [other for other in missing if not store.check([f"{attempt}/{other}"])]
+        if missing and time.monotonic() > deadline:
+            raise TimeoutError(f"of {size} processes, ranks {missing} did not join")
+    return dist.PrefixStore(attempt, store), own, size

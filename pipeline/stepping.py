@@ -12,7 +12,9 @@ from pipeline.distribution import average_gradients, mean_over_processes
 from pipeline.gill import Gill
 from pipeline.image_tokens import rescale_image_rows
 from pipeline.objective import PackingDraws
+from pipeline.recomputation import recompute_activations
 from pipeline.settings import Objective, TrainingSettings
+from pipeline.sharding import is_sharded
 from pipeline.validation import loss_values
 
 
@@ -27,11 +29,20 @@ class NonFiniteStepError(Exception):
 class Stepper:
     """Optimiser steps on one model: AdamW over every trained tensor.
 
-    The heads are put into the objective's `trained_dtype`.
+    The heads are put into the objective's `trained_dtype`; the language model recomputes its
+    activations from now on, where `settings` say so.
+
+    Raises:
+        ValueError: `settings.shard_language_model` is not how the language model was loaded, or
+            does not go with the objective.
+        BackboneError: this language model's activations cannot be recomputed.
     """
 
     def __init__(self, gill: Gill, objective: Objective, settings: TrainingSettings) -> None:
+        _refuse_unfit_sharding(gill, objective, settings)
         self.gill, self.objective, self.settings = gill, objective, settings
+        if settings.recompute_activations:
+            recompute_activations(gill.language_model)
         gill.heads.to(getattr(torch, objective.trained_dtype))
         self.optimizer = torch.optim.AdamW(
             gill.heads.parameters(),
@@ -71,3 +82,17 @@ class Stepper:
         if self.objective.rescale_image_rows:
             rescale_image_rows(self.gill.heads.image_embeddings, self._mean_row_norm)
         return values | {"learning_rate": rate}
+
+
+def _refuse_unfit_sharding(gill: Gill, objective: Objective, settings: TrainingSettings) -> None:
+    sharded = is_sharded(gill.language_model)
+    if sharded != settings.shard_language_model:
+        raise ValueError(
+            f"training.shard_language_model is {settings.shard_language_model}, but the language "
+            f"model was loaded {'sharded' if sharded else 'whole'}: see pipeline.sharding"
+        )
+    if sharded and objective.separate_image_draws:
+        raise ValueError(
+            "objective.separate_image_draws lets processes run different numbers of passes, but "
+            "those of a sharded language model run all passes together: turn one of them off"
+        )

@@ -20,6 +20,7 @@ from pipeline.heads import (
     word_image_embeddings,
 )
 from pipeline.language_model import LanguageModel, load_language_model
+from pipeline.sharding import load_sharded_language_model
 from pipeline.text_conditioner import load_text_conditioner
 from pipeline.training import DvcliveLog, from_first_process, processes, show_progress, train
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
@@ -35,7 +36,12 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     backbones = Backbones.read(artifacts.backbones)
     table = CaptionTable(artifacts.captions)
     with processes() as rank:
-        language_model = load_language_model(
+        load = (
+            load_sharded_language_model
+            if params.training.shard_language_model
+            else load_language_model
+        )
+        language_model = load(
             backbones.language_model.path,
             dtype=backbones.language_model.torch_dtype,
             device=device,
@@ -128,7 +134,9 @@ def _may_resume(params: Params, artifacts: Artifacts) -> bool:
     if not state.exists():
         return False
     record = read_record(state)
-    if record.step >= params.training.steps:
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if record.step >= params.training.steps and not restarted:
+        state.unlink()  # of an earlier run: a restart of this one must not take it for its own
         return False
     ours = {
         "model": params.model.model_dump(mode="json"),

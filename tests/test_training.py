@@ -396,13 +396,17 @@ def one_step_gradients(rank: int, num_processes: int) -> dict[str, torch.Tensor]
 
 
 def test_two_processes_give_the_gradients_and_the_run_of_one(tmp_path):
+    """One of them is killed on the way: torchrun starts both again, and they go on."""
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-         __file__, "distributed", str(tmp_path)],
+         "--max-restarts", "1", __file__, "distributed", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
         timeout=300,
     )  # fmt: skip
+    assert json.loads((tmp_path / "resumed.json").read_text()) == [4, 1]
+    assert same_files(tmp_path / "two", tmp_path / "killed")
+
     alone = one_step_gradients(0, 1)
     for rank in range(2):
         shared = load_file(tmp_path / f"gradients{rank}.safetensors")
@@ -441,24 +445,42 @@ def child_main() -> None:
         return
     with processes() as rank:
         assert torch.distributed.get_world_size() == 2
-        save_file(one_step_gradients(rank, 2), directory / f"gradients{rank}.safetensors")
-        result = run(directory / "two", batches=RandomBatches(rank=rank, processes=2))
+        restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        if restarts == 0:
+            before_the_kill(directory, rank)
+        begun = saved_step(directory / "killed")
 
-        class Poisoned(RandomBatches):
+        class Deadly(RandomBatches):
             def whole(self, position: int) -> CaptionBatch:
-                batch = super().whole(position)
-                if position == 3:
-                    batch.targets[3] = float("inf")
-                return batch
+                if (position, rank, restarts) == (6, 1, 0):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().whole(position)
 
-        rows = [[], []]
-        try:
-            run(directory / "bad", batches=Poisoned(rank=rank, processes=2))
-        except NonFiniteLossError as stop:
-            torch.distributed.all_gather_object(rows, stop.rows)
+        run(directory / "killed", batches=Deadly(rank=rank, processes=2), resume=True)
         if rank == 0:
-            (directory / "curve.json").write_text(json.dumps(result.curve))
-            (directory / "rows.json").write_text(json.dumps(rows))
+            (directory / "resumed.json").write_text(json.dumps([begun, restarts]))
+
+
+def before_the_kill(directory: Path, rank: int) -> None:
+    """Gradients, an undisturbed run, and one with a bad row."""
+    save_file(one_step_gradients(rank, 2), directory / f"gradients{rank}.safetensors")
+    result = run(directory / "two", batches=RandomBatches(rank=rank, processes=2))
+
+    class Poisoned(RandomBatches):
+        def whole(self, position: int) -> CaptionBatch:
+            batch = super().whole(position)
+            if position == 3:
+                batch.targets[3] = float("inf")
+            return batch
+
+    rows = [[], []]
+    try:
+        run(directory / "bad", batches=Poisoned(rank=rank, processes=2))
+    except NonFiniteLossError as stop:
+        torch.distributed.all_gather_object(rows, stop.rows)
+    if rank == 0:
+        (directory / "curve.json").write_text(json.dumps(result.curve))
+        (directory / "rows.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
