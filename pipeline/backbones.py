@@ -44,8 +44,8 @@ class Backbone(BaseModel):
     path: str = Field(description="what the loader takes")
     revision: str | None = Field(description="the hub's commit; None for local files")
     fingerprint: str = Field(
-        description="SHA-256 over the names and bytes of the model's files; `KIND:` before it for a "
-        "quantised model, whose numbers are others"
+        description="SHA-256 over the names and bytes of the model's files; `int8:` or `nf4:` "
+        "before it for a quantised model, whose numbers are others"
     )
     dtype: Dtype = Field("float32", description="what the model computes in")
     quantization: Quantization = Field("none", description="how its linear weights are kept")

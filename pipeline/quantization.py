@@ -8,7 +8,7 @@ is in the batch, and a gradient flows through to the inputs; only integers are k
 | kind | a weight is | bytes | needs |
 |---|---|---|---|
 | int8 | integer in [-127, 127] times the largest of its row / 127 | 1 | nothing |
-| nf4 | one of 16 quantiles of a normal distribution, times the largest of its 64 | 0.52 | extra `quantized` |
+| nf4 | one of 16 normal quantiles times the largest of its 64 | 0.52 | extra `quantized` |
 
 LLM.int8() of bitsandbytes picks its outlier columns by all tokens of a batch, so that what a token
 gives depends on its neighbours, and torchao's int8 layers keep a dequantised copy of every weight
@@ -87,7 +87,7 @@ class NF4Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """x W^T + b."""
-        from bitsandbytes import matmul_4bit
+        from bitsandbytes import matmul_4bit  # here: few need it, and importing it takes seconds
 
         # Not `Linear4bit`: on some CPUs it repacks its weight at the first call without gradient,
         # and from then on gives none.

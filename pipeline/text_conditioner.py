@@ -48,6 +48,21 @@ class TextConditioner:
         )
         return Conditioning(result[0], result[2] if len(result) == 4 else None)
 
+    @torch.no_grad()
+    def unconditional(self) -> Conditioning:
+        """What classifier-free guidance leads away from where no negative prompt is given, B = 1.
+
+        The empty prompt, but for Stable Diffusion XL zeros, as its pipeline has it
+        (`force_zeros_for_empty_prompt`).
+        """
+        result = self._pipeline.encode_prompt(
+            prompt=[""],
+            device=self._pipeline.text_encoder.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+        return Conditioning(result[1], result[3] if len(result) == 4 else None)
+
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt with its start and end marks, before any cut."""
         return len(self._pipeline.tokenizer(prompt).input_ids)

@@ -66,7 +66,7 @@ def make_roles(generator: Backbone, run: RunParams) -> Roles:
         return _arrays(conditioner.encode(captions))
 
     def constants() -> Mapping[str, np.ndarray]:
-        empty = _arrays(conditioner.encode([""]))
+        empty = _arrays(conditioner.unconditional())
         return {f"empty_{name}": values[0] for name, values in empty.items()}
 
     def read(row: KeyedRow) -> str:
