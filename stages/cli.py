@@ -9,9 +9,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from app.dimensions import Part
+    from stages.params import Params
 
 # Nothing calls home: hub ids are fetched only where backbones.allow_download says so.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -49,6 +53,18 @@ def _run(stage: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         typer.secho("stopped; the next run goes on from here", err=True)
         raise typer.Exit(130) from None
+
+
+def _fitting(params: Path, *reads: Part) -> Params:
+    """The params, once what the stage is to read was found to fit the frozen models, by name."""
+    from app.dimensions import check_dimensions
+    from stages.params import read_params
+    from stages.paths import ARTIFACTS
+
+    read = read_params(params)
+    checkpoint, wanted = f"{read.run.checkpoint}.safetensors", read.backbones.model_dump()
+    check_dimensions(ARTIFACTS, reads, checkpoint, wanted)
+    return read
 
 
 @app.command()
@@ -105,9 +121,8 @@ def precompute_features(
     artifacts/features.json.
     """
     from stages import precompute_features as stage
-    from stages.params import read_params
 
-    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
+    _run(lambda: stage.run(_fitting(params), rebuild=rebuild))
 
 
 @app.command()
@@ -120,9 +135,8 @@ def precompute_targets(
     Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest artifacts/targets.json.
     """
     from stages import precompute_targets as stage
-    from stages.params import read_params
 
-    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
+    _run(lambda: stage.run(_fitting(params), rebuild=rebuild))
 
 
 @app.command()
@@ -132,9 +146,8 @@ def train(params: ParamsFile = PARAMS) -> None:
     Reads both stores and artifacts/captions. Writes artifacts/model and metrics/train.
     """
     from stages import train as stage
-    from stages.params import read_params
 
-    _run(lambda: stage.run(read_params(params)))
+    _run(lambda: stage.run(_fitting(params, "features", "targets")))
 
 
 @app.command()
@@ -148,9 +161,8 @@ def build_index(
     features go to artifacts/candidates.zarr. Writes artifacts/index.
     """
     from stages import build_index as stage
-    from stages.params import read_params
 
-    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
+    _run(lambda: stage.run(_fitting(params, "features", "heads"), rebuild=rebuild))
 
 
 @app.command()
@@ -161,9 +173,8 @@ def fit_decision(params: ParamsFile = PARAMS) -> None:
     metrics/decision.json.
     """
     from stages import fit_decision as stage
-    from stages.params import read_params
 
-    _run(lambda: stage.run(read_params(params)))
+    _run(lambda: stage.run(_fitting(params, "features", "targets", "heads")))
 
 
 @app.command()
@@ -174,9 +185,8 @@ def evaluate(params: ParamsFile = PARAMS) -> None:
     metrics/evaluation.json.
     """
     from stages import evaluate as stage
-    from stages.params import read_params
 
-    _run(lambda: stage.run(read_params(params)))
+    _run(lambda: stage.run(_fitting(params, "features", "targets", "heads")))
 
 
 @app.command()
@@ -341,9 +351,8 @@ def export_released(
     Reads artifacts/model and artifacts/decision. Writes the directory.
     """
     from stages import released_checkpoint as command
-    from stages.params import read_params
 
-    _run(lambda: command.export_released(directory, read_params(params)))
+    _run(lambda: command.export_released(directory, _fitting(params, "heads")))
 
 
 @app.command()
@@ -358,9 +367,8 @@ def make_pairs(
     --out; `gill annotate` shows them.
     """
     from stages import make_pairs as command
-    from stages.params import read_params
 
-    _run(lambda: command.run(prompts, out, read_params(params)))
+    _run(lambda: command.run(prompts, out, _fitting(params, "features", "targets", "heads")))
 
 
 def main() -> None:
