@@ -23,7 +23,6 @@ from stages import evaluation_sets as sets
 from stages.devices import set_up
 from stages.evaluation_decision import table_6
 from stages.evaluation_latency import latency
-from stages.evaluation_legacy import write_legacy
 from stages.evaluation_pictures import PictureMaker, opened
 from stages.evaluation_retrieval import caption_retrieval, table_5
 from stages.evaluation_scores import Found, PictureScorer, Rows
@@ -73,7 +72,6 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         results += rows
         write_records(artifacts.evaluation / "records.parquet", run_.records)
         write_results(artifacts.evaluation / "results.json", results)
-    write_legacy(artifacts.evaluation, results, run_.records)
     _write_headline(metrics / "evaluation.json", results)
 
 

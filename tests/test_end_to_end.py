@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -13,7 +14,9 @@ from app.gill import Gill
 from pipeline.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
 from pipeline.settings import GenerationSettings
 from stages.cli import app
+from stages.evaluation_params import TableName
 from stages.gill_cli import app as gill_app
+from stages.results import read_records, read_results
 
 ROOT = Path(__file__).parents[1]
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
@@ -95,10 +98,16 @@ def test_every_stage_leaves_what_it_promises(world):
 
 
 def test_metrics_and_report_tell_the_run(world):
-    metrics = json.loads((world / "artifacts/evaluation/evaluation.json").read_text())
-    assert metrics["captions"]["examples"] == 4
-    assert 0 <= metrics["captions"]["generator"]["oracle"]["attributes"] <= 1
-    assert metrics["retrieval"]["all"]["candidates"] == 20
+    results = read_results(world / "artifacts/evaluation/results.json")
+    found = {(r.table, r.set, r.method, r.metric): r for r in results}
+    assert {table for table, *_ in found} == set(get_args(TableName)) - {"table_3", "table_4"}
+    judged = found["captions", "captions", "generator", "oracle_attributes"]
+    assert (judged.examples, judged.of) == (4, 20)
+    assert 0 <= judged.value <= 1
+    assert found["retrieval", "all_scenes", "gill", "recall_at_1"].examples == 20
+    assert found["table_6", "decision", "linear", "macro_f1"].value is not None
+    headline = json.loads((world / "metrics/evaluation.json").read_text())
+    assert headline["captions.generator"] == round(judged.value, 4)
     decision = json.loads((world / "artifacts/decision/evaluation.json").read_text())
     assert decision["labels"] == {"gen": 20, "ret": 20, "same": 0}
     page = (world / "artifacts/report/index.html").read_text()
@@ -116,17 +125,17 @@ def test_the_generator_alone_is_good_even_here(world, monkeypatch):
 
     monkeypatch.chdir(world)
     gill = Gill.load("artifacts")
-    records = json.loads(Path("artifacts/evaluation/records.json").read_text())
-    captions = [r for r in records if r["set"] == "captions"]
+    records = read_records(Path("artifacts/evaluation/records.parquet"))
+    captions = [r for r in records if r.set == "captions"]
     conditioner = load_text_conditioner("artifacts/backbones/miniature/image_generator")
     pictures = generate_pictures(
         gill.speaker.generator,
-        text_conditioning(conditioner, [r["prompt"] for r in captions]),
+        text_conditioning(conditioner, [r.prompt for r in captions]),
         gill.speaker.empty_prompt,
         GenerationSettings(steps=12, guidance=2.5),
         seed=0,
     )
-    scenes = [Scene(*r["scene"].split()) for r in captions]
+    scenes = [Scene(*r.scene.split()) for r in captions]
     assert oracle.score(pictures, scenes)["attributes"] >= 0.9
 
 
