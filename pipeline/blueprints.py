@@ -111,7 +111,8 @@ class LanguageModelBlueprint:
     config: Any
     dtype: torch.dtype
     quantization: Quantization
-    stored_bytes: int
+    parameters: int = 0
+    stored_bytes: int = 0
     """Bytes of the published weights, in the dtype in which they are published."""
 
     @property
@@ -151,15 +152,14 @@ def language_model_blueprint(
         else:
             raise _unknown("language_model", found)
         config.name_or_path = found.source
-        plain = LanguageModelBlueprint(config, dtype, "none", 0).build()
+        plain = LanguageModelBlueprint(config, dtype, "none").build()
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(f"language_model {found.source}: {error}") from error
     stored = _BYTES["float16" if known is None else known.stored]
-    return LanguageModelBlueprint(
-        config, dtype, quantization, stored * count_parameters(plain.model)
-    )
+    parameters = count_parameters(plain.model)
+    return LanguageModelBlueprint(config, dtype, quantization, parameters, stored * parameters)
 
 
 def visual_encoder_blueprint(found: Found, dtype: torch.dtype) -> tuple[VisualEncoder, int]:

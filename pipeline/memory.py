@@ -38,7 +38,7 @@ from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from pipeline.objective import PackingDraws, retrieval_queries, training_losses
 from pipeline.recomputation import recompute_activations
-from pipeline.settings import Objective, TrainingSettings
+from pipeline.settings import GenerationSettings, Objective, TrainingSettings
 from pipeline.visual_encoder import VisualEncoder
 
 @dataclass(frozen=True)
@@ -183,16 +183,17 @@ def targets_memory(
 
 @torch.no_grad()
 def generation_memory(
-    generator: GeneratorBlueprint, steps: int, batch_size: int, device_type: str = "cuda"
+    generator: GeneratorBlueprint, settings: GenerationSettings, device_type: str = "cuda"
 ) -> Memory:
-    """Peak memory of denoising and decoding `batch_size` pictures with guidance.
+    """Peak memory of denoising and decoding one batch of pictures; `flop` is per picture.
 
-    Guidance makes every denoising step read 2 * `batch_size` latents. Two-encoder pipelines decode
-    in float32 where the weights are float16 (`force_upcast` of their decoder). `flop` is per
-    picture.
+    With guidance a denoising step reads twice as many latents as there are pictures. Pipelines with
+    two text encoders decode in float32 where their weights are float16 (`force_upcast`). Offloaded,
+    UNet and decoder are on the device in turn; layer by layer, only their work is counted.
     """
     unet, vae = generator.unet, generator.vae
-    size, both = generator.latent_size, 2 * batch_size
+    size, count = generator.latent_size, settings.batch_size
+    read = count * (2 if settings.guidance > 1 else 1)
 
     def zeros(*shape: int, dtype: torch.dtype = unet.dtype) -> Tensor:
         return torch.zeros(*shape, dtype=dtype, device="meta")
@@ -200,27 +201,37 @@ def generation_memory(
     conditions: dict[str, Any] = {}
     if generator.pooled_width is not None:
         conditions["added_cond_kwargs"] = {
-            "text_embeds": zeros(both, generator.pooled_width),
-            "time_ids": zeros(both, 6),
+            "text_embeds": zeros(read, generator.pooled_width),
+            "time_ids": zeros(read, 6),
         }
-    latents = zeros(both, unet.config.in_channels, size, size)
-    states = zeros(both, generator.length, generator.cross_attention_width)
+    latents = zeros(read, unet.config.in_channels, size, size)
+    states = zeros(read, generator.length, generator.cross_attention_width)
+    unet.set_attention_slice("auto" if settings.attention_slicing else None)
+    (vae.enable_slicing if settings.vae_slicing else vae.disable_slicing)()
+    (vae.enable_tiling if settings.vae_tiling else vae.disable_tiling)()
+    own, overflows = vae.dtype, vae.dtype == torch.float16 and bool(vae.config.force_upcast)
+    wide = torch.float32 if generator.pooled_width is not None and overflows else own
+
     denoise, decode = DryRun(device_type), DryRun(device_type)
     denoise(lambda: unet(latents, zeros(1, dtype=torch.int64), states, **conditions))
-    upcast = (
-        generator.pooled_width is not None
-        and vae.dtype == torch.float16
-        and bool(vae.config.get("force_upcast", False))
-    )
-    wide = torch.float32 if upcast else vae.dtype
+    shape = (count, vae.config.latent_channels, size, size)
     vae.to(wide)
-    decode(lambda: vae.decode(zeros(batch_size, vae.config.latent_channels, size, size, dtype=wide)))
-    weights = weight_bytes(unet) + weight_bytes(vae)
-    vae.to(unet.dtype)
+    decode(lambda: vae.decode(zeros(*shape, dtype=wide)))
+    weights, working = (
+        [weight_bytes(unet), weight_bytes(vae)],
+        [denoise.ledger.peak, decode.ledger.peak],
+    )
+    vae.to(own)
+    if settings.cpu_offload == "none":
+        held = sum(weights)
+    elif settings.cpu_offload == "model":
+        held = max(w + step for w, step in zip(weights, working)) - max(working)
+    else:
+        held = 0
     return Memory(
-        weights=weights,
-        working=max(denoise.ledger.peak, decode.ledger.peak),
-        flop=(steps * denoise.ledger.flop + decode.ledger.flop) / batch_size,
+        weights=held,
+        working=max(working),
+        flop=(settings.steps * denoise.ledger.flop + decode.ledger.flop) / count,
     )
 
 

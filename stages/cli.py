@@ -79,6 +79,40 @@ def check_params(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def doctor(
+    params: ParamsFile = PARAMS,
+    preset: Annotated[
+        str | None, typer.Option(help="A file of presets/ by name, instead of --params.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the caption table, where it is not here.")
+    ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(help="Think of this GPU, by name (RTX 4090) or gigabytes (24), not of ours."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a params file needs and costs, with no weights and no network.
+
+    Versions, devices, downloads, dimensions, and per stage gigabytes, peak memory and hours.
+    Reads the params file, and the caption table where there is one. Writes nothing; exits with 1
+    where something cannot run, saying what to do.
+    """
+    from stages import doctor as command
+    from stages.params import read_params
+
+    def work() -> None:
+        file = params if preset is None else command.preset_file(preset)
+        findings = command.examine(read_params(file), str(file), rows=rows, card=card)
+        typer.echo(command.show(findings, as_json))
+        if findings.problems:
+            raise typer.Exit(1)
+
+    _run(work)
+
+
+@app.command()
 def prepare_captions(params: ParamsFile = PARAMS) -> None:
     """Draw the miniature world, or check the user's own caption table.
 

@@ -1,0 +1,97 @@
+"""How fast devices multiply: measured where the device is here, published where it is named.
+
+Hours are operations / (share * rate). The shares are assumptions, stated wherever hours are.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+TRAINING_SHARE = 0.5
+ENCODING_SHARE = 0.7
+"""Of the rate of one large matrix product, what training and encoding are taken to reach."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU: its memory in bytes, and its rate in operations per second where that is known."""
+
+    name: str
+    memory: int
+    rate: float | None
+    """Dense products of 16-bit numbers summed in 32 bits, as published."""
+    has_bfloat16: bool = True
+
+
+def _card(name: str, gigabytes: float, teraflop: float, has_bfloat16: bool = True) -> Card:
+    return Card(name, int(gigabytes * 1e9), teraflop * 1e12, has_bfloat16)
+
+
+# Memory as the driver reports it, in 10^9 bytes.
+_CARDS = [
+    _card("RTX 3060", 12.6, 25),
+    _card("RTX 3090", 25.3, 71),
+    _card("RTX 4090", 25.3, 165),
+    _card("T4", 15.8, 65, has_bfloat16=False),
+    _card("V100", 34, 125, has_bfloat16=False),
+    _card("A10", 24, 125),
+    _card("L4", 24, 121),
+    _card("A6000", 51, 155),
+    _card("L40S", 48, 362),
+    _card("A100", 85, 312),
+    _card("H100", 85, 989),
+    _card("H200", 150, 989),
+]
+
+
+def card_named(text: str) -> Card | None:
+    """A card by name (`RTX 4090`) or by its gigabytes alone (`24`); None for neither."""
+    wanted = text.lower().replace(" ", "")
+    for card in _CARDS:
+        if card.name.lower().replace(" ", "") == wanted:
+            return card
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        return None
+    return Card(f"a card of {text} GB", int(gigabytes * 1e9), None) if gigabytes > 0 else None
+
+
+def card_names() -> list[str]:
+    """The cards that are known by name."""
+    return [card.name for card in _CARDS]
+
+
+def card_here() -> Card | None:
+    """The first GPU of this machine with its measured rate; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = torch.bfloat16 if has_bfloat16 else torch.float16
+    rate = measure_rate(torch.device("cuda"), dtype, size=8192)
+    return Card(properties.name, properties.total_memory, rate, has_bfloat16)
+
+
+def measure_rate(device: torch.device, dtype: torch.dtype, size: int = 768) -> float:
+    """Operations per second of the quickest of a few square matrix products.
+
+    On a CPU per second of CPU time, that is of one thread, whatever else the machine does.
+    """
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = _now(device)
+        a @ a
+        best = min(best, _now(device) - start)
+    return 2 * size**3 / max(best, 1e-9)
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
