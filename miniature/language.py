@@ -20,7 +20,13 @@ SUMMARY_ORDER = ("shape", "color", "size", "side", "place")
 # eight tokens. Their embeddings are a natural starting point for eight [IMG] embeddings.
 BLANK_SUMMARY = " picture: shape color size side place."
 
+# In the language model's texts, what stands where a picture was; the marks themselves are not read.
+PICTURE_MARKS = ("{", "}")
+
 CHANGEABLE = ("place", "color", "size", "side")  # what an event can change
+
+
+_NO_WORD = str.maketrans(dict.fromkeys((".", "?", *PICTURE_MARKS), " "))
 
 
 class Mention(NamedTuple):
@@ -110,6 +116,15 @@ def picture_caption(scene: Scene, rng: random.Random) -> str:
     color, size = 0.4 * (changed != "color"), 0.3 * (changed != "size")
     name = noun_phrase(scene, rng, rng.choice(("a", "the")), color, size)
     return event(scene, changed, name, rng)
+
+
+def picture_words(scene: Scene, rng: random.Random) -> str:
+    """What a text on the web holds in place of a picture, for example `{ red left small sea ring}`.
+
+    The values of all attributes in any order, between `PICTURE_MARKS`.
+    """
+    before, after = PICTURE_MARKS
+    return before + "".join(f" {value}" for value in rng.sample(scene, len(scene))) + after
 
 
 def story(
@@ -224,7 +239,7 @@ def stated(text: str) -> frozenset[str]:
     for line in text.split("\n"):
         question, separator, answer = line.partition("? A: ")
         said = question + " " + answer if answer == "yes" else (answer if separator else line)
-        words = set(said.replace(".", " ").replace("?", " ").split())
+        words = set(said.translate(_NO_WORD).split())
         known.update(name for name, values in VALUES.items() if words & set(values))
     return frozenset(known)
 

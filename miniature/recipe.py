@@ -51,8 +51,12 @@ class Recipes(BaseModel):
         fields: dict[str, BaseModel] = {}
         for part in PARTS:
             recipe = getattr(self, part)
-            steps = max(1, round(share * recipe.num_steps))
-            fields[part] = recipe.model_copy(update={"num_steps": steps})
+            steps = {
+                name: max(1, round(share * value))
+                for name, value in recipe.model_dump().items()
+                if name.endswith("steps")
+            }
+            fields[part] = recipe.model_copy(update=steps)
         return self.model_copy(update=fields)
 
 

@@ -1,12 +1,9 @@
 """The tiny language model: an OPT that reads about a scene, answers questions and sums up.
 
-Its texts are captions, stories, dialogues and requests of training scenes. Many end with a
-summary in words of what they established, which teaches the model to collect it; names in a
-summary are often left without their value, so that what is known of an attribute is read from the
-text and not from the summary so far.
+Its texts are those of `miniature.texts`. It learns from texts in words first, then goes on with
+illustrated ones.
 """
 
-import itertools
 import random
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -19,26 +16,25 @@ from torch import Tensor
 from transformers import GPT2Tokenizer, OPTConfig, OPTForCausalLM
 
 from miniature.language import (
-    CHANGEABLE,
-    LITTLE,
-    MOST,
     SUMMARY_ORDER,
-    Mention,
     caption,
     dialogue,
     dialogue_prompt,
-    opening_request,
-    picture_caption,
+    picture_words,
     question_prompt,
-    request,
     stated,
     story,
     story_prompt,
-    summary,
 )
 from miniature.optimization import Optimization, Progress, Report
+from miniature.texts import Read, document, first_document, illustrated_document, read
 from miniature.vocabulary import MAX_POSITIONS, language_model_tokenizer
 from miniature.world import ATTRIBUTES, VALUES, Scene, Split, draw_scene
+
+# Of a picture's words in training: the logarithms of the least and the greatest factor on their
+# rows, and the greatest noise, in standard deviations of the rows.
+LOUDNESS = (-0.3, 2.0)
+BLUR = 1.0
 
 
 class LanguageModelRecipe(BaseModel):
@@ -50,84 +46,26 @@ class LanguageModelRecipe(BaseModel):
     num_layers: int = 4
     num_heads: int = 4
     num_steps: int = Field(default=2600, description="of `batch_tokens` tokens each")
+    num_illustrated_steps: int = Field(
+        default=600, description="of as many tokens, on texts with pictures, after the others"
+    )
     batch_tokens: int = 4096
     matrix_rate: float = 0.01
     other_rate: float = 3e-3
 
 
-# --- texts --------------------------------------------------------------------------------------
-
-
-def first_document(rng: random.Random) -> str:
-    """A caption and its whole summary: where it is easiest to see that one repeats the other."""
-    scene = draw_scene(rng, "train")
-    text = caption(scene, rng, MOST)
-    known = stated(text)
-    return text + summary(
-        scene, rng.sample(SUMMARY_ORDER, len(SUMMARY_ORDER)), {*ATTRIBUTES} - known
-    )
-
-
-def document(rng: random.Random) -> str:
-    """One training text about training scenes."""
-    kind = rng.choices(("captions", "story", "dialogue", "requests"), (25, 30, 33, 12))[0]
-    if kind == "captions":
-        scene = draw_scene(rng, "train")
-        number = rng.choice((1, 1, 2, 3))
-        text = story_prompt([picture_caption(scene, rng) for _ in range(number)])
-    elif kind == "story":
-        mention = rng.choice((LITTLE, Mention(0.6, 0.6, 0.6, 0.6)))
-        moments = story(rng, "train", rng.choice((2, 3, 4, 5, 5)), rng.choice((2, 3, 4)), mention)
-        scene, text = moments[-1].scene, story_prompt([moment.caption for moment in moments])
-    elif kind == "dialogue":
-        scene = draw_scene(rng, "train")
-        text = dialogue_prompt(dialogue(scene, rng)[: rng.choice((1, 3, 5, 7, 10, 10))])
-    else:
-        scene, text = _requests(rng)
-    if kind != "dialogue" and rng.random() < 0.25:
-        text = _with_questions(text, scene, rng)
-    if rng.random() < (0.6 if kind == "captions" else 0.85):
-        text += _summary_of_stated(text, scene, rng)
-    return text
-
-
-def _requests(rng: random.Random) -> tuple[Scene, str]:
-    moments = story(rng, "train", rng.choice((1, 2, 3, 4)), rng.choice((2, 3, 4)))
-    texts = [opening_request(moments[0].scene, rng)]
-    for before, after in itertools.pairwise(moments):
-        changed = next(a for a in CHANGEABLE if getattr(before.scene, a) != getattr(after.scene, a))
-        texts.append(request(after.scene, changed, rng))
-    return moments[-1].scene, " ".join(texts)
-
-
-def _with_questions(text: str, scene: Scene, rng: random.Random) -> str:
-    known = stated(text)
-    askable = [r for r in dialogue(scene, rng) if stated(f"Q: ? A: {r.answer}") <= known]
-    for asked in askable[: rng.choice((1, 1, 2, 3))]:
-        text = f"{question_prompt(text, asked.question)} {asked.answer}"
-    return text
-
-
-def _summary_of_stated(text: str, scene: Scene, rng: random.Random) -> str:
-    known = stated(text)
-    order = list(SUMMARY_ORDER)
-    if rng.random() < 0.5:
-        rng.shuffle(order)
-    named = [name for name in order if rng.random() < (0.9 if name in known else 0.5)]
-    blank = [name for name in named if name not in known or rng.random() < 0.3]
-    return summary(scene, named, blank)
-
-
 def _windows(
     tokenizer: GPT2Tokenizer, write_text: Callable[[random.Random], str], length: int, seed: str
-) -> Iterator[list[int]]:
-    """Endless windows of `length` tokens: texts, each begun by `</s>`, the last one cut."""
+) -> Iterator[Read]:
+    """Endless windows of `length` tokens: texts, each with its `</s>`, the last one cut."""
     rng = random.Random(seed)
     while True:
-        window: list[int] = []
-        while len(window) < length:
-            window += tokenizer(write_text(rng))["input_ids"]
-        yield window[:length]
+        window = Read([], [])
+        while len(window.ids) < length:
+            text = read(tokenizer, write_text(rng))
+            window.ids.extend(text.ids)
+            window.of_picture.extend(text.of_picture)
+        yield Read(window.ids[:length], window.of_picture[:length])
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -156,12 +94,28 @@ def train(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    _train_on_words(model, tokenizer, recipe, seed, report)
+    # The second part begins with the weights as they are stored, so that it can be run by itself.
+    write(model, tokenizer, directory)
+    model, _ = load(directory)
+    _train_on_pictures(model, tokenizer, recipe, seed, report)
+    write(model, tokenizer, directory)
+    return measure(model, tokenizer, "test", 200)
+
+
+def _train_on_words(
+    model: OPTForCausalLM,
+    tokenizer: GPT2Tokenizer,
+    recipe: LanguageModelRecipe,
+    seed: int,
+    report: Report,
+) -> None:
     optimization = Optimization(
         model.named_parameters(), recipe.num_steps, recipe.matrix_rate, recipe.other_rate
     )
     # Easy texts and short windows first: few words to look among, and cheap.
     lessons = {0.0: (first_document, 64), 0.1: (document, 128), 0.25: (document, MAX_POSITIONS)}
-    windows: Iterator[list[int]] = iter(())
+    windows: Iterator[Read] = iter(())
     length = 0
     progress = Progress("language model", recipe.num_steps, report)
     for step in progress:
@@ -169,15 +123,55 @@ def train(
         if lessons[lesson][1] != length:
             write_text, length = lessons[lesson]
             windows = _windows(tokenizer, write_text, length, f"{seed} {length}")
-        batch = torch.tensor([next(windows) for _ in range(recipe.batch_tokens // length)])
+        batch = torch.tensor(
+            [next(windows).ids for _ in range(recipe.batch_tokens // length)], dtype=torch.int64
+        )
         loss = model(input_ids=batch, labels=batch).loss
         optimization.step(loss)
         progress.seen(loss)
         if (step + 1) % 250 == 0:
             report(f"language model: {measure(model, tokenizer, 'val', 60)}")
-            write(model, tokenizer, directory)
-    write(model, tokenizer, directory)
-    return measure(model, tokenizer, "test", 200)
+
+
+def _train_on_pictures(
+    model: OPTForCausalLM,
+    tokenizer: GPT2Tokenizer,
+    recipe: LanguageModelRecipe,
+    seed: int,
+    report: Report,
+) -> None:
+    """Goes on with illustrated texts, in which a picture's words are blurred and often louder.
+
+    So are the vectors of a trained W_cap, which come out five times as long as a word's. Beside
+    them the position embeddings vanish, by which a model that knows only words tells what was said
+    last: to such a model no event changes what a picture before it has told.
+    """
+    torch.manual_seed(seed)
+    share = 0.6  # of the rates of the first part
+    optimization = Optimization(
+        model.named_parameters(),
+        recipe.num_illustrated_steps,
+        share * recipe.matrix_rate,
+        share * recipe.other_rate,
+        decay_share=0.8,
+    )
+    windows = _windows(tokenizer, illustrated_document, MAX_POSITIONS, f"{seed} illustrated")
+    number = recipe.batch_tokens // MAX_POSITIONS
+    rows = model.get_input_embeddings().weight
+    progress = Progress("language model, pictures", recipe.num_illustrated_steps, report)
+    model.train()
+    for _ in progress:
+        texts = [next(windows) for _ in range(number)]
+        ids = torch.tensor([text.ids for text in texts])
+        of_picture = torch.tensor([text.of_picture for text in texts])[..., None]
+        loudness = torch.exp(torch.empty(number, 1, 1).uniform_(*LOUDNESS))
+        blur = BLUR * torch.rand(number, 1, 1) * rows.detach().std()
+        embeddings = rows[ids]
+        shown = loudness * (embeddings + blur * torch.randn_like(embeddings))
+        loss = model(inputs_embeds=torch.where(of_picture, shown, embeddings), labels=ids).loss
+        optimization.step(loss)
+        progress.seen(loss)
+    model.eval()
 
 
 def load(directory: Path) -> tuple[OPTForCausalLM, GPT2Tokenizer]:
@@ -204,7 +198,7 @@ def known_attributes(
     It does if, of all values of the attribute, the true one is the likeliest to come next in a
     summary that is right so far.
     """
-    tokens = tokenizer(text + " picture:")["input_ids"]
+    tokens = read(tokenizer, text + " picture:").ids
     place_of = {}
     for name in (name for name in SUMMARY_ORDER if name in stated(text)):
         said = f" {name} {getattr(scene, name)}"
@@ -222,15 +216,22 @@ def known_attributes(
 def measure(
     model: OPTForCausalLM, tokenizer: GPT2Tokenizer, split: Split, num_texts: int, seed: int = 1
 ) -> dict[str, float]:
-    """The share of stated attributes that the model knows, by kind of text, on a split's scenes."""
+    """The share of stated attributes that the model knows, by kind of text, on a split's scenes.
+
+    `illustrated` is a story whose first four captions are each followed by the words of a picture.
+    """
     rng = random.Random(f"what the language model knows, {split} {seed}")
-    texts: dict[str, list[tuple[str, Scene]]] = {"caption": [], "story": [], "dialogue": []}
+    kinds = ("caption", "story", "dialogue", "illustrated")
+    texts: dict[str, list[tuple[str, Scene]]] = {kind: [] for kind in kinds}
     for _ in range(num_texts):
         moments = story(rng, split)
         texts["story"].append((story_prompt([m.caption for m in moments]), moments[-1].scene))
         scene = draw_scene(rng, split)
         texts["caption"].append((caption(scene, rng), scene))
         texts["dialogue"].append((dialogue_prompt(dialogue(scene, rng)), scene))
+        *shown, last = moments
+        before = "".join(m.caption + picture_words(m.scene, rng) for m in shown)
+        texts["illustrated"].append((before + last.caption, last.scene))
     scores = {}
     for kind, pairs in texts.items():
         known = [known_attributes(model, tokenizer, *pair) for pair in pairs]

@@ -126,6 +126,7 @@ def test_the_language_model_knows_what_held_out_texts_state(language_model):
     assert scores["caption"] >= 0.97
     assert scores["story"] >= 0.95
     assert scores["dialogue"] >= 0.95
+    assert scores["illustrated"] >= 0.95
     assert scores["answers"] >= 0.9
 
 

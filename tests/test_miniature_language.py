@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import pytest
 
@@ -19,6 +20,7 @@ from miniature.language import (
     noun_phrase,
     opening_request,
     picture_caption,
+    picture_words,
     question_prompt,
     request,
     stated,
@@ -27,7 +29,13 @@ from miniature.language import (
     summary,
     words,
 )
-from miniature.recipe_language_model import document, first_document
+from miniature.texts import (
+    document,
+    first_document,
+    illustrated_document,
+    read,
+)
+from miniature.vocabulary import language_model_tokenizer
 from miniature.world import ATTRIBUTES, SCENES, SPLIT_OF, VALUES, Scene, draw_scene
 
 SCENE = Scene("desert", "red", "ring", "small", "left")
@@ -123,6 +131,7 @@ def test_prompts_are_written_exactly_so():
         ("Q: is it red? A: yes", {"color"}),
         ("Q: is it red? A: no it is blue\nQ: is it a ring? A: yes", {"color", "shape"}),
         ("Q: which side is it on? A: in the middle", {"side"}),
+        ("a cross.{ red sea}it becomes big.", {"shape", "color", "place", "size"}),
         ("Q: is it red?", {"color"}),  # not a whole round: words are words
         ("", set()),
     ],
@@ -136,20 +145,62 @@ def test_summaries_leave_blanks_where_asked():
     assert summary(SCENE, SUMMARY_ORDER, SUMMARY_ORDER) == BLANK_SUMMARY
 
 
+def test_a_pictures_words_are_all_its_values_in_some_order():
+    said = {picture_words(SCENE, random.Random(seed)) for seed in range(200)}
+    assert len(said) > 60
+    for text in said:
+        assert text.startswith("{ ")
+        assert text.endswith("}")
+        assert sorted(text[2:-1].split(" ")) == sorted(SCENE)
+
+
+def test_a_text_with_pictures_is_read_as_gill_reads_one():
+    tokenizer = language_model_tokenizer()
+    ids, of_picture = read(tokenizer, "a ring.{ red sea}it turns blue.")
+    assert tokenizer.convert_ids_to_tokens(ids) == (
+        ["</s>", "a", "Ġring", ".", "Ġred", "Ġsea", "it", "Ġturns", "Ġblue", "."]
+    )
+    assert of_picture == [False] * 4 + [True] * 2 + [False] * 4
+    # As in captioning (Eq. 1), where the picture stands before the start.
+    ids, of_picture = read(tokenizer, "{ red sea}</s>a ring.")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["Ġred", "Ġsea", "</s>", "a", "Ġring", "."]
+    assert of_picture == [True] * 2 + [False] * 4
+    rng = random.Random(6)
+    for text in (document(rng) for _ in range(50)):
+        assert read(tokenizer, text).ids == tokenizer(text)["input_ids"]
+
+
+def test_illustrated_texts_show_before_captions_between_them_and_before_questions():
+    rng = random.Random(7)
+    texts = [illustrated_document(rng) for _ in range(400)]
+    assert 0.4 < sum("{" in text for text in texts) / len(texts) < 0.75
+    for beginning in ("}</s>", "}Q: ", "}\nQ: "):
+        assert any(beginning in text for text in texts)
+    for text in texts:
+        # The words of a picture before a summary are never contradicted by it.
+        body, _, told = text.rpartition(" picture: ")
+        spoken = re.sub(r"[^a-z ]", " ", re.sub(r"is it [a-z ]*\?", "", body)).split()
+        values = dict(itertools.pairwise(told.strip(".").split()))
+        for name in (name for name in ATTRIBUTES if values.get(name) in VALUES[name]):
+            assert [word for word in spoken if word in VALUES[name]][-1:] in ([values[name]], [])
+
+
 def test_every_word_ever_said_is_in_the_list_of_words():
     rng = random.Random(4)
     texts = [document(rng) for _ in range(300)] + [first_document(rng) for _ in range(50)]
+    texts += [illustrated_document(rng) for _ in range(300)]
     for scene in SCENES[::10]:
         texts += [picture_caption(scene, rng), opening_request(scene, rng)]
         texts += [request(scene, name, rng) for name in CHANGEABLE]
         texts.append(noun_phrase(scene, rng, "the", 1, 1))
-    said = {word for text in texts for word in text.replace("\n", " ").split(" ")}
-    assert {word.strip(".:?") for word in said} <= set(words())
+    said = {word for text in texts for word in re.split(r"[ \n{}]|</s>", text)}
+    assert {word.strip(".:?") for word in said} - {""} <= set(words())
 
 
 def test_no_training_text_shows_a_held_out_scene():
     rng = random.Random(5)
-    complete = [text for text in (document(rng) for _ in range(3000)) if " picture: " in text]
+    texts = [document(rng) for _ in range(2000)] + [illustrated_document(rng) for _ in range(2000)]
+    complete = [text for text in texts if " picture: " in text]
     summaries = [text.split(" picture: ")[1].strip(".").split() for text in complete]
     seen = set()
     for parts in summaries:
@@ -157,4 +208,8 @@ def test_no_training_text_shows_a_held_out_scene():
         if all(values.get(name) in VALUES[name] for name in ATTRIBUTES):
             seen.add(Scene(**values))
     assert len(seen) > 50
-    assert {SPLIT_OF[scene] for scene in seen} == {"train"}
+    pictures = [shown.split() for text in texts for shown in re.findall("{(.*?)}", text)]
+    name_of = {value: name for name, values in VALUES.items() for value in values}
+    shown = {Scene(**{name_of[word]: word for word in words}) for words in pictures}
+    assert len(shown) > 300
+    assert {SPLIT_OF[scene] for scene in seen | shown} == {"train"}
