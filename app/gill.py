@@ -90,7 +90,7 @@ class Gill:
         artifacts = directory if isinstance(directory, Artifacts) else Artifacts(Path(directory))
         beside, heads_file = artifacts.common.parent, artifacts.model / CHECKPOINTS[checkpoint]
         place = pick_device(device)
-        backbones = _found_beside(Backbones.read(artifacts.backbones), beside)
+        backbones = read_backbones(artifacts)
         gill = load_model(artifacts, place, checkpoint)
         index = decision = None
         heads = fingerprint_heads(heads_file)
@@ -282,6 +282,11 @@ def load_model(artifacts: Artifacts, device: torch.device, checkpoint: Checkpoin
     found = _found_beside(backbones, artifacts.common.parent).language_model
     language_model = load_language_model(found.path, dtype=found.torch_dtype, device=device)
     return GillModel(language_model, heads.to(device).eval())
+
+
+def read_backbones(artifacts: Artifacts) -> Backbones:
+    """The manifest with each path as it is seen from here."""
+    return _found_beside(Backbones.read(artifacts.backbones), artifacts.common.parent)
 
 
 def load_encoder(backbones: Backbones, device: torch.device) -> VisualEncoder:

@@ -51,6 +51,7 @@ from cache.reading import (
     read_rows,
 )
 from cache.scale_out import (
+    Crew,
     ScaleOutParams,
     TasksLostError,
     UnfitWorkerError,
@@ -72,6 +73,7 @@ __all__ = [
     "BadShard",
     "Batch",
     "Codec",
+    "Crew",
     "DamagedRowsError",
     "EmbeddingStore",
     "FillReport",

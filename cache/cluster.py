@@ -43,12 +43,13 @@ def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.C
                 distributed.LocalCluster(
                     n_workers=num_workers or len(visible_gpus()) or None,
                     threads_per_worker=1,
+                    memory_limit=0,  # Dask would share it out evenly, and end what loads a model
                     dashboard_address=None,
                 )
             )
         try:
             client = distributed.Client(address, set_as_default=False)
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, TypeError) as e:  # TypeError: TLS without certificates
             raise SchedulerUnreachableError(
                 f"no Dask scheduler answers at {address}: {e}. Start one with `dask scheduler`, "
                 "and see that this machine may connect to it"

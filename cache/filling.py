@@ -21,7 +21,7 @@ from cache.location import Location, locate
 from cache.lock import run_lock
 from cache.manifest import manifest_location, measure, write_manifest
 from cache.progress import Progress
-from cache.scale_out import Run, ScaleOutParams, TasksLostError, UnfitWorkerError, crew
+from cache.scale_out import Crew, ScaleOutParams, TasksLostError, UnfitWorkerError
 from cache.store import (
     EmbeddingStore,
     RowStatus,
@@ -223,7 +223,7 @@ def _fill_pending(
             settle(result)
         return
     try:
-        with crew(make, params, versions=versions) as run:
+        with Crew(make, params, versions=versions) as run:
             if not prepared:
                 _prepare(store, partial(_prepare_there, run), rows)
             run(_tasks(store, rows, status), settle)
@@ -234,7 +234,7 @@ def _fill_pending(
         ) from e
 
 
-def _prepare_there(run: Run, sample: list[Any]) -> Any:
+def _prepare_there(run: Crew, sample: list[Any]) -> Any:
     """What a worker says to the sample."""
     answers: list[Any] = []
     run([_Sample(sample)], answers.append)

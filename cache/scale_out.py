@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +38,6 @@ WAVE = 64  # results that wait to be put in order
 Work = Callable[[Any], Any]
 Call = Callable[[], Any]
 OnResult = Callable[[Any], None]
-Run = Callable[[Iterable[Any], OnResult], None]
 
 logger = logging.getLogger("cache")
 
@@ -114,7 +113,7 @@ def map_tasks(
     Raises TasksLostError once all others are done, UnfitWorkerError, SchedulerUnreachableError, and
     what `work` raises.
     """
-    with crew(make, params or ScaleOutParams(), versions=versions) as run:
+    with Crew(make, params or ScaleOutParams(), versions=versions) as run:
         run(tasks, on_result)
 
 
@@ -128,7 +127,7 @@ def map_in_order(
     """The results in the order of the tasks, WAVE of them in memory. Raises as `map_tasks`."""
     waiting = enumerate(tasks)
     params = params or ScaleOutParams()
-    with crew(partial(_numbering, make), params, versions=versions) as run:
+    with Crew(partial(_numbering, make), params, versions=versions) as run:
         while wave := list(islice(waiting, 1 if params.scheduler == "single" else WAVE)):
             results: dict[int, Any] = {}
             run(wave, lambda pair, into=results: into.__setitem__(*pair))  # type: ignore[misc]
@@ -140,67 +139,64 @@ def _numbering(make: Callable[[], Work]) -> Work:
     return lambda numbered: (numbered[0], work(numbered[1]))
 
 
-@contextmanager
-def crew(
-    make: Callable[[], Work],
-    params: ScaleOutParams,
-    *,
-    versions: Mapping[str, str] | None = None,
-) -> Iterator[Run]:
-    """run(tasks, on_result), as often as there is something to do: `map_tasks` in pieces."""
-    job = Job(make, dict(versions or {}), params.scheduler == "local-cluster")
-    try:
-        if params.scheduler == "single":
-            yield partial(_run_here, _Lazy(make))
-        elif params.scheduler in ("threads", "processes"):
-            with _LocalPool(params.scheduler, params.num_workers or os.cpu_count() or 1) as pool:
-                yield partial(_run, job, pool.run)
-        else:
-            from cache import cluster
+class Crew:
+    """Workers for one kind of work: call it with tasks, as often as there are some.
 
-            with cluster.connected(params.scheduler, params.num_workers) as client:
-                yield partial(_run, job, partial(cluster.run_calls, client))
-    finally:
-        _forget(job)
+    Called as `map_tasks`, which it is in pieces. It takes on workers, and they make the work, when
+    it is first called; leaving the `with` block lets them go.
+    """
 
+    def __init__(
+        self,
+        make: Callable[[], Work],
+        params: ScaleOutParams,
+        *,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        self._job = Job(make, dict(versions or {}), params.scheduler == "local-cluster")
+        self._params = params
+        self._held = ExitStack()
+        self._run_calls: Callable[[Iterable[Call], OnResult], None] | None = None
+        self._own_work: Work | None = None
 
-class _Lazy:
-    """Makes the work at its first task: a run that has nothing to do loads no model."""
+    def __enter__(self) -> Self:
+        self._held.callback(_forget, self._job)
+        return self
 
-    def __init__(self, make: Callable[[], Work]) -> None:
-        self._make, self._work = make, None
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
-    def __call__(self, task: Any) -> Any:
-        self._work = self._work or self._make()  # type: ignore[assignment]
-        assert self._work is not None
-        return self._work(task)
+    def __call__(self, tasks: Iterable[Any], on_result: OnResult) -> None:
+        if self._params.scheduler == "single":
+            for task in tasks:
+                self._own_work = self._own_work or self._job.make()
+                on_result(self._own_work(task))
+            return
+        self._run_calls = self._run_calls or self._start()
+        lost: list[Lost] = []
 
+        def take(result: Any) -> None:
+            if isinstance(result, Lost):
+                lost.append(result)
+            else:
+                on_result(result)
 
-def _run_here(work: Work, tasks: Iterable[Any], on_result: OnResult) -> None:
-    for task in tasks:
-        on_result(work(task))
+        self._run_calls((partial(do_task, self._job, task) for task in tasks), take)
+        if lost:
+            raise TasksLostError(
+                f"{sum(one.count for one in lost)} tasks are not done, as their workers died under "
+                f"them: {lost[0].reason}"
+            )
 
+    def _start(self) -> Callable[[Iterable[Call], OnResult], None]:
+        scheduler, num_workers = self._params.scheduler, self._params.num_workers
+        if scheduler in ("threads", "processes"):
+            pool = _LocalPool(scheduler, num_workers or os.cpu_count() or 1)
+            return self._held.enter_context(pool).run
+        from cache import cluster
 
-def _run(
-    job: Job,
-    run_calls: Callable[[Iterable[Call], OnResult], None],
-    tasks: Iterable[Any],
-    on_result: OnResult,
-) -> None:
-    lost: list[Lost] = []
-
-    def take(result: Any) -> None:
-        if isinstance(result, Lost):
-            lost.append(result)
-        else:
-            on_result(result)
-
-    run_calls((partial(do_task, job, task) for task in tasks), take)
-    if lost:
-        raise TasksLostError(
-            f"{sum(one.count for one in lost)} tasks are not done, as their workers died under "
-            f"them: {lost[0].reason}"
-        )
+        client = self._held.enter_context(cluster.connected(scheduler, num_workers))
+        return partial(cluster.run_calls, client)
 
 
 # What one process keeps: the work of one run, and how many tasks it is doing.

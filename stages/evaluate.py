@@ -16,6 +16,7 @@ from pathlib import Path
 
 from app.artifacts import Artifacts
 from app.gill import CHECKPOINTS, Gill, fingerprint_heads
+from cache import Crew
 from pipeline.backbones import Backbones
 from pipeline.evaluation import read_contexts
 from pipeline.settings import GenerationSettings
@@ -23,7 +24,7 @@ from stages import evaluation_sets as sets
 from stages.devices import set_up
 from stages.evaluation_decision import table_6
 from stages.evaluation_latency import latency
-from stages.evaluation_pictures import PictureMaker, opened
+from stages.evaluation_pictures import PictureMaker, opened, picture_crew
 from stages.evaluation_retrieval import caption_retrieval, table_5
 from stages.evaluation_scores import Found, PictureScorer, Rows
 from stages.evaluation_sets import EvaluationSet
@@ -63,15 +64,18 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     run_ = _Run.of(params, artifacts, sources)
     results: list[Result] = []
     said: set[str] = set()
-    for table in tables:
-        rows = [
-            replace(row, table=table, published=published(table, row.set, row.method, row.metric))
-            for row in run_.measure(table, plan.get(table, []))
-        ]
-        _print(table, rows, said)
-        results += rows
-        write_records(artifacts.evaluation / "records.parquet", run_.records)
-        write_results(artifacts.evaluation / "results.json", results)
+    with run_.crew:
+        for table in tables:
+            rows = [
+                replace(
+                    row, table=table, published=published(table, row.set, row.method, row.metric)
+                )
+                for row in run_.measure(table, plan.get(table, []))
+            ]
+            _print(table, rows, said)
+            results += rows
+            write_records(artifacts.evaluation / "records.parquet", run_.records)
+            write_results(artifacts.evaluation / "results.json", results)
     _write_headline(metrics / "evaluation.json", results)
 
 
@@ -83,6 +87,7 @@ class _Run:
     artifacts: Artifacts
     sources: Sources
     gill: Gill
+    crew: Crew
     store: EvaluationStore
     scorer: PictureScorer
     records: list[Record] = field(default_factory=list)
@@ -104,7 +109,8 @@ class _Run:
         makers["gill"] = fingerprint_of([heads, *frozen])
         store = EvaluationStore(artifacts.evaluation, makers)
         scorer = PictureScorer(gill.speaker.encoder, section)
-        return cls(params, artifacts, sources, gill, store, scorer)
+        crew = picture_crew(gill, artifacts, params.run, heads, section.scale_out)
+        return cls(params, artifacts, sources, gill, crew, store, scorer)
 
     def measure(self, table: str, plan: Sequence[EvaluationSet]) -> list[Result]:
         """The results of one table."""
@@ -129,7 +135,7 @@ class _Run:
         if known in self.measured:
             return self.measured[known]
         section = self.params.evaluation
-        maker = PictureMaker(self.gill, self.store, section.seed)
+        maker = PictureMaker(self.crew, self.store, section.seed)
         pictures: dict[str, list[Path]] = {
             method: maker.make(one, method, settings) for method in section.methods
         }

@@ -7,15 +7,29 @@ the next one begins, so that an interruption costs one batch and changes no pict
 from __future__ import annotations
 
 import hashlib
+import socket
+import threading
 import time
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from PIL import Image
 
-from app.gill import Gill
+from app.artifacts import Artifacts
+from app.gill import (
+    CHECKPOINTS,
+    Gill,
+    fingerprint_heads,
+    load_encoder,
+    load_generator,
+    load_model,
+    read_backbones,
+    read_empty_prompt,
+)
+from cache import Crew, ScaleOutParams
 from corpora.pictures import open_picture, read_picture
 from pipeline.evaluation import (
     generate_pictures,
@@ -23,22 +37,42 @@ from pipeline.evaluation import (
     read_contexts,
     text_conditioning,
 )
+from pipeline.gill import Gill as GillModel
+from pipeline.image_generator import ImageGenerator
 from pipeline.settings import GenerationSettings
-from pipeline.text_conditioner import Conditioning, TextConditioner
+from pipeline.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
+from pipeline.visual_encoder import VisualEncoder
+from stages.devices import set_up
 from stages.evaluation_sets import EvaluationSet, Example, Picture
 from stages.evaluation_store import EvaluationStore, key_for
 from stages.failures import StageError
+from stages.params import RunParams
 from stages.progress import Ticker
+from stages.versions import library_versions
 
 Method = Literal["generator", "gill"]
 METHODS: dict[str, str] = {"generator": "generator alone", "gill": "GILL"}
 
 
-class PictureMaker:
-    """Makes what is not there yet; `seed` + i is the seed of example i."""
+@dataclass(frozen=True)
+class PictureBatch:
+    """Examples whose pictures are made together, wherever: pictures travel as references."""
 
-    def __init__(self, gill: Gill, store: EvaluationStore, seed: int) -> None:
-        self._gill, self._store, self._seed = gill, store, seed
+    examples: tuple[Example, ...]
+    method: Method
+    first_seed: int
+    """Of the first example; the others count on from it."""
+    settings: GenerationSettings
+
+
+class PictureMaker:
+    """Has made what is not there yet; `seed` + i is the seed of example i.
+
+    What `crew` makes is saved here alone, so a worker that dies leaves nothing half-written.
+    """
+
+    def __init__(self, crew: Crew, store: EvaluationStore, seed: int) -> None:
+        self._crew, self._store, self._seed = crew, store, seed
 
     def make(self, one: EvaluationSet, method: Method, settings: GenerationSettings) -> list[Path]:
         """The pictures of a set, in the order of its examples."""
@@ -47,48 +81,28 @@ class PictureMaker:
             for index, example in enumerate(one.examples)
         ]
         size = settings.batch_size
-        batches = [range(i, min(i + size, len(keys))) for i in range(0, len(keys), size)]
-        todo = [b for b in batches if any(self._store.picture(method, keys[i]) is None for i in b)]
+        spans = [range(i, min(i + size, len(keys))) for i in range(0, len(keys), size)]
+        todo = [s for s in spans if any(self._store.picture(method, keys[i]) is None for i in s)]
+        batches = [
+            PictureBatch(
+                tuple(one.examples[i] for i in span), method, self._seed + span.start, settings
+            )
+            for span in todo
+        ]
         with Ticker(f"{one.title}, {METHODS[method]}") as ticker:
             meter = Meter(sum(map(len, todo)), "pictures")
-            for batch in todo:
-                examples = [one.examples[i] for i in batch]
-                pictures = self._generate(examples, method, batch.start, settings)
-                for i, picture in zip(batch, pictures, strict=True):
+
+            def save(made: tuple[int, list[Image.Image]]) -> None:
+                first_seed, pictures = made
+                for i, picture in enumerate(pictures, first_seed - self._seed):
                     self._store.save_picture(method, one.name, i, keys[i], picture)
-                ticker.show(meter.after(len(batch)))
+                ticker.show(meter.after(len(pictures)))
+
+            if batches:
+                self._crew(batches, save)
         paths = [self._store.picture(method, key) for key in keys]
         assert all(path is not None for path in paths)
         return [path for path in paths if path is not None]
-
-    def _generate(
-        self, examples: Sequence[Example], method: Method, first: int, settings: GenerationSettings
-    ) -> list[Image.Image]:
-        speaker = self._gill.speaker
-        if speaker.generator is None:
-            raise StageError("no image generator is loaded")
-        return generate_pictures(
-            speaker.generator,
-            self._conditioning(examples, method),
-            speaker.empty_prompt,
-            settings,
-            self._seed + first,
-        )
-
-    def _conditioning(self, examples: Sequence[Example], method: Method) -> Conditioning:
-        if method == "generator":
-            return text_conditioning(self._conditioner, [e.prompt for e in examples])
-        speaker = self._gill.speaker
-        contexts = [opened(example.context) for example in examples]
-        hidden = read_contexts(speaker.gill, speaker.encoder, contexts)
-        return gill_conditioning(speaker.gill, hidden)
-
-    @cached_property
-    def _conditioner(self) -> TextConditioner:
-        """The generator's own text side, loaded when the baseline first needs it."""
-        if self._gill.speaker.conditioner is None:
-            raise StageError("the generator's own text encoder cannot be loaded")
-        return self._gill.speaker.conditioner()
 
     def _key(
         self, example: Example, method: Method, seed: int, settings: GenerationSettings
@@ -104,6 +118,108 @@ class PictureMaker:
         )
         sampling = settings.model_dump(include={"steps", "guidance", "scheduler"})
         return key_for(read, seed, sampling)
+
+
+class PictureModels(Protocol):
+    """What pictures are made with: a Speaker has it loaded, a worker loads what it comes to use."""
+
+    @property
+    def gill(self) -> GillModel: ...
+    @property
+    def encoder(self) -> VisualEncoder: ...
+    @property
+    def generator(self) -> ImageGenerator | None: ...
+    @property
+    def empty_prompt(self) -> Conditioning: ...
+    @property
+    def conditioner(self) -> Callable[[], TextConditioner] | None: ...
+
+
+class WorkerModels:
+    """The models of a worker: the baseline alone needs no language model, so none is loaded."""
+
+    def __init__(self, artifacts: Artifacts, run: RunParams) -> None:
+        self._artifacts, self._checkpoint = artifacts, run.checkpoint
+        self._device, self._backbones = set_up(run), read_backbones(artifacts)
+
+    @cached_property
+    def gill(self) -> GillModel:
+        return load_model(self._artifacts, self._device, self._checkpoint)
+
+    @cached_property
+    def encoder(self) -> VisualEncoder:
+        return load_encoder(self._backbones, self._device)
+
+    @cached_property
+    def generator(self) -> ImageGenerator:
+        return load_generator(self._backbones, self._device)
+
+    @cached_property
+    def empty_prompt(self) -> Conditioning:
+        return read_empty_prompt(self._artifacts)
+
+    def conditioner(self) -> TextConditioner:
+        found = self._backbones.image_generator
+        return load_text_conditioner(found.path, dtype=found.torch_dtype, device=self._device)
+
+
+class PictureWorker:
+    """PictureBatch -> (first seed, pictures)."""
+
+    def __init__(self, models: PictureModels) -> None:
+        self._models = models
+        self._alone = threading.Lock()  # a diffusion pipeline keeps the state of one run
+
+    def __call__(self, batch: PictureBatch) -> tuple[int, list[Image.Image]]:
+        generator = self._models.generator
+        if generator is None:
+            raise StageError("no image generator is loaded")
+        with self._alone:
+            return batch.first_seed, generate_pictures(
+                generator,
+                self._conditioning(batch),
+                self._models.empty_prompt,
+                batch.settings,
+                batch.first_seed,
+            )
+
+    def _conditioning(self, batch: PictureBatch) -> Conditioning:
+        if batch.method == "generator":
+            return text_conditioning(self._conditioner, [e.prompt for e in batch.examples])
+        contexts = [opened(example.context) for example in batch.examples]
+        hidden = read_contexts(self._models.gill, self._models.encoder, contexts)
+        return gill_conditioning(self._models.gill, hidden)
+
+    @cached_property
+    def _conditioner(self) -> TextConditioner:
+        """The generator's own text side, loaded when the baseline first needs it."""
+        if self._models.conditioner is None:
+            raise StageError("the generator's own text encoder cannot be loaded")
+        return self._models.conditioner()
+
+
+def load_worker(artifacts: Artifacts, run: RunParams, heads: str) -> PictureWorker:
+    """Called on every worker, once.
+
+    Raises StageError where it sees other heads than those of the fingerprint `heads`.
+    """
+    checkpoint = artifacts.model / CHECKPOINTS[run.checkpoint]
+    if fingerprint_heads(checkpoint) != heads:
+        raise StageError(
+            f"{checkpoint} on {socket.gethostname()} is not the file that is evaluated: all "
+            "machines of a cluster need the same files"
+        )
+    return PictureWorker(WorkerModels(artifacts, run))
+
+
+def picture_crew(
+    gill: Gill, artifacts: Artifacts, run: RunParams, heads: str, params: ScaleOutParams
+) -> Crew:
+    """Who makes the pictures: this process with the models that it has, or workers."""
+    make: Callable[[], PictureWorker] = partial(load_worker, artifacts, run, heads)
+    if params.scheduler in ("single", "threads"):
+        make = partial(PictureWorker, gill.speaker)
+    return Crew(make, params, versions=library_versions("torch", "diffusers", "transformers"))
 
 
 class Meter:
