@@ -1,10 +1,13 @@
 """The generator's two sides agree with the whole diffusers pipeline."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tiny_models
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from transformers import PreTrainedModel
 
 from pipeline.backbones import BackboneError
 from pipeline.image_generator import load_image_generator
@@ -12,10 +15,15 @@ from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, load_text_conditioner
 
 SETTINGS = GenerationSettings(steps=3, guidance=3.0, scheduler="ddim", batch_size=2)
-MAKERS = {"sd": tiny_models.stable_diffusion, "xl": tiny_models.stable_diffusion_xl}
+MAKERS = {
+    "sd": tiny_models.stable_diffusion,
+    "sd 2": tiny_models.stable_diffusion_2,
+    "xl": tiny_models.stable_diffusion_xl,
+    "xl, empty prompt": partial(tiny_models.stable_diffusion_xl, zeros=False),
+}
 
 
-@pytest.fixture(scope="module", params=["sd", "xl"])
+@pytest.fixture(scope="module", params=MAKERS)
 def directory(request, tmp_path_factory):
     return MAKERS[request.param](tmp_path_factory.mktemp(request.param))
 
@@ -39,16 +47,15 @@ def test_text_conditioning_is_the_pipelines_own(directory):
 def test_pictures_from_conditioning_equal_pictures_from_text(directory):
     conditioner = load_text_conditioner(str(directory))
     generator = load_image_generator(str(directory))
-    prompts, empty = conditioner.encode(["a b", "c", "d e f"]), conditioner.encode([""])
+    prompts, empty = conditioner.encode(["a b", "c", "d e f"]), conditioner.unconditional()
     ours = generator.generate(prompts, empty, seeds=[1, 2, 3], settings=SETTINGS)
     whole = DiffusionPipeline.from_pretrained(directory)
     whole.scheduler = type(generator._pipeline.scheduler).from_config(
         generator._pipeline.scheduler.config
     )
-    # XL replaces an absent negative prompt by zeros unless it is given: both sides say "".
+    # As they come: no negative prompt, for which XL takes zeros and the others the empty prompt.
     expected = whole(
         ["a b", "c"],
-        negative_prompt=["", ""],
         num_inference_steps=3,
         guidance_scale=3.0,
         generator=[torch.Generator().manual_seed(s) for s in (1, 2)],
@@ -75,8 +82,19 @@ def test_a_picture_depends_on_its_seed_not_on_its_batch(directory):
 def test_a_wrong_width_is_refused_by_name(tmp_path):
     generator = load_image_generator(str(tiny_models.stable_diffusion(tmp_path)))
     wrong = Conditioning(torch.zeros(1, 12, 24))
-    with pytest.raises(BackboneError, match="24 wide.*takes 16"):
+    with pytest.raises(BackboneError, match="D, the text width, is 24 .* takes 16"):
         generator.generate(wrong, wrong, seeds=[0], settings=SETTINGS)
+    pooled = Conditioning(torch.zeros(1, 12, 16), torch.zeros(1, 20))
+    with pytest.raises(BackboneError, match="D_pooled.* is 20 .* takes none"):
+        generator.generate(pooled, pooled, seeds=[0], settings=SETTINGS)
+
+
+def test_xl_wants_its_pooled_vector(tmp_path):
+    generator = load_image_generator(str(tiny_models.stable_diffusion_xl(tmp_path)))
+    assert (generator.width, generator.pooled_width) == (40, 20)
+    without = Conditioning(torch.zeros(1, 12, 40))
+    with pytest.raises(BackboneError, match="D_pooled.* is absent .* takes 20"):
+        generator.generate(without, without, seeds=[0], settings=SETTINGS)
 
 
 def test_ddim_does_not_clip_latents(directory):
@@ -84,6 +102,85 @@ def test_ddim_does_not_clip_latents(directory):
     generator = load_image_generator(str(directory))
     assert generator._scheduler("ddim").config.clip_sample is False
     assert generator._scheduler("pipeline") is generator._own_scheduler
+
+
+def test_each_side_loads_its_own_parts_alone(directory, monkeypatch):
+    """A stage that encodes text holds no UNet, one that makes pictures no text encoder."""
+    read = []
+    for kind in (UNet2DConditionModel, AutoencoderKL, PreTrainedModel):
+        real = kind.from_pretrained.__func__
+
+        def watched(cls, *args, _real=real, **kwargs):
+            read.append(cls.__name__)
+            return _real(cls, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "from_pretrained", classmethod(watched))
+    text = load_text_conditioner(str(directory))
+    encoders = ["CLIPTextModel", "CLIPTextModelWithProjection"]
+    assert sorted(read) == encoders[: 1 if text.pooled_width is None else 2]
+    assert text._pipeline.unet is None
+    assert text._pipeline.vae is None
+    read.clear()
+    image = load_image_generator(str(directory))
+    assert sorted(read) == ["AutoencoderKL", "UNet2DConditionModel"]
+    assert image._pipeline.text_encoder is None
+    assert image._pipeline.tokenizer is None
+
+
+def test_saving_memory_changes_nothing_but_rounding(directory):
+    conditioner = load_text_conditioner(str(directory))
+    generator = load_image_generator(str(directory))
+    prompts, empty = conditioner.encode(["a b", "c"]), conditioner.unconditional()
+
+    def make(**changes):
+        settings = SETTINGS.model_copy(update=changes)
+        made = generator.generate(prompts, empty, seeds=[1, 2], settings=settings)
+        return np.stack([np.asarray(picture, int) for picture in made])
+
+    plain = make()
+    sliced = make(attention_slicing=True, vae_slicing=True, vae_tiling=True)
+    kinds = {type(p).__name__ for p in generator._pipeline.unet.attn_processors.values()}
+    assert kinds == {"SlicedAttnProcessor"}
+    assert generator._pipeline.vae.use_slicing
+    assert generator._pipeline.vae.use_tiling
+    assert np.abs(sliced - plain).max() <= 1
+    # Without a GPU there is nothing to offload.
+    np.testing.assert_array_equal(make(cpu_offload="model"), plain)
+    assert not generator._pipeline.vae.use_slicing
+    assert not generator._pipeline.vae.use_tiling
+
+
+def test_offloading_is_diffusers_own_and_follows_the_settings(tmp_path, monkeypatch):
+    """On a GPU; here the calls alone are seen."""
+    folder = tiny_models.stable_diffusion(tmp_path)
+    generator = load_image_generator(str(folder), device="cuda:1")
+    asked, kind = [], type(generator._pipeline)
+    for name in ("to", "enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        monkeypatch.setattr(
+            kind, name, lambda *args, _name=name, **kwargs: asked.append((_name, args[1:], kwargs))
+        )
+    device = torch.device("cuda:1")
+    for offload in ("none", "none", "model", "sequential", "none"):
+        generator._place(SETTINGS.model_copy(update={"cpu_offload": offload}))
+    assert asked == [
+        ("to", (device,), {}),
+        ("enable_model_cpu_offload", (), {"device": device}),
+        ("enable_sequential_cpu_offload", (), {"device": device}),
+        ("to", (device,), {}),
+    ]
+
+
+def test_previews_of_xl_in_float16_are_decoded_in_float32(tmp_path, monkeypatch):
+    folder = tiny_models.stable_diffusion_xl(tmp_path)
+    generator = load_image_generator(str(folder), dtype=torch.float16)
+    vae, seen = generator._pipeline.vae, []
+    assert vae.config.force_upcast
+    real = vae.decode
+    monkeypatch.setattr(vae, "decode", lambda x: (seen.append(x.dtype), real(x))[1])
+    [picture] = generator._decode(torch.randn(1, 4, 8, 8, dtype=torch.float16))
+    assert seen == [torch.float32]
+    assert picture.size == (16, 16)
+    assert vae.dtype == torch.float16
 
 
 def test_previews_show_the_picture_on_its_way_and_change_nothing(directory):
