@@ -78,12 +78,13 @@ def seed_difference(first: Float[np.ndarray, " S"], second: Float[np.ndarray, " 
 def judge(claim: Claim, difference: Difference, margin: float) -> Verdict:
     """What the interval of first - second says about a claim.
 
-    greater    first is better           seen: low > 0          reversed: high < 0
-    at_least   first is equal or better  seen: low > -margin    reversed: high < 0 otherwise
-    equal      neither is better         seen: inside ±margin   reversed: outside ±margin
+    greater    first is better           seen: low > 0
+    at_least   first is equal or better  seen: low > -margin
+    equal      neither is better         seen: inside ±margin
 
-    Anything else is "not seen": the interval is too wide to tell, or nothing is there. A difference
-    smaller than `margin` counts as none.
+    Reversed are the first two when the interval lies below 0 and reaches -margin, the last when it
+    lies outside ±margin. Anything else is "not seen": the interval is too wide to tell, or nothing
+    is there. A difference smaller than `margin` counts as none.
 
     Raises:
         ValueError: a margin below 0, an interval whose ends are in the wrong order.
@@ -91,14 +92,14 @@ def judge(claim: Claim, difference: Difference, margin: float) -> Verdict:
     _, low, high = difference
     if margin < 0 or low > high:
         raise ValueError(f"no interval and margin: {difference}, {margin}")
+    reverse = high < 0 and low <= -margin
     if claim == "greater":
-        seen, reverse = low > 0, high < 0
+        seen = low > 0
     elif claim == "at_least":
         seen = low > -margin
-        reverse = not seen and high < 0
     else:
         seen = low > -margin and high < margin
-        reverse = low > margin or high < -margin
+        reverse = low >= margin or high <= -margin
     return "seen" if seen else "reversed" if reverse else "not seen"
 
 
@@ -111,5 +112,5 @@ def all_of(verdicts: list[Verdict]) -> Verdict:
 
 def mean_interval(values: Float[np.ndarray, "S N"], seed: int = 0) -> Interval:
     """The interval of a mean over seeds and examples, drawn as in `paired_difference`."""
-    found = paired_difference(values, np.zeros_like(values), seed)
+    found = paired_difference(values, np.zeros_like(values), seed, resamples=1000)
     return Interval(found.low, found.high)

@@ -30,9 +30,10 @@ RULE = (
     "Every finding is a set of claims about a paired difference, first minus second, on the same "
     "examples with the same seeds. Its 95% interval is a bootstrap over seeds and examples at "
     "once (for recall and macro F1, of which a run has one number, Student's t over seeds). "
-    '"Better": seen when the interval lies above 0, reversed when below. "Equal or better": seen '
-    "when it lies above -margin, reversed when it lies below 0 and reaches -margin. "
-    '"Equal": seen when it lies within the margin, reversed when outside. Otherwise not seen. '
+    '"Better" is seen when the interval lies above 0, "equal or better" when it lies above '
+    "-margin; both are reversed when it lies below 0 and reaches -margin. "
+    '"Equal" is seen when the interval lies within the margin, reversed when outside. Otherwise: '
+    "not seen. "
     "Margins: 0.05 of the oracle's share of right attributes, 0.02 of CLIP similarity, 0.02 of "
     "recall, 0.05 of macro F1. A finding is seen when all deciding claims are, reversed when one "
     "is. The rule was fixed before the results were looked at."

@@ -57,6 +57,7 @@ def test_over_seeds_it_is_students_t():
         ("greater", 0.01, 0.3, "seen"),
         ("greater", -0.01, 0.3, "not seen"),
         ("greater", -0.3, -0.01, "reversed"),
+        ("greater", -0.04, -0.01, "not seen"),
         ("at_least", 0.01, 0.3, "seen"),
         ("at_least", -0.04, 0.3, "seen"),
         ("at_least", -0.04, -0.01, "seen"),
