@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from corpora.records import CorpusError
 from corpora.visdial import read_dialogues
 from pipeline import evaluation as generation
 from pipeline.image_generator import ImageGenerator
+from pipeline.image_metrics import frechet_inception_distance
 from pipeline.metrics import bootstrap_interval
 from stages import evaluate
 from stages.cli import app
@@ -277,3 +279,50 @@ def test_a_variant_runs_without_baseline_index_and_classifier(run):
     assert _one(results, "retrieval", "gill", "seconds").absent == "there is no candidate index"
     assert _one(results, "generation", "gill", "seconds").value > 0
     assert _one(results, "text", "gill", "tokens_per_second").value > 0
+
+
+def test_lpips_and_fid_are_the_libraries_numbers_where_weights_are_named(
+    run, tmp_path, monkeypatch
+):
+    """LPIPS by the library on random weights; FID's network is replaced, its distance is not."""
+    lpips = pytest.importorskip("lpips")
+    from torchvision.models import alexnet
+    from torchvision.transforms.functional import resize
+
+    torch.manual_seed(0)
+    layers = {f"features.{k}": v for k, v in alexnet(weights=None).features.state_dict().items()}
+    torch.save(layers, tmp_path / "alexnet.pth")
+    reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    for part in range(1, 6):
+        for number, layer in getattr(reference.net, f"slice{part}").named_children():
+            names = ("weight", "bias") if f"features.{number}.weight" in layers else ()
+            layer.load_state_dict({name: layers[f"features.{number}.{name}"] for name in names})
+
+    class Inception:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def encode(self, pictures):
+            small = [np.array(p.convert("L").resize((64, 32)), np.float32) for p in pictures]
+            return torch.from_numpy(np.stack(small)).flatten(1) / 255
+
+    monkeypatch.setattr("stages.evaluation_scores.InceptionFeatures", Inception)
+    results, records = run(
+        tables=["captions"], captions=3, lpips_weights=str(tmp_path / "alexnet.pth")
+    )
+
+    def pixels(path: str) -> torch.Tensor:
+        picture = np.array(Image.open(path).convert("RGB"))
+        return resize(lpips.im2tensor(picture), [256, 256], antialias=True)
+
+    with torch.no_grad():
+        expected = [reference(pixels(r.pictures["gill"]), pixels(r.real)).item() for r in records]
+    assert [r.scores["gill.lpips"] for r in records] == pytest.approx(expected, rel=1e-4)
+    assert _one(results, "captions", "gill", "lpips").value == pytest.approx(np.mean(expected))
+    sides = [
+        Inception().encode([Image.open(path) for path in paths])
+        for paths in ([r.pictures["gill"] for r in records], [r.real for r in records])
+    ]
+    fid = _one(results, "captions", "gill", "fid")
+    assert fid.value == pytest.approx(frechet_inception_distance(*sides))
+    assert (fid.standard_error, fid.absent) == (None, None)
