@@ -48,9 +48,10 @@ from benchmarks.gpu_yardstick import describe_device
 
 BUDGET = 440.0
 PACKAGES = (
-    "torch torchvision transformers tokenizers diffusers open_clip_torch zarr numcodecs zarrs "
-    "pydantic numpy faiss-cpu faiss-gpu-cu12 bitsandbytes torchao triton"
-).split()
+    *("torch", "triton", "torchvision", "transformers", "tokenizers", "diffusers", "numpy"),
+    *("open_clip_torch", "pydantic", "zarr", "numcodecs", "zarrs"),
+    *("faiss-cpu", "faiss-gpu-cu12", "bitsandbytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     functions = {section.name: _load(section) for section in sections}
     gc.freeze()  # what was imported is never garbage: collecting between parts stays cheap
     results["device"], processes = _find_device(machine)
-    print(
-        f"{results['device']['name']}: {', '.join(f'{k} {v}' for k, v in results['device'].items())}"
-    )
+    print(", ".join(f"{key} {value}" for key, value in results["device"].items()))
     for section in sections:
         print(f"== {section.name}", flush=True)
         function = functions[section.name]
         if isinstance(function, str):
-            found = {"status": "skipped", "why": function, "seconds": 0.0, "parts": {}}
+            found = _skipped(function)
         else:
             found = _run(processes, section, function, machine, deadline)
         if "why" in found:
@@ -154,13 +153,13 @@ def _find_device(machine: Machine) -> tuple[dict[str, Any], Any]:
     """What the device is, and a way to start processes that can use it: forked ones start fast."""
     reasons = []
     for method in ("fork", "spawn"):
-        processes = multiprocessing.get_context(method)
+        processes: Any = multiprocessing.get_context(method)
         receiver, sender = processes.Pipe(duplex=False)
         process = processes.Process(target=_describe, args=(sender, machine))
         process.start()
         sender.close()
         try:
-            found = receiver.recv() if receiver.poll(120) else "no answer within 120 s"
+            found: Any = receiver.recv() if receiver.poll(120) else "no answer within 120 s"
         except EOFError:
             found = "its process died"
         process.kill()
@@ -193,7 +192,7 @@ def _run(
     left = deadline - begin
     if left < section.seconds:
         why = f"it needs up to {section.seconds:.0f} s and {max(left, 0):.0f} s are left"
-        return {"status": "skipped", "why": why, "seconds": 0.0, "parts": {}}
+        return _skipped(why)
     limit = begin + min(left, 2 * section.seconds)
     receiver, sender = processes.Pipe(duplex=False)
     process = processes.Process(target=_work, args=(sender, function, machine))
@@ -211,6 +210,10 @@ def _run(
     status = "done" if why is None else "incomplete" if len(bad) < len(parts) else "failed"
     result = {"status": status, "seconds": round(time.monotonic() - begin, 1), "parts": parts}
     return result if why is None else {**result, "why": why}
+
+
+def _skipped(why: str) -> Results:
+    return {"status": "skipped", "why": why, "seconds": 0.0, "parts": {}}
 
 
 def _listen(receiver: Connection, parts: dict[str, dict[str, Any]], limit: float) -> str | None:

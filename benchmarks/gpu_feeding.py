@@ -1,7 +1,7 @@
 """From the cache into the device's memory: shuffled batches of 200, as training reads them.
 
 A store of [77, 768] float16 targets and one of [1024] float16 features are written to a temporary
-folder. The first epoch checks every row against its checksum; the later ones are what most of
+folder. The first epoch checks every row against its checksum; the second is what most of
 training sees. `pinned` copies float16 from page-locked memory without waiting and widens it on the
 device; `pageable` widens on the CPU first.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.gpu_measure import Machine, Numbers, Report
 from cache import ArraySpec, Codec, FillingParams, Roles, ShuffledRows, StoreSpec, fill
+from pipeline.devices import sent
 
 BATCH = 200
 Move = Callable[[np.ndarray], Tensor]
@@ -32,10 +33,7 @@ def feeding(machine: Machine, report: Report) -> None:
         return torch.from_numpy(values).float().to(machine.device)
 
     def pinned(values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(values)
-        if machine.is_gpu:
-            tensor = tensor.pin_memory()
-        return tensor.to(machine.device, non_blocking=True).float()
+        return sent(torch.from_numpy(values), torch.device(machine.device)).float()
 
     ways: dict[str, Move] = {
         "read only": torch.from_numpy,

@@ -23,10 +23,18 @@ from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, TextConditioner
 
 LENGTH, WIDTH, VOCABULARY = 77, 768, 49408
-TEXT = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 12}
-TEXT |= {"num_attention_heads": 12}
-TOY_TEXT = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2}
-TOY_TEXT |= {"num_attention_heads": 2}
+TEXT: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 4 * WIDTH,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+TOY_TEXT: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 UNET: dict[str, Any] = {
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
@@ -79,7 +87,7 @@ def encoded(machine: Machine, conditioner: TextConditioner, size: int) -> Number
 
 def generation(machine: Machine, report: Report) -> None:
     """Pictures as `evaluate` and conversations make them."""
-    generator = ImageGenerator(image_side(machine))
+    generator = ImageGenerator(image_side(machine), machine.device)
     sizes = (1, 2) if machine.toy else (1, 8)
     for size in sizes:
         report.measure(f"batch {size}", partial(drawn, machine, generator, size))
@@ -90,7 +98,7 @@ def generation_compiled(machine: Machine, report: Report) -> None:
     """The same with the UNet compiled, larger batch first; compiling is timed apart."""
     pipeline = image_side(machine)
     pipeline.unet.compile(dynamic=False, backend=machine.compiler)
-    generator = ImageGenerator(pipeline)
+    generator = ImageGenerator(pipeline, machine.device)
 
     def compiled(size: int) -> Numbers:
         start = time.perf_counter()
@@ -148,7 +156,7 @@ def text_side(machine: Machine) -> Any:
         **(TOY_TEXT if machine.toy else TEXT),
     )
     with torch.device(machine.device):
-        encoder = CLIPTextModel(config)
+        encoder: Any = CLIPTextModel(config)
     return _pipeline(
         text_encoder=encoder.to(torch.bfloat16).eval().requires_grad_(False),
         tokenizer=spelling_tokenizer(),
@@ -162,8 +170,8 @@ def image_side(machine: Machine) -> Any:
         vae = {"block_out_channels": (8, 16), "norm_num_groups": 4}
     blocks = len(vae["block_out_channels"])
     with torch.device(machine.device):
-        unet = UNet2DConditionModel(**(TOY_UNET if machine.toy else UNET))
-        decoder = AutoencoderKL(
+        unet: Any = UNet2DConditionModel(**(TOY_UNET if machine.toy else UNET))
+        decoder: Any = AutoencoderKL(
             latent_channels=4,
             down_block_types=("DownEncoderBlock2D",) * blocks,
             up_block_types=("UpDecoderBlock2D",) * blocks,

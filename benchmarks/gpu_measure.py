@@ -49,7 +49,7 @@ class Machine:
             torch.cuda.synchronize()
 
     def seconds(self, call: Callable[[], object], *, warmups: int = 2, times: int = 5) -> float:
-        """Median wall-clock seconds of a call, the device's work included; once on a toy machine."""
+        """Median wall-clock seconds of a call and of the device's work; on a toy machine once."""
         if self.toy:
             warmups, times = min(warmups, 1), 1
         for _ in range(warmups):

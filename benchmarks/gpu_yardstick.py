@@ -38,7 +38,7 @@ def yardstick(machine: Machine, report: Report) -> None:
 
 
 def matrix_product(machine: Machine) -> Numbers:
-    """Two bfloat16 matrices of 8192 x 8192, on random data: zeros draw less power and run faster."""
+    """Two bfloat16 matrices of 8192 x 8192, random: zeros draw less power and run faster."""
     n = 128 if machine.toy else 8192
     a, b = (torch.randn(n, n, device=machine.device, dtype=torch.bfloat16) for _ in range(2))
     seconds = _each(machine, lambda: a @ b)

@@ -1,8 +1,12 @@
-"""Which device is computed on."""
+"""Which device is computed on, and the ways there and back that do not keep it waiting."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 
 
 def pick_device(name: str) -> torch.device:
@@ -13,3 +17,35 @@ def pick_device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on its way to `device`: what is computed from it there waits for it, Python does
+    not. A GPU copies by itself, out of page-locked memory."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    with torch.cuda.device(device):  # threads other than the main one begin with the first GPU
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Arriving:
+    """Numbers on their way from a GPU: an array to NumPy, which waits when it looks at them.
+
+    The GPU can do the next batch meanwhile. bfloat16, which NumPy lacks, arrives as `narrowed`.
+    """
+
+    def __init__(self, tensor: Tensor, narrowed: torch.dtype = torch.float32) -> None:
+        if tensor.dtype == torch.bfloat16:
+            tensor = tensor.to(narrowed)
+        self.shape = tuple(tensor.shape)
+        self._tensor = tensor.detach().to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            with torch.cuda.device(tensor.device):
+                self._arrived = torch.cuda.Event()
+                self._arrived.record()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return np.array(self._tensor.numpy(), dtype, copy=copy)

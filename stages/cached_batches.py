@@ -6,7 +6,8 @@ that costs less than a store of all targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from app.artifacts import Artifacts
 from cache import ReadingParams, ShuffledRows, open_store, read_rows
 from corpora.caption_table import CaptionTable
 from pipeline.batch import CaptionBatch
+from pipeline.devices import sent
 from pipeline.language_model import LanguageModel
 from pipeline.text_conditioner import Conditioning
 from stages.failures import StageError
@@ -26,7 +28,10 @@ EncodeCaptions = Callable[[Sequence[str]], Conditioning]
 
 
 class BatchMaker:
-    """Rows of the cache and their captions as one training batch; vectors become float32."""
+    """Rows of the cache and their captions as one training batch, on the language model's device.
+
+    Vectors travel as they are stored and become float32 there.
+    """
 
     def __init__(
         self,
@@ -59,8 +64,10 @@ class BatchMaker:
 
     def make(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> CaptionBatch:
         """A batch from what was read of `sources`."""
-        captions = self._table.captions(rows)
-        tensors = {name: torch.from_numpy(values).float() for name, values in arrays.items()}
+        captions, device = self._table.captions(rows), self._language_model.device
+        tensors = {
+            name: sent(torch.from_numpy(values), device).float() for name, values in arrays.items()
+        }
         if self._encode_captions is not None:
             targets = self._encode_captions(captions)
             tensors |= _as_float32(targets)
@@ -72,11 +79,14 @@ class BatchMaker:
             torch.from_numpy(rows),
             self._max_tokens,
             tensors.get("pooled"),
-        ).to(self._language_model.device)
+        ).to(device)
 
 
 class CachedBatches:
-    """Batches of some rows without end, resumable at any step (`pipeline.training.BatchSource`)."""
+    """Batches of some rows without end, resumable at any step (`pipeline.training.BatchSource`).
+
+    A thread makes the next batch, and sends it to the device, while this one is in use.
+    """
 
     def __init__(
         self,
@@ -112,10 +122,25 @@ class CachedBatches:
         self._state = self._rows.state_dict()
 
     def __iter__(self) -> Iterator[CaptionBatch]:
+        made = self._made()
+        with ThreadPoolExecutor(1, "batches") as thread:
+            ahead = thread.submit(next, made)
+            try:
+                while True:
+                    batch, state = ahead.result()
+                    ahead = thread.submit(next, made)
+                    self._state = state
+                    yield batch
+            finally:
+                wait([ahead])
+                made.close()
+                self._rows.load_state_dict(self._state)  # what was made ahead is made again
+
+    def _made(self) -> Generator[tuple[CaptionBatch, dict[str, int]]]:
+        """Batches, each with the position after it."""
         while True:
             for batch in self._rows:
-                self._state = self._rows.state_dict()
-                yield self._maker.make(batch.rows, batch.arrays)
+                yield self._maker.make(batch.rows, batch.arrays), self._rows.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and step after the batch handed out last."""
@@ -128,7 +153,7 @@ class CachedBatches:
 
 
 def _as_float32(targets: Conditioning) -> dict[str, Tensor]:
-    found = {"embedding": targets.embedding.float().cpu()}
+    found = {"embedding": targets.embedding.float()}
     if targets.pooled is not None:
-        found["pooled"] = targets.pooled.float().cpu()
+        found["pooled"] = targets.pooled.float()
     return found

@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from cache import ArraySpec, FillReport, Roles, StoreSpec, fill
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from pipeline.backbones import Backbone, Backbones
+from pipeline.devices import Arriving, sent
 from pipeline.visual_encoder import load_visual_encoder
 from stages.caption_rows import KeyedRow, KeyedRows
 from stages.devices import set_up
@@ -70,7 +71,7 @@ def make_roles(encoder: Backbone, run: RunParams) -> Roles:
     def read(row: KeyedRow) -> Any:
         return model.preprocess(open_picture(row.value))
 
-    def encode(pixels: list[Any]) -> Mapping[str, np.ndarray]:
-        return {"pooled": model.pooled_of(pixels).float().cpu().numpy()}
+    def encode(pixels: list[Any]) -> Mapping[str, Any]:
+        return {"pooled": Arriving(model.pooled(sent(torch.stack(pixels), device)))}
 
     return Roles(read=read, encode=encode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from cache import ArraySpec, Codec, Roles, StoreSpec, fill
 from corpora.caption_table import CaptionTable
 from pipeline.backbones import Backbone, Backbones
+from pipeline.devices import Arriving
 from pipeline.text_conditioner import Conditioning, load_text_conditioner
 from stages.caption_rows import KeyedRow, KeyedRows
 from stages.devices import set_up
@@ -41,7 +43,7 @@ def run(params: Params, *, rebuild: bool) -> None:
             ARTIFACTS.targets,
             table,
             StoreSpec(arrays=arrays, constants=constants, shard_rows=params.targets.shard_rows),
-            partial(make_roles, generator, params.run),
+            partial(make_roles, generator, params.run, codec),
             provenance={
                 "model": generator.source,
                 "revision": generator.revision,
@@ -57,17 +59,22 @@ def run(params: Params, *, rebuild: bool) -> None:
     print(report)
 
 
-def make_roles(generator: Backbone, run: RunParams) -> Roles:
-    """Encode: captions to [b, L, D] and, for some generators, [b, D_pooled]."""
+def make_roles(generator: Backbone, run: RunParams, codec: Codec) -> Roles:
+    """Encode: captions to [b, L, D] and, for some generators, [b, D_pooled].
+
+    What NumPy cannot hold (bfloat16) is widened only where the store keeps more than 16 bits.
+    """
     device = set_up(run)
     conditioner = load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device)
 
-    def encode(captions: list[str]) -> Mapping[str, np.ndarray]:
-        return _arrays(conditioner.encode(captions))
+    narrowed = torch.float16 if codec.dtype == "float16" else torch.float32
+
+    def encode(captions: list[str]) -> Mapping[str, Any]:
+        return _arrays(conditioner.encode(captions), narrowed)
 
     def constants() -> Mapping[str, np.ndarray]:
-        empty = _arrays(conditioner.unconditional())
-        return {f"empty_{name}": values[0] for name, values in empty.items()}
+        empty = _arrays(conditioner.unconditional(), torch.float32)
+        return {f"empty_{name}": np.asarray(values)[0] for name, values in empty.items()}
 
     def read(row: KeyedRow) -> str:
         return row.value
@@ -75,12 +82,8 @@ def make_roles(generator: Backbone, run: RunParams) -> Roles:
     return Roles(read=read, encode=encode, constants=constants)
 
 
-def _arrays(conditioning: Conditioning) -> dict[str, np.ndarray]:
-    found = {"embedding": conditioning.embedding}
+def _arrays(conditioning: Conditioning, narrowed: torch.dtype) -> dict[str, Arriving]:
+    found = {"embedding": Arriving(conditioning.embedding, narrowed)}
     if conditioning.pooled is not None:
-        found["pooled"] = conditioning.pooled
-    # NumPy has no bfloat16; float16 is stored as it is.
-    return {
-        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
-        for name, tensor in found.items()
-    }
+        found["pooled"] = Arriving(conditioning.pooled)
+    return found
