@@ -177,11 +177,15 @@ def bootstrap_interval(
     if resamples < 1:
         raise ValueError(f"at least one resample is needed, not {resamples}")
     generator = np.random.default_rng(seed)
-    # One resample at a time: [resamples, n] indices of a large evaluation would not fit.
+    # A million indices at a time: [resamples, n] of a large evaluation would not fit.
+    rows = max(1, 1_000_000 // len(array))
     means = [
-        array[generator.integers(len(array), size=len(array))].mean() for _ in range(resamples)
+        array[generator.integers(len(array), size=(min(rows, resamples - done), len(array)))].mean(
+            1
+        )
+        for done in range(0, resamples, rows)
     ]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 
