@@ -97,11 +97,13 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_done(fold
     done: list[int] = []
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        pytest.raises(TasksLostError, match="[12] tasks are not done"),
+        pytest.raises(TasksLostError) as lost,
     ):
         map_tasks(make_deadly, range(8), done.append, by("local-cluster", 1))
-    # Dask blames the task that waited at the same worker too: the next run does that one.
-    assert sorted(done) in ([0, 1, 2, 4, 5, 6, 7], [0, 1, 2, 5, 6, 7])
+    # Dask may blame a neighbour that waited at the same worker: the next run does that one.
+    assert 3 not in done
+    assert len(done) == len(set(done)) >= 6
+    assert str(lost.value).startswith(f"{8 - len(done)} tasks are not done")
 
 
 def test_each_worker_of_a_local_cluster_takes_its_own_gpu(
