@@ -402,7 +402,7 @@ def test_two_processes_give_the_gradients_and_the_run_of_one(tmp_path):
          "--max-restarts", "1", __file__, "distributed", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
-        timeout=300,
+        timeout=600,
     )  # fmt: skip
     assert json.loads((tmp_path / "resumed.json").read_text()) == [4, 1]
     assert same_files(tmp_path / "two", tmp_path / "killed")
