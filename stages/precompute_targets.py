@@ -36,7 +36,11 @@ def run(params: Params, *, rebuild: bool) -> None:
     constants = {"empty_embedding": dims}
     if "pooled_width" in widths:
         pooled = {"pooled_channel": widths["pooled_width"]}
-        arrays["pooled"] = ArraySpec(dims=pooled)
+        # One small vector: whole where the codec keeps targets whole, else in half.
+        exact = codec.dtype == "float32"
+        arrays["pooled"] = ArraySpec(
+            dims=pooled, codec=Codec(dtype="float32" if exact else "float16")
+        )
         constants["empty_pooled"] = pooled
     with Ticker("targets") as ticker:
         report = fill(

@@ -177,7 +177,8 @@ def test_previews_of_xl_in_float16_are_decoded_in_float32(tmp_path, monkeypatch)
     assert vae.config.force_upcast
     real = vae.decode
     monkeypatch.setattr(vae, "decode", lambda x: (seen.append(x.dtype), real(x))[1])
-    [picture] = generator._decode(torch.randn(1, 4, 8, 8, dtype=torch.float16))
+    with torch.no_grad():
+        [picture] = generator._decode(torch.randn(1, 4, 8, 8, dtype=torch.float16))
     assert seen == [torch.float32]
     assert picture.size == (16, 16)
     assert vae.dtype == torch.float16
