@@ -16,19 +16,19 @@ from pathlib import Path
 
 from stages import run_variants
 from stages.failures import StageError
-from stages.variants import Study
+from stages.variants import VARIANTS, read_study
 
 STAGE = "findings/dvc.yaml:experiment"
 CHOICE = Path("findings/params.yaml")
 
 
-def run(params_file: Path, study: Study, *, seed: int, jobs: int) -> None:
+def run(params_file: Path, *, seed: int, jobs: int) -> None:
     """Run what is not finished, then keep all of it as experiments where there is a git repository.
 
     Raises StageError when a cell, or DVC, fails.
     """
-    names = list(study.variants)
-    run_variants.run(params_file, study, seeds=[seed], names=names, jobs=jobs)
+    names = list(read_study(VARIANTS).variants)
+    run_variants.run(params_file, VARIANTS, seeds=[seed], jobs=jobs)
     if not _is_git_repository():
         print(
             "no git repository with a commit here: DVC keeps no experiments (git init, git commit)"

@@ -276,12 +276,9 @@ def run_variants(
     As run-variant, cell by cell; what each prints is in artifacts/findings/NAME/SEED/log.txt.
     """
     from stages import run_variants as stage
-    from stages.variants import read_study
 
     def work() -> None:
-        study = read_study(variants)
-        chosen, names = seeds or study.seeds, only or list(study.variants)
-        stage.run(params, study, seeds=chosen, names=names, jobs=jobs)
+        stage.run(params, variants, jobs=jobs, seeds=seeds, names=only)
 
     _run(work)
 
@@ -290,7 +287,6 @@ def run_variants(
 def ablations(
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, one thread each.")] = 2,
     seed: Annotated[int, typer.Option(help="Of first values, batches and pictures.")] = 0,
-    variants: StudyFile = STUDY,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Train and measure every variant with one seed, each a DVC experiment: Tables 3 and 4.
@@ -298,9 +294,8 @@ def ablations(
     As run-variants; then `dvc exp show` has every variant, where there is a git repository.
     """
     from stages import ablations as stage
-    from stages.variants import read_study
 
-    _run(lambda: stage.run(params, read_study(variants), seed=seed, jobs=jobs))
+    _run(lambda: stage.run(params, seed=seed, jobs=jobs))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from pathlib import Path
 from stages.failures import StageError
 from stages.progress import Ticker
 from stages.run_variant import is_finished
-from stages.variants import BASELINE, Cell, Study, cell, cell_fingerprint, cell_params
+from stages.variants import BASELINE, Cell, Study, cell, cell_fingerprint, cell_params, read_study
 
 
 @dataclass
@@ -29,18 +29,27 @@ class _Running:
 
 
 def run(
-    params_file: Path, study: Study, *, seeds: Sequence[int], names: Sequence[str], jobs: int
+    params_file: Path,
+    study_file: Path,
+    *,
+    jobs: int,
+    seeds: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[Cell]:
     """Run the cells that are not finished, `jobs` at a time; gives all of them.
 
+    Args:
+        seeds, names: only these; None: all that the study has.
+
     Raises StageError naming the cells that failed and their logs.
     """
-    cells = [cell(name, seed) for seed in seeds for name in names]
+    study = read_study(study_file)
+    cells = [cell(name, seed) for seed in seeds or study.seeds for name in names or study.variants]
     waiting = [one for one in cells if not is_done(params_file, study, one)]
     # The longest first, so that no core waits for it at the end.
     waiting.sort(key=lambda one: one.name != BASELINE)
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before; {jobs} at a time")
-    failed = _run_all(params_file, waiting, jobs)
+    failed = _run_all((params_file, study_file), waiting, jobs)
     if failed:
         logs = ", ".join(f"{one} ({one.log})" for one in failed)
         raise StageError(f"{len(failed)} of {len(waiting)} cells failed: {logs}")
@@ -53,7 +62,7 @@ def is_done(params_file: Path, study: Study, one: Cell) -> bool:
     return is_finished(one, cell_fingerprint(params, study.variant(one.name), one.artifacts))
 
 
-def _run_all(params_file: Path, cells: Sequence[Cell], jobs: int) -> list[Cell]:
+def _run_all(files: tuple[Path, Path], cells: Sequence[Cell], jobs: int) -> list[Cell]:
     waiting, running = list(reversed(cells)), list[_Running]()
     failed: list[Cell] = []
     began, done = time.monotonic(), 0
@@ -61,7 +70,7 @@ def _run_all(params_file: Path, cells: Sequence[Cell], jobs: int) -> list[Cell]:
         with Ticker("variants") as ticker:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(_start(params_file, waiting.pop()))
+                    running.append(_start(files, waiting.pop()))
                 time.sleep(0.2)
                 for one in [r for r in running if r.process.poll() is not None]:
                     running.remove(one)
@@ -78,9 +87,10 @@ def _run_all(params_file: Path, cells: Sequence[Cell], jobs: int) -> list[Cell]:
     return failed
 
 
-def _start(params_file: Path, one: Cell) -> _Running:
+def _start(files: tuple[Path, Path], one: Cell) -> _Running:
     one.folder.mkdir(parents=True, exist_ok=True)
-    words = ["run-variant", one.name, "--seed", str(one.seed), "--params", str(params_file)]
+    words = ["run-variant", one.name, "--seed", str(one.seed)]
+    words += ["--params", str(files[0]), "--variants", str(files[1])]
     # `-c`, not a path: this works from any folder in which the package can be imported.
     command = [sys.executable, "-c", "from stages.cli import main; main()", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

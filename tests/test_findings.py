@@ -166,8 +166,10 @@ def test_numbers_over_seeds_have_mean_deviation_and_interval(tmp_path, study):
     assert row["mean"] == pytest.approx(np.mean(row["values"]))
     assert row["deviation"] == pytest.approx(np.std(row["values"], ddof=1))
     row = rows["linear", "story_5_pictures", "gill", "oracle_attributes"]
-    assert row["low"] < 0.6 < row["high"]
     assert len(row["values"]) == 3
+    spread = 1.96 * 0.051 / np.sqrt(EXAMPLES)
+    assert row["high"] - row["low"] == pytest.approx(2 * spread, rel=0.5)
+    assert (row["high"] + row["low"]) / 2 == pytest.approx(0.6, abs=0.03)
 
 
 def test_without_cells_it_says_what_to_run(tmp_path, study):
