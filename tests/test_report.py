@@ -1,0 +1,190 @@
+"""The page: every kind of block, nothing from outside, never too large; and the tables on it."""
+
+import base64
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import report as page_module
+from app.report import (
+    Cell,
+    Drawings,
+    Facts,
+    Grid,
+    Mark,
+    Page,
+    ReportError,
+    Section,
+    Table,
+    Text,
+    render,
+    write_report,
+)
+from app.report_curves import Curves, Line, draw
+from stages.report_findings import ablation_tables, findings_section
+from stages.report_tables import compared, numbers_of, paper_tables
+from stages.results import Result
+
+
+def _picture(side=32):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8))
+
+
+def _page(*blocks, name="tables"):
+    return Page("A title", "A lead.", "miniature world", [Section(name, "Tables", "", blocks)])
+
+
+def test_every_block_is_on_the_page_and_nothing_comes_from_outside():
+    line = Line("ours", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.6, 0.7])
+    html = render(
+        _page(
+            Table("T <1>", ["a"], [[0.12345], [None], [Mark("seen", "good")], ["x & y"]], "noted"),
+            Grid("G", ["context"], [[Cell(["words", _picture()], "4 of 5", "bad")]]),
+            Drawings([Curves("C", "x", "y", [line])]),
+            Facts({"made": "today"}),
+            Text("a: 1", "params"),
+        )
+    )
+    for found in ("T &lt;1&gt;", "0.123", "–", 'mark good">seen', "x &amp; y", "noted", "4 of 5",
+                  "words", "made", "today", "<pre>a: 1</pre>", "miniature world"):  # fmt: skip
+        assert found in html, found
+    outside = re.findall(r'(?:src|srcset|href)="([^"]{0,40})', html)
+    assert all(found.startswith(("data:", "#")) for found in outside)
+    assert "<script" not in html
+
+
+def test_curves_differ_between_light_and_dark_and_are_the_same_each_time():
+    curves = Curves("C", "rounds", "y", [Line("a", [1, 2], [0.1, 0.2], style="published")])
+    light, dark = (base64.b64decode(draw(curves, dark=d).split(",")[1]).decode() for d in (0, 1))
+    assert "#1d2330" in light
+    assert "#e6e9ef" in dark
+    assert "rounds" in light
+    assert draw(curves, dark=False) == draw(curves, dark=False)
+
+
+def test_pictures_become_smaller_until_the_page_is_small_enough(tmp_path, monkeypatch):
+    page = _page(Grid("G", ["a"], [[Cell([_picture(256)])]] * 3))
+    sizes = [len(render(page, side)) for side in (256, 96, 64)]
+    assert sizes[0] > sizes[1] > sizes[2]
+    monkeypatch.setattr(page_module, "LARGEST_PAGE", sizes[1])
+    write_report(tmp_path / "r/index.html", page)
+    assert (tmp_path / "r/index.html").stat().st_size == sizes[1]
+    monkeypatch.setattr(page_module, "LARGEST_PAGE", 1000)
+    with pytest.raises(ReportError, match="examples_shown"):
+        write_report(tmp_path / "r/index.html", page)
+
+
+def _result(metric, value, method="gill", set_="story_5", absent=None, table="table_1"):
+    return Result(
+        table,
+        set_,
+        "Story, 5 captions",
+        method,
+        metric,
+        value,
+        0.01,
+        0.1,
+        0.9,
+        50,
+        60,
+        None,
+        absent,
+    )
+
+
+def test_ours_stand_beside_the_printed_numbers():
+    results = [
+        _result("clip_similarity", 0.777),
+        _result("oracle_attributes", 0.5),
+        _result("lpips", None, absent="no weights are named"),
+    ]
+    table = compared("T", "table_1", numbers_of("table_1", results, {}), "")
+    assert list(table.columns[:4]) == ["", "who", "examples", "right attributes"]
+    rows = {(row[0], row[1]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    ours = rows["Story, 5 captions", "GILL"]
+    assert ours["CLIP similarity"] == "0.777 ± 0.010"
+    assert ours["examples"] == "50 of 60"
+    assert ours["LPIPS (lower is better)"] == Mark("absent", "quiet")
+    printed = next(row for row in table.rows if row[:2] == ["Story, 5 captions", "GLIDE"])
+    assert "0.591" in printed
+    gill = next(row for row in table.rows if row[:2] == ["Story, 5 captions", "GILL"])
+    assert {"0.612", "0.696"} <= set(map(str, gill))
+    assert "no weights are named" in table.note
+    assert "One seed" in table.note
+
+
+def test_numbers_over_seeds_take_the_place_of_one_run():
+    row = {
+        "variant": "gill", "table": "table_1", "set": "story_5", "title": "S", "method": "gill",
+        "metric": "clip_similarity", "mean": 0.7, "deviation": 0.02, "values": [0.68, 0.72],
+        "low": 0.6, "high": 0.8, "examples": 50, "of": 50, "absent": None,
+    }  # fmt: skip
+    [one] = numbers_of("table_1", [_result("clip_similarity", 0.5)], {"numbers": [row]})
+    assert (one.value, one.spread, one.seeds) == (0.7, 0.02, 2)
+    [alone] = numbers_of(
+        "table_1", [_result("clip_similarity", 0.5)], {"numbers": [row | {"values": [0.7]}]}
+    )
+    assert (alone.value, alone.seeds) == (0.5, 1)
+
+
+def test_tables_that_were_not_measured_show_the_paper_and_say_so():
+    tables = {table.title[:7]: table for table in paper_tables([], {})}
+    assert "not measured" in tables["Table 8"].note
+    assert any("12.2" in map(str, row) for row in tables["Table 8"].rows)
+    ablations = ablation_tables({"numbers": []})
+    assert [table.title[:7] for table in ablations] == ["Table 3", "Table 4", "Section"]
+    assert all("make ablations" in table.note for table in ablations)
+    assert any("15.93" in map(str, row) for row in ablations[1].rows)
+
+
+def _number(variant, set_, metric, mean, method="gill"):
+    return {
+        "variant": variant, "variant_title": variant, "table": "table_1", "set": set_, "title": "",
+        "method": method, "metric": metric, "mean": mean, "deviation": None, "values": [mean],
+        "low": None, "high": None, "examples": 5, "of": 5, "absent": None,
+    }  # fmt: skip
+
+
+def test_ablations_fill_tables_3_and_4():
+    numbers = [
+        _number("gill", "captions", "oracle_attributes", 0.99),
+        _number("linear", "captions", "oracle_attributes", 0.91),
+        _number("r1", "captions", "oracle_attributes", 0.81),
+        _number("gill", "captions", "oracle_attributes", 1.0, method="generator"),
+    ]
+    third, fourth, _ = ablation_tables({"numbers": numbers})
+    assert third.columns[1] == "one caption: right attributes"
+    values = {row[0]: row[1] for row in third.rows}
+    assert values == {
+        "generator alone": "1.000", "linear": "0.910", "3-layer MLP": None,
+        "transformer encoder": None, "GILLMapper": "0.990",
+    }  # fmt: skip
+    assert {row[0]: row[1] for row in fourth.rows}["r = 1"] == "0.810"
+    assert {row[0]: row[-2] for row in fourth.rows}["r = 8"] == "15.31"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict", "words"),
+    [([0], None, "One seed: no verdict"), ([0, 1], "reversed", "2 seeds")],
+)
+def test_verdicts_are_at_the_top_with_the_numbers_that_decide(seeds, verdict, words):
+    by = {"first": 0.7, "second": 0.5, "difference": 0.2, "low": 0.1, "high": 0.3,
+          "verdict": verdict}  # fmt: skip
+    part = {"title": "stories", "claim": "greater", "paper": "CLIP 0.6 / 0.5", "beside": True,
+            "metrics": ["oracle_attributes", "clip_similarity"],
+            "by": {"oracle_attributes": by}}  # fmt: skip
+    finding = {"number": 1, "statement": "S", "source": "Table 1", "parts": [part],
+               "verdicts": {"oracle_attributes": verdict, "clip_similarity": None}}  # fmt: skip
+    content = {"cells": {"seeds": seeds}, "rule": "R", "findings": [finding]}
+    section = findings_section(content)
+    assert words in section.note
+    overview, details = section.blocks
+    tone = "bad" if verdict else "quiet"
+    assert overview.rows[0][1] == Mark(verdict or "no verdict", tone)
+    assert overview.rows[0][3] is None
+    row = details.rows[0]
+    assert row[0] == "stories (beside)"
+    assert row[2:6] == ["better", 0.7, 0.5, "+0.200 [+0.100, +0.300]"]
+    assert details.rows[1][5] == Mark("not measured", "quiet")
