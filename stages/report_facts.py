@@ -80,7 +80,7 @@ def facts_section(params: Params, artifacts: Artifacts, findings: Mapping[str, A
         "versions": _joined(library_versions(*_LIBRARIES))
         + f", Python {platform.python_version()} on {platform.machine()}",
     }
-    if findings.get("cells"):
+    if findings.get("cells", {}).get("finished"):
         facts["findings"] = _cells(findings["cells"])
     whole = yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
     blocks: list[Block] = [Facts(facts), Text(whole, "All params of this run", folded=True)]
