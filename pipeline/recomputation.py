@@ -33,7 +33,9 @@ def recompute_activations(language_model: LanguageModel) -> None:
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a transformers model, in order. Raises BackboneError where none is found."""
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [
+        m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)
+    ]
     if not layers:
         raise BackboneError(
             f"{type(model).__name__} has no layers derived from transformers' "

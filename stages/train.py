@@ -10,7 +10,7 @@ import torch
 
 from app.artifacts import Artifacts
 from corpora.caption_table import CaptionTable
-from pipeline.backbones import Backbones
+from pipeline.backbones import Backbone, Backbones
 from pipeline.checkpoint import STATE, read_record
 from pipeline.gill import Gill
 from pipeline.heads import (
@@ -36,15 +36,8 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     backbones = Backbones.read(artifacts.backbones)
     table = CaptionTable(artifacts.captions)
     with processes() as rank:
-        load = (
-            load_sharded_language_model
-            if params.training.shard_language_model
-            else load_language_model
-        )
-        language_model = load(
-            backbones.language_model.path,
-            dtype=backbones.language_model.torch_dtype,
-            device=device,
+        language_model = _language_model(
+            backbones.language_model, device, params.training.shard_language_model
         )
         heads = new_heads(params.model, backbones, language_model).to(device)
         maker = BatchMaker(
@@ -64,7 +57,8 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
             reading=params.batches.reading,
         )
         held_out = table.rows_of_split("val")[: params.batches.validation_rows]
-        validation = [maker.read(held_out)] if len(held_out) else []
+        part = params.training.micro_batch_size or max(len(held_out), 1)
+        validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
         parameters = {"model": params.model.model_dump(mode="json")}
         resume = from_first_process(_may_resume(params, artifacts) if rank == 0 else False)
         with DvcliveLog(metrics / "train") if rank == 0 else nullcontext() as log:
@@ -84,6 +78,19 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         if rank == 0:
             for name, value in result.metrics.items():
                 print(f"{name}: {value:.4f}")
+
+
+def _language_model(backbone: Backbone, device: torch.device, sharded: bool) -> LanguageModel:
+    if sharded and backbone.quantization != "none":
+        raise StageError(
+            f"training.shard_language_model does not go with a language model in "
+            f"{backbone.quantization}: set backbones.language_model_quantization to none"
+        )
+    if sharded:
+        return load_sharded_language_model(backbone.path, backbone.torch_dtype, device)
+    return load_language_model(
+        backbone.path, backbone.torch_dtype, device, quantization=backbone.quantization
+    )
 
 
 def _online_encoder(
