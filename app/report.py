@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup, escape
 from PIL import Image
 
 from app.report_curves import Curves, draw
@@ -157,9 +159,11 @@ def render(page: Page, side: int = _SIDES[0]) -> str:
     )
     environment.filters["picture"] = partial(_picture_uri, side=side)
     environment.filters["number"] = _number
+    environment.filters["coded"] = _coded
     environment.filters["light"] = partial(draw, dark=False)
     environment.filters["dark"] = partial(draw, dark=True)
     environment.tests["mark"] = lambda value: isinstance(value, Mark)
+    environment.tests["figure"] = _is_figure
     environment.tests["words"] = lambda value: isinstance(value, str)
     return environment.get_template("report.html").render(page=page)
 
@@ -168,6 +172,18 @@ def _number(value: str | float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _is_figure(value: Value) -> bool:
+    """Whether a value is set as a number: one, or a text such as `0.612 ± 0.001`."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[-+]?[0-9][0-9. ±]*", value) is not None
+    return isinstance(value, int | float)
+
+
+def _coded(text: str) -> Markup:
+    """Words between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _picture_uri(picture: Image.Image, side: int) -> str:

@@ -21,7 +21,7 @@ from stages.report_facts import facts_section, real_sets_section
 from stages.report_figures import figures, training_curves
 from stages.report_findings import ablation_tables, findings_section
 from stages.report_grids import answers, failures, grids
-from stages.report_tables import paper_tables
+from stages.report_tables import absences, paper_tables
 from stages.results import Record, Result, read_records, read_results
 
 
@@ -50,7 +50,8 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
                "Right attributes: the share of place, colour, shape, size and side that an oracle "
                "reads off the generated picture. CLIP similarity: the cosine of generated and real "
                "picture in the run's own visual encoder." if is_miniature else ""),
-            [*paper_tables(written.results, written.findings), *ablation_tables(written.findings)],
+            [*paper_tables(written.results, written.findings), *ablation_tables(written.findings),
+             absences(written.results)],
         ),
         Section(
             "figures",

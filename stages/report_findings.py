@@ -116,9 +116,8 @@ def _ablation(
             row.append(None if value is None else f"{value:g}")
         body.append(row)
     used = [one for (variant, _, _), one in ours.items() if variant in names]
-    absent = [one for one in used if one.metric == "fid" and one.absent]
     used = [one for one in used if (one.set, one.metric) in shown]
-    return Table(title, columns, body, f"{note} {spread_note(used + absent)}".strip())
+    return Table(title, columns, body, f"{note} {spread_note(used)}".strip())
 
 
 def _number(one: Number | None) -> Value:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.report import Mark, Table, Value
+from app.report import Facts, Mark, Table, Value
 from stages.published import PUBLISHED
 from stages.report_words import METRICS, NOTES, TABLES, method_name, set_name
 from stages.results import Result
@@ -109,7 +109,7 @@ def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Ta
 
 
 def spread_note(numbers: Sequence[Number]) -> str:
-    """What stands behind ±, and why something is absent."""
+    """What stands behind ±."""
     shown = [one for one in numbers if one.value is not None]
     parts = []
     seeds = {one.seeds for one in shown if one.spread is not None}
@@ -117,8 +117,17 @@ def spread_note(numbers: Sequence[Number]) -> str:
         parts.append("One seed; ± standard error over examples.")
     if max(seeds, default=1) > 1:
         parts.append(f"± deviation over {max(seeds)} seeds.")
-    absent = dict.fromkeys(one.absent for one in numbers if one.absent)
-    return " ".join([*parts, *(f"Absent: {why.rstrip('.')}." for why in absent)])
+    return " ".join(parts)
+
+
+def absences(results: Sequence[Result]) -> Facts:
+    """Why a number of ours is absent, once for every metric."""
+    why: dict[str, str] = {}
+    for result in results:
+        if result.absent:
+            who = f", {method_name(result.method)}" if result.metric == "macro_f1" else ""
+            why.setdefault(METRICS.get(result.metric, result.metric) + who, result.absent)
+    return Facts(why, "Why a number is absent")
 
 
 def _pairs(

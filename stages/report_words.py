@@ -55,6 +55,13 @@ METRICS = {
     "seconds": "seconds",
     "tokens_per_second": "tokens per second",
 }
+SETS = {
+    "coco_fid": "COCO, random captions",
+    "coco_captioning": "Captions of COCO pictures",
+    "vqa": "Questions about pictures",
+    "decision": "Retrieve or generate",
+    "captions": "one caption",
+}
 TABLES = {
     "captions": "One caption (the CC3M columns of Tables 3 and 4)",
     "retrieval": "Retrieval of complete captions (no table of the paper)",
@@ -87,6 +94,8 @@ def method_name(method: str) -> str:
 
 def set_name(name: str) -> str:
     """`story_5_pictures` -> `story, 5 captions and 4 pictures`, where no title is at hand."""
+    if name in SETS:
+        return SETS[name]
     kind, _, rest = name.partition("_")
     number = rest.partition("_")[0]
     if kind == "story" and number.isdigit():

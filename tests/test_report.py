@@ -24,7 +24,7 @@ from app.report import (
 )
 from app.report_curves import Curves, Line, draw
 from stages.report_findings import ablation_tables, findings_section
-from stages.report_tables import compared, numbers_of, paper_tables
+from stages.report_tables import absences, compared, numbers_of, paper_tables
 from stages.results import Result
 
 
@@ -40,7 +40,12 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside():
     line = Line("ours", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.6, 0.7])
     html = render(
         _page(
-            Table("T <1>", ["a"], [[0.12345], [None], [Mark("seen", "good")], ["x & y"]], "noted"),
+            Table(
+                "T <1>",
+                ["a"],
+                [[0.12345], [None], [Mark("seen", "good")], ["x & y"], ["0.5 ± 0.1"]],
+                "noted `make x`",
+            ),
             Grid("G", ["context"], [[Cell(["words", _picture()], "4 of 5", "bad")]]),
             Drawings([Curves("C", "x", "y", [line])]),
             Facts({"made": "today"}),
@@ -48,7 +53,7 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside():
         )
     )
     for found in ("T &lt;1&gt;", "0.123", "–", 'mark good">seen', "x &amp; y", "noted", "4 of 5",
-                  "words", "made", "today", "<pre>a: 1</pre>", "miniature world"):  # fmt: skip
+                  "words", "made", "today", "<code>make x</code>", 'class="number">0.5 ± 0.1', "<pre>a: 1</pre>", "miniature world"):  # fmt: skip
         assert found in html, found
     outside = re.findall(r'(?:src|srcset|href)="([^"]{0,40})', html)
     assert all(found.startswith(("data:", "#")) for found in outside)
@@ -111,8 +116,8 @@ def test_ours_stand_beside_the_printed_numbers():
     assert "0.591" in printed
     gill = next(row for row in table.rows if row[:2] == ["Story, 5 captions", "GILL"])
     assert {"0.612", "0.696"} <= set(map(str, gill))
-    assert "no weights are named" in table.note
     assert "One seed" in table.note
+    assert absences(results).facts == {"LPIPS (lower is better)": "no weights are named"}
 
 
 def test_numbers_over_seeds_take_the_place_of_one_run():
