@@ -53,7 +53,8 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside():
         )
     )
     for found in ("T &lt;1&gt;", "0.123", "–", 'mark good">seen', "x &amp; y", "noted", "4 of 5",
-                  "words", "made", "today", "<code>make x</code>", "<pre>a: 1</pre>", "miniature world"):  # fmt: skip
+                  "words", "made", "today", "<code>make x</code>", "<pre>a: 1</pre>",
+                  "miniature world"):  # fmt: skip
         assert found in html, found
     assert re.search('class="number"[^>]*>0.5 ± 0.1<', html)
     outside = re.findall(r'(?:src|srcset|href)="([^"]{0,40})', html)
