@@ -27,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline.backbones import Quantization
 from pipeline.batch import CaptionBatch
 from pipeline.blueprints import find, language_model_blueprint, visual_encoder_blueprint
 from pipeline.gill import Gill
@@ -51,7 +52,7 @@ class Case:
     batch_size: int
     dtype: str = "float32"
     packed: bool = False
-    quantization: str = "none"
+    quantization: Quantization = "none"
     model: str = "facebook/opt-125m"
     objective: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -134,7 +135,7 @@ def prepare(case: Case, device: str) -> Callable[[], object]:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(blueprint.config, dtype=case.torch_dtype)
     if case.quantization != "none":
-        quantize(model, case.quantization, device)  # type: ignore[arg-type]
+        quantize(model, case.quantization, device)
     language_model = LanguageModel(model.to(device), tiny_tokenizer(), num_rows=50272)
     gill = Gill(language_model, Heads(sizes_of(language_model.width)))
     stepper = Stepper(gill, Objective(**case.objective), case.training)
@@ -222,7 +223,8 @@ def main() -> None:
     for case in CASES[:4] if arguments.quick else CASES:
         show(case.name, predict(case, "cpu"), measure(case))
     if torch.cuda.is_available():
-        for quantization in ("none", "int8", "nf4"):
+        kinds: tuple[Quantization, ...] = ("none", "int8", "nf4")
+        for quantization in kinds:
             case = Case(
                 "train", 200, "bfloat16", quantization=quantization, model="facebook/opt-1.3b"
             )

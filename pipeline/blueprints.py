@@ -2,7 +2,8 @@
 
 A source (local directory, hub id, open_clip tag) becomes a model of the real class built from its
 configuration, wherever that can be had: in the directory, in the hub's local cache, or in
-`pipeline.known_models`. From such models widths and parameters are counted, and memory is predicted.
+`pipeline.known_models`. From such models widths and parameters are counted, and memory is
+predicted.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Any, Literal
 
 import diffusers
 import torch
+import torch.nn.functional as F
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPTextConfig
 from transformers.pytorch_utils import Conv1D

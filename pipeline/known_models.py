@@ -113,9 +113,7 @@ LANGUAGE_MODELS: dict[str, KnownLanguageModel] = {
     "meta-llama/Llama-2-7b-hf": _gated(
         "llama", (4096, 11008, 32, 32, 32), 32000, positions=4096, stored="float16"
     ),
-    "meta-llama/Llama-3.1-8B": _gated(
-        "llama", (4096, 14336, 32, 32, 8), 128256, positions=131072
-    ),
+    "meta-llama/Llama-3.1-8B": _gated("llama", (4096, 14336, 32, 32, 8), 128256, positions=131072),
     "meta-llama/Llama-3.2-1B": _gated(
         "llama", (2048, 8192, 16, 32, 8), 128256, True, 64, positions=131072
     ),

@@ -1,29 +1,34 @@
 """How much memory each kind of work takes, predicted without weights.
 
-    device memory = weights of the frozen models                           n_frozen * bytes per weight
-                  + heads and Adam's two moments                           P * (4 + 8)
-                  + targets and features of the batch and of validation    rows * 4 * (L D + d)
-                  + what one step makes, at its fullest moment             a dry run (pipeline.dry_run)
+    device memory = weights of the frozen models                          n_frozen * bytes each
+                  + heads and Adam's two moments                          P * (4 + 8)
+                  + targets and features, of the batch and of validation  rows * 4 * (L D + d)
+                  + what one step makes, at its fullest moment            a dry run
 
-n_frozen parameters of the frozen model, P trained ones, float32. The last term is dominated by what
-the backward pass needs of the differentiated [IMG] positions. For OPT with frozen weights a layer
-keeps per differentiated token: the inputs of its two norms (2 e), the query and the attention's
-output (2 e), the ReLU's output (4 e), and keys and values of the whole sequence it attends to,
-prefix included, 2 e (T + r) / r, all times the bytes of the dtype: B r layers (8 e + 2 e (T + r) / r)
-numbers for B captions of T tokens, and as much for the k + T positions of the captioning pass, where
-the sequence is its own. A frozen linear layer keeps nothing but its weight. The dry run finds the
-same number (tests/test_memory.py) and holds for other architectures too.
+n_frozen parameters of the frozen models, P trained ones, float32. The last (`pipeline.dry_run`) is
+mostly what the backward pass needs of the positions that are differentiated, which for OPT with
+frozen weights is, per position and layer: the inputs of two norms (2 e), the query and what
+attention gives (2 e), what the ReLU gives (4 e), and a key and a value of each position of the
+sequence, the captions in front included. A frozen linear layer keeps nothing but its weight. So B
+captions of T tokens with r [IMG] tokens each keep
 
-Quantised weights (`pipeline.quantization`): nf4 takes 4 bits, and 8 more per 64 weights; int8 takes 8
-bits, and a float32 per output row. Embeddings, norms and output rows keep the dtype. A product needs
-its weight in the dtype again, one at a time, which the dry run sees too.
+    B * layers * (8 e r + 2 e (T + r)) numbers in the image pass, and
+    B * layers * (8 e + 2 e) (k + T)   in the captioning pass, differentiated at every position
+
+to which come the heads' activations, gradients (4 P), one block of logits, and under autocast the
+heads' weights in the smaller dtype. The dry run finds these numbers (tests/test_memory.py), and as
+well those of other architectures, of recomputation and of micro-batches.
+
+Quantised weights (`pipeline.quantization`): nf4 takes 4 bits, and 8 more per 64 weights; int8 takes
+8 bits, and a float32 per output row. Embeddings, norms and output rows keep the dtype. A product
+needs its weight in the dtype again, one at a time, which the dry run sees too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +46,7 @@ from pipeline.recomputation import recompute_activations
 from pipeline.settings import GenerationSettings, Objective, TrainingSettings
 from pipeline.visual_encoder import VisualEncoder
 
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes on the device, by what holds them; `peak` is their sum at the fullest moment."""
@@ -55,6 +61,10 @@ class Memory:
     """Activations, kept keys and values, blocks of logits, gradients, copies in a smaller dtype."""
     flop: float = 0.0
     """Operations of what was run, per row."""
+
+    def with_validation(self, other: Memory) -> Memory:
+        """Training that is interrupted by validation, whose rows lie there all the time."""
+        return replace(self, data=self.data + other.data, working=max(self.working, other.working))
 
     @property
     def peak(self) -> int:
@@ -76,16 +86,15 @@ def training_memory(
     *,
     caption_tokens: Sequence[int],
     draws: PackingDraws | None = None,
-    validation_rows: int = 0,
     device_type: str = "cuda",
 ) -> Memory:
-    """Peak memory of `pipeline.training.train` in one process, and the operations per example.
+    """Peak memory of `pipeline.training.train` in one process, and the operations per example;
+    validation apart.
 
     Args:
         caption_tokens: lengths of the captions of a batch, repeated until there are enough.
         draws: which pairs of the examples that are read at once share sequences; by default what
             the objective makes likely (`likely_draws`).
-        validation_rows: they lie on the device while training, and go through it at once.
         device_type: `cpu` or `cuda`; what is thought of, not what is here.
 
     Raises:
@@ -111,13 +120,6 @@ def training_memory(
             peak += trained  # the gradients of the parts before
         return peak, run.ledger.flop
 
-    def held_out(model: LanguageModel) -> tuple[int, int]:
-        run = DryRun(device_type)
-        gill = _DryGill(model, heads, run)
-        rows = _batch(caption_tokens, validation_rows, sizes)
-        run(lambda: _validate(gill, rows, objective))
-        return run.ledger.peak, 0
-
     step, flop = _at_full_depth(language_model, one_part)
     whole = language_model.build()
     moments = [
@@ -125,16 +127,37 @@ def training_memory(
         8 * whole.num_rows * sizes.e,  # the mean norm of the rows, in float64
         trained + _optimiser_bytes(heads, device_type),
     ]
-    if validation_rows:
-        moments.append(_at_full_depth(language_model, held_out)[0])
-    row = 4 * (sizes.L * sizes.D + sizes.d + (sizes.D_pooled or 0))
     return Memory(
         weights=weight_bytes(whole.model),
         heads=3 * trained,
-        data=row * (settings.batch_size + validation_rows),
+        data=settings.batch_size * _row_bytes(sizes),
         working=max(moments),
         flop=flop / part,
     )
+
+
+def validation_memory(
+    language_model: LanguageModelBlueprint,
+    sizes: HeadSizes,
+    objective: Objective,
+    *,
+    caption_tokens: Sequence[int],
+    rows: int,
+    device_type: str = "cuda",
+) -> Memory:
+    """What held-out rows add: they lie on the device while training, and go through it at once."""
+    with torch.device("meta"):
+        heads = Heads(sizes).to(getattr(torch, objective.trained_dtype))
+    batch = _batch(caption_tokens, rows, sizes)
+
+    def count(model: LanguageModel) -> tuple[int, int]:
+        run = DryRun(device_type)
+        gill = _DryGill(model, heads, run)
+        run(lambda: _validate(gill, batch, objective))
+        return run.ledger.peak, run.ledger.flop
+
+    peak, flop = _at_full_depth(language_model, count)
+    return Memory(weights=0, data=rows * _row_bytes(sizes), working=peak, flop=flop / rows)
 
 
 def likely_draws(num_examples: int, objective: Objective) -> PackingDraws:
@@ -268,6 +291,11 @@ class _DryGill(Gill):
         return self._run.autocast(dtype)
 
 
+def _row_bytes(sizes: HeadSizes) -> int:
+    """Of an example's target and features on the device, in float32."""
+    return 4 * (sizes.L * sizes.D + sizes.d + (sizes.D_pooled or 0))
+
+
 def _batch(caption_tokens: Sequence[int], rows: int, sizes: HeadSizes) -> CaptionBatch:
     """A batch of `rows` captions of these lengths, on the meta device."""
     lengths = [caption_tokens[i % len(caption_tokens)] for i in range(rows)]
@@ -284,9 +312,7 @@ def _batch(caption_tokens: Sequence[int], rows: int, sizes: HeadSizes) -> Captio
 
 
 @torch.no_grad()
-def _queries(
-    gill: Gill, batch: CaptionBatch, objective: Objective, draws: PackingDraws
-) -> None:
+def _queries(gill: Gill, batch: CaptionBatch, objective: Objective, draws: PackingDraws) -> None:
     retrieval_queries(gill, batch, objective, draws)
 
 

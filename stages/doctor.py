@@ -103,9 +103,7 @@ def examine(
         warnings.append("days on a CPU: --card 24 (or a name) shows what a GPU would need")
     if machine.card is not None and not machine.card.has_bfloat16:
         warnings.append(f"{machine.card.name} has no bfloat16 in hardware: float32 or slow")
-    return Findings(
-        name, libraries, machine, models, counted, costs, variants, problems, warnings
-    )
+    return Findings(name, libraries, machine, models, counted, costs, variants, problems, warnings)
 
 
 def assumptions(findings: Findings) -> list[str]:
@@ -134,10 +132,11 @@ def _too_large(
     problems = []
     card = machine.card
     for cost in costs:
-        if card is not None and (cost.device_memory or 0) > card.memory:
+        needed = cost.device_memory or 0
+        if card is not None and needed > card.memory:
             problems.append(
-                f"{cost.name} needs {cost.device_memory / 1e9:.1f} GB on the GPU, "  # type: ignore[operator]
-                f"{card.name} has {card.memory / 1e9:.1f}: {_advice(cost.name, card.memory, variants)}"
+                f"{cost.name} needs {needed / 1e9:.1f} GB on the GPU, {card.name} has "
+                f"{card.memory / 1e9:.1f}: {_advice(cost.name, card.memory, variants)}"
             )
         here = card is None or machine.card_is_here
         if here and cost.host_memory > machine.memory:

@@ -20,6 +20,7 @@ from pipeline.memory import (
     generation_memory,
     targets_memory,
     training_memory,
+    validation_memory,
     weight_bytes,
 )
 from pipeline.settings import IndexSettings, TrainingSettings
@@ -102,34 +103,42 @@ def training_variants(params: Params, models: Models) -> list[Variant]:
     if models.language_model is None or models.sizes is None or models.trained is None:
         return []
     settings, kind = params.training, params.backbones.language_model_quantization
+    rows, recompute = params.batches.validation_rows, settings.recompute_activations
     part = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
-    tried: list[tuple[Quantization, int, bool]] = [(kind, part, settings.recompute_activations)]
     smaller = [size for size in (50, 24) if size < part]
-    tried += [(kind, size, False) for size in smaller]
+    small, few = (smaller or [part])[-1], min(rows, 100)
+    tried: list[tuple[Quantization, int, bool, int]] = [(kind, part, recompute, rows)]
+    tried += [(kind, size, recompute, rows) for size in smaller]
     if kind == "none":
-        tried += [(q, smaller[-1] if smaller else part, False) for q in ("int8", "nf4")]
-    least: Quantization = "nf4"
-    tried += [(least, min(part, 8), True)]
+        tried += [("int8", small, recompute, few), ("nf4", small, recompute, few)]
+    tried += [(kind if kind != "none" else "nf4", min(part, 8), True, few)]
+    plain = dict(zip(_KEYS, tried[0]))
     found = []
-    for quantization, size, recompute in dict.fromkeys(tried):
-        changes: dict[str, object] = {}
-        if quantization != kind:
-            changes["backbones.language_model_quantization"] = quantization
-        if size != part:
-            changes["training.micro_batch_size"] = size
-        if recompute != settings.recompute_activations:
-            changes["training.recompute_activations"] = recompute
+    for values in dict.fromkeys(tried):
+        changes: dict[str, object] = {
+            key: value for key, value in zip(_KEYS, values) if value != plain[key]
+        }
+        quantization, size, recomputed, held_out = values
         memory = _training(
             params,
             models,
             "cuda",
             replace(models.language_model, quantization=quantization),
             settings.model_copy(
-                update={"micro_batch_size": size, "recompute_activations": recompute}
+                update={"micro_batch_size": size, "recompute_activations": recomputed}
             ),
+            held_out,
         )
         found.append(Variant(_spell(changes), changes, memory.peak + CONTEXT_BYTES))
     return found
+
+
+_KEYS = (
+    "backbones.language_model_quantization",
+    "training.micro_batch_size",
+    "training.recompute_activations",
+    "batches.validation_rows",
+)
 
 
 def store_checks(params: Params, models: Models, rows: Rows) -> list[str]:
@@ -192,30 +201,61 @@ def _costs(
     if encoder is not None:
         memory = features_memory(encoder, params.features.batch_size, device)
         spec = features_spec(params, encoder.width)
-        yield _stage("precompute-features", rows, memory, machine, base,
-                     written=store_bytes(spec, rows),
-                     buffers=_shard_buffers(spec) + 2 * memory.data,
-                     work=rows, share=ENCODING_SHARE, note="reading pictures not counted")
+        yield _stage(
+            "precompute-features",
+            rows,
+            memory,
+            machine,
+            base,
+            written=store_bytes(spec, rows),
+            buffers=_shard_buffers(spec) + 2 * memory.data,
+            work=rows,
+            share=ENCODING_SHARE,
+            note="reading pictures not counted",
+        )
     if generator is not None and sizes is not None:
         memory = targets_memory(generator, params.targets.batch_size, device)
         spec, online = targets_spec(params, models), params.targets.source == "online"
-        yield _stage("precompute-targets", rows, memory, machine, base,
-                     written=0 if online else store_bytes(spec, rows),
-                     buffers=_shard_buffers(spec), work=0 if online else rows,
-                     share=ENCODING_SHARE, note="online: none stored" if online else "")
+        yield _stage(
+            "precompute-targets",
+            rows,
+            memory,
+            machine,
+            base,
+            written=0 if online else store_bytes(spec, rows),
+            buffers=_shard_buffers(spec),
+            work=0 if online else rows,
+            share=ENCODING_SHARE,
+            note="online: none stored" if online else "",
+        )
     if models.language_model is not None and sizes is not None and models.trained is not None:
-        memory = _training(params, models, device, models.language_model, params.training)
+        memory = _training(
+            params,
+            models,
+            device,
+            models.language_model,
+            params.training,
+            params.batches.validation_rows,
+        )
         settings = params.training
         # The heads, the best heads, and the state to resume from with both moments.
-        yield _stage("train", train_rows, memory, machine, base,
-                     written=5 * 4 * models.trained,
-                     buffers=3 * settings.batch_size * 4 * sizes.L * sizes.D,
-                     work=settings.steps * settings.batch_size, share=TRAINING_SHARE,
-                     note=f"{settings.steps} steps of {settings.batch_size}")
+        yield _stage(
+            "train",
+            train_rows,
+            memory,
+            machine,
+            base,
+            written=5 * 4 * models.trained,
+            buffers=3 * settings.batch_size * 4 * sizes.L * sizes.D,
+            work=settings.steps * settings.batch_size,
+            share=TRAINING_SHARE,
+            note=f"{settings.steps} steps of {settings.batch_size}",
+        )
     if sizes is not None:
         index = index_bytes(params.index, params.model.p, train_rows)
-        yield StageCost("build-index", train_rows, index, None, base + 2 * index, None,
-                        "on the CPU; minutes")
+        yield StageCost(
+            "build-index", train_rows, index, None, base + 2 * index, None, "on the CPU; minutes"
+        )
     if generator is not None and models.language_model is not None and encoder is not None:
         memory = generation_memory(generator, params.generation, device)
         beside = weight_bytes(models.language_model.build().model) + weight_bytes(encoder.model)
@@ -223,8 +263,18 @@ def _costs(
         memory = replace(memory, weights=memory.weights + beside)
         # With the pictures of the generator alone beside GILL's.
         pictures = 2 * params.evaluation.captions
-        yield _stage("evaluate, talk", pictures, memory, machine, base, written=0, buffers=0,
-                     work=pictures, share=TRAINING_SHARE, note="pictures of evaluation.captions")
+        yield _stage(
+            "evaluate, talk",
+            pictures,
+            memory,
+            machine,
+            base,
+            written=0,
+            buffers=0,
+            work=pictures,
+            share=TRAINING_SHARE,
+            note="pictures of evaluation.captions",
+        )
 
 
 def _stage(
@@ -261,18 +311,33 @@ def _training(
     device_type: str,
     blueprint: LanguageModelBlueprint,
     settings: TrainingSettings,
+    validation_rows: int,
 ) -> Memory:
+    """A step, and validation, which is alike for all variants of one language model."""
     assert models.sizes is not None
     longest = params.batches.max_caption_tokens
-    return training_memory(
+    tokens = [min(length, longest) for length in CAPTION_TOKENS]
+    memory = training_memory(
         blueprint,
         models.sizes,
         params.objective,
         settings,
-        caption_tokens=[min(length, longest) for length in CAPTION_TOKENS],
-        validation_rows=params.batches.validation_rows,
+        caption_tokens=tokens,
         device_type=device_type,
     )
+    if not validation_rows:
+        return memory
+    key = (blueprint.quantization, validation_rows, device_type)
+    if key not in models.validation:
+        models.validation[key] = validation_memory(
+            blueprint,
+            models.sizes,
+            params.objective,
+            caption_tokens=tokens,
+            rows=validation_rows,
+            device_type=device_type,
+        )
+    return memory.with_validation(models.validation[key])
 
 
 def _shard_buffers(spec: StoreSpec) -> int:

@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from pipeline.throughput import Card, card_here, card_names, card_named, measure_rate
+from pipeline.throughput import Card, card_here, card_named, card_names, measure_rate
 from stages.failures import StageError
 
 _SHOWN = (

@@ -21,6 +21,7 @@ from pipeline.blueprints import (
 )
 from pipeline.heads import Heads, HeadSizes
 from pipeline.known_models import ALIASES
+from pipeline.memory import Memory
 from pipeline.throughput import Card
 from pipeline.visual_encoder import VisualEncoder
 from stages.params import Params
@@ -53,6 +54,8 @@ class Models:
     sizes: HeadSizes | None = None
     trained: int | None = None
     """Parameters of the heads."""
+    validation: dict[tuple[str, int, str], Memory] = field(default_factory=dict)
+    """Predicted once per language model."""
 
 
 def outline_models(params: Params, card: Card | None) -> Models:
@@ -68,9 +71,7 @@ def outline_models(params: Params, card: Card | None) -> Models:
         except BackboneError as error:
             models.problems.append(str(error))
             parameters, stored, found = None, 0, None
-        models.lines.append(
-            _line(models, params, role, found, parameters, stored, dtype)
-        )
+        models.lines.append(_line(models, params, role, found, parameters, stored, dtype))
     _check_dimensions(models, params)
     return models
 

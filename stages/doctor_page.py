@@ -31,7 +31,9 @@ def _libraries(findings: Findings) -> list[str]:
         for lib in findings.libraries
     ]
     width = max(map(len, cells)) + 2
-    rows = ["".join(cell.ljust(width) for cell in cells[i : i + 4]) for i in range(0, len(cells), 4)]
+    rows = [
+        "".join(cell.ljust(width) for cell in cells[i : i + 4]) for i in range(0, len(cells), 4)
+    ]
     return ["versions", *(f"  {row.rstrip()}" for row in rows)]
 
 
@@ -54,8 +56,8 @@ def _models(findings: Findings) -> list[str]:
         kind = "" if line.quantization == "none" else f" {line.quantization}"
         where = line.says
         if line.download:
-            revision = f" @ {line.revision}" if line.revision else ""
-            where += f", about {line.download:.1f} GB of weights{revision}"
+            revision = line.revision or "not pinned"
+            where += f": {line.download:.1f} GB of weights, revision {revision}"
         rows.append((line.role, line.source, parameters, line.dtype + kind, where))
     return _table(rows, numbers=(2,))
 
@@ -71,7 +73,8 @@ def _dimensions(findings: Findings) -> list[str]:
     trained = findings.models.trained
     return [
         f"dimensions  {text}",
-        "trained     " + ("cannot be built" if trained is None else f"{_count(trained)} parameters"),
+        "trained     "
+        + ("cannot be built" if trained is None else f"{_count(trained)} parameters"),
     ]
 
 
@@ -99,8 +102,9 @@ def _variants(findings: Findings, card_sizes: Sequence[int]) -> list[str]:
     rows = [("training on one GPU", "GB", "fits a card of")]
     for variant in findings.variants:
         needed = variant.device_memory / 1e9
-        fits = [str(size) for size in card_sizes if size >= needed]
-        rows.append((variant.says, f"{needed:.1f}", f"{', '.join(fits)} GB" if fits else "none"))
+        fits = [size for size in card_sizes if size >= needed]
+        size = f"{fits[0]} GB" if fits else f"more than {card_sizes[-1]} GB"
+        rows.append((variant.says, f"{needed:.1f}", size))
     return _table(rows, numbers=(1,))
 
 
