@@ -130,13 +130,13 @@ def _unlike_store(
                 f"{model.source}: run `{again}`, or name {maker} under backbones.{model.role}"
             )
     if array == "embedding":
-        pooled = dict(store.spec.arrays["pooled"].dims) if "pooled" in store.spec.arrays else {}
-        there, own = pooled.get("pooled_channel"), model.widths.get("pooled_width")
-        if there != own:
+        dims = dict(store.spec.arrays["pooled"].dims) if "pooled" in store.spec.arrays else {}
+        kept, needed = dims.get("pooled_channel"), model.widths.get("pooled_width")
+        if kept != needed:
             unlike = True
             yield (
-                f"{_WHAT['D_pooled'][0]} is {there or 'absent'} in {where} (made with {maker}), "
-                f"but {own or 'absent'} for {model.source}: run `{again}`"
+                f"{_WHAT['D_pooled'][0]} is {kept or 'absent'} in {where} (made with {maker}), "
+                f"but {needed or 'absent'} for {model.source}: run `{again}`"
             )
     if not unlike and said.get("weights") not in (None, model.fingerprint):
         yield (
