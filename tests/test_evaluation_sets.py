@@ -91,6 +91,15 @@ def test_settings_of_a_table_are_the_papers_unless_params_say_otherwise():
     assert some.settings_for("table_8", base) == eight.model_copy(update={"steps": 9})
 
 
+def test_the_miniature_leaves_out_ablations_and_250_steps():
+    plain = EvaluationParams().chosen(miniature=True)
+    assert not {"table_3", "table_4", "table_8"} & set(plain)
+    short = EvaluationParams.model_validate({"generation": {"table_8": {"steps": 9}}})
+    assert set(short.chosen(miniature=True)) - set(plain) == {"table_8"}
+    named = EvaluationParams.model_validate({"tables": ["table_8", "table_3", "table_8"]})
+    assert named.chosen(miniature=True) == ("table_8", "table_3")
+
+
 def test_the_store_keeps_what_the_same_models_made(tmp_path, capsys):
     picture = Image.new("RGB", (3, 2), (1, 2, 3))
     makers = {"generator": "g", "gill": "h"}
