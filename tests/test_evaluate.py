@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from distributed import LocalCluster
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,8 +21,10 @@ from pipeline import evaluation as generation
 from pipeline.image_generator import ImageGenerator
 from pipeline.image_metrics import frechet_inception_distance
 from pipeline.metrics import bootstrap_interval
-from stages import evaluate
+from stages import build_index, evaluate
 from stages.cli import app
+from stages.evaluation_pictures import load_worker
+from stages.failures import StageError
 from stages.params import Params, ParamsError, read_params
 from stages.results import Record, Result, read_records, read_results
 
@@ -326,3 +329,40 @@ def test_lpips_and_fid_are_the_libraries_numbers_where_weights_are_named(
     fid = _one(results, "captions", "gill", "fid")
     assert fid.value == pytest.approx(frechet_inception_distance(*sides))
     assert (fid.standard_error, fid.absent) == (None, None)
+
+
+def test_a_cluster_makes_the_same_pictures_and_the_same_index(run):
+    results, _ = run(tables=["captions"])
+    index = run.root / "index"
+    expected = _files(run.root / "evaluation/pictures") | _files(index)
+    for folder in (run.root / "evaluation", index):
+        shutil.rmtree(folder)
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+    ) as cluster:
+        address = cluster.scheduler_address
+        params = _params()
+        scaled = params.index.model_copy(update={"scheduler": address})
+        artifacts = Artifacts(run.root, shared=Path("artifacts"))
+        build_index.run(
+            params.model_copy(update={"index": scaled}), rebuild=False, artifacts=artifacts
+        )
+        again, _ = run(tables=["captions"], scheduler=address)
+    assert again == results
+    assert _files(run.root / "evaluation/pictures") | _files(index) == expected
+    for load in (
+        lambda: load_worker(artifacts, params.run, "others"),
+        lambda: build_index.make_projection(
+            artifacts.candidate_features,
+            artifacts.model / "last.safetensors",
+            "others",
+            artifacts.backbones,
+            params.run,
+        ),
+    ):
+        with pytest.raises(StageError, match="all machines of a cluster need the same files"):
+            load()
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
