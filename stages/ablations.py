@@ -20,6 +20,8 @@ from stages.variants import VARIANTS, read_study
 
 STAGE = "findings/dvc.yaml:experiment"
 CHOICE = Path("findings/params.yaml")
+_NO_NUMBERS = r"\.(py|yaml)$"
+"""Columns of `dvc exp show` that are hashes of files."""
 
 
 def run(params_file: Path, *, seed: int, jobs: int) -> None:
@@ -40,13 +42,13 @@ def run(params_file: Path, *, seed: int, jobs: int) -> None:
             _keep(name, seed)
     finally:
         CHOICE.write_bytes(chosen)
-    print("`dvc exp show --only-changed` shows them side by side")
+    print(f"side by side: dvc exp show --only-changed --drop '{_NO_NUMBERS}'")
 
 
 def _keep(name: str, seed: int) -> None:
     """One experiment; one of the same name is replaced."""
     changes = [f"{CHOICE}:variant={name}", f"{CHOICE}:seed={seed}"]
-    words = ["exp", "run", "--quiet", "--force", "--name", f"ablation-{name}"]
+    words = ["exp", "run", "--quiet", "--force", "--single-item", "--name", f"ablation-{name}"]
     for change in changes:
         words += ["--set-param", change]
     found = _run([sys.executable, "-m", "dvc", *words, STAGE])
