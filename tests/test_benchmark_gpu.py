@@ -195,7 +195,7 @@ def test_a_part_that_fails_is_recorded_and_the_next_one_is_done():
     [
         (fails, 60.0, "RuntimeError: CUDA error: an illegal memory access was encountered"),
         (dies, 60.0, "its process died"),
-        (hangs, 1.5, "it took too long and was ended"),
+        (hangs, 2.5, "it took too long and was ended"),
     ],
 )
 def test_what_ends_a_section_is_recorded_with_the_numbers_it_had(function, seconds, why):
