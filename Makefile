@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test lint app bench clean
+.PHONY: help install repro ablations findings test lint app bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,17 @@ repro: install .dvc/config.local  ## Run the whole pipeline: train, evaluate, re
 	@echo "Done. Open artifacts/report/index.html in a browser."
 	@echo "Talk to it: $(BIN)/gill ask \"in the desert on the left a small red ring.\""
 
+ablations: install .dvc/config.local  ## Tables 3 and 4: every variant with one seed, as DVC experiments (about 15 minutes)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages ablations
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages findings
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages report
+
+findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (about an hour)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro findings/dvc.yaml:variants findings/dvc.yaml:findings
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages report
+
 test: install  ## Run the tests (under 8 minutes)
 	@echo "pytest: under 8 minutes on 2 cores, no network, no GPU."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -45,7 +56,7 @@ app: install  ## Open the web page on http://127.0.0.1:7860
 	@$(BIN)/gill app
 
 bench: install  ## Run every benchmark in its quick form
-	@for name in train_step decoding cache precompute index conversation; do \
+	@for name in train_step decoding cache precompute index conversation memory; do \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 clean:  ## Remove artifacts (the virtual environment stays)
