@@ -79,7 +79,7 @@ def test_cells_have_their_own_heads_and_no_copy_of_the_caches(cells):
         for name in ("gill/0", "gill/1", "r2/0")
     ]
     assert len({*heads}) == 3
-    for name in ("features.zarr", "targets.zarr", "captions", "backbones", "miniature"):
+    for name in ("*.zarr", "captions.parquet", "backbones", "miniature"):
         assert not list((cells / "artifacts/findings").rglob(name))
     record = json.loads((cells / "artifacts/findings/r2/0/cell.json").read_text())
     assert record["params"]["model"]["r"] == 2
@@ -93,7 +93,7 @@ def test_a_finished_cell_is_not_run_again_and_a_stale_one_is(cells, monkeypatch)
     assert "finished before" in _variant("r2", 0)
     assert heads.stat().st_mtime_ns == made
     changed = yaml.safe_load(Path("params.yaml").read_text())
-    changed["training"]["learning_rate"] = 0.001
+    changed["training"]["learning_rate"] = 0.01
     Path("other.yaml").write_text(yaml.safe_dump(changed))
     kept = shutil.copytree(heads.parents[1], cells / "kept")
     try:
