@@ -75,7 +75,8 @@ SECTIONS = (
     Section("feeding", "gpu_feeding:feeding", 30),
     Section("decoding", "gpu_decoding:decoding", 40),
     Section("search", "gpu_search:search", 45),
-    Section("generation", "gpu_generator:generation", 40),
+    Section("memory", "gpu_memory:memory", 40),
+    Section("generation", "gpu_generator:generation", 45),
     Section("compiled generation", "gpu_generator:generation_compiled", 60),
     Section("compiled features", "gpu_features:features_compiled", 40),
 )
@@ -191,8 +192,7 @@ def _run(
     begin = time.monotonic()
     left = deadline - begin
     if left < section.seconds:
-        why = f"it needs up to {section.seconds:.0f} s and {max(left, 0):.0f} s are left"
-        return _skipped(why)
+        return _skipped(f"it needs up to {section.seconds:.0f} s and {max(left, 0):.0f} s are left")
     limit = begin + min(left, 2 * section.seconds)
     receiver, sender = processes.Pipe(duplex=False)
     process = processes.Process(target=_work, args=(sender, function, machine))

@@ -11,7 +11,8 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,7 @@ class Machine:
     def seconds(self, call: Callable[[], object], *, warmups: int = 2, times: int = 5) -> float:
         """Median wall-clock seconds of a call and of the device's work; on a toy machine once."""
         if self.toy:
-            warmups, times = min(warmups, 1), 1
+            warmups, times = 0, 1
         for _ in range(warmups):
             call()
         taken = []
@@ -104,6 +105,18 @@ class Machine:
             raise RuntimeError("the profiler saw no kernel")
         longest = sorted(spent.items(), key=lambda item: -item[1])[:NUM_KERNELS]
         return {"busy": total / seconds} | {name: own / total for name, own in longest if own}
+
+
+@contextmanager
+def made_in(dtype: torch.dtype, device: str) -> Iterator[None]:
+    """Modules that are built inside have their weights on `device`, in `dtype`."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 class Unavailable(Exception):  # noqa: N818

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from benchmarks.gpu_measure import Machine
+from benchmarks.gpu_measure import Machine, made_in
 from benchmarks.train_step import LENGTHS, NUM_ROWS, OPT_1_3B, OPT_6_7B
 from pipeline.batch import CaptionBatch
 from pipeline.gill import Gill
@@ -64,13 +64,8 @@ def shape_of(machine: Machine, name: str) -> Shape:
 
 def random_opt(shape: Shape, device: str, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A transformers model with random weights, made on `device`."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return OPTForCausalLM(OPTConfig(**shape.opt))
-    finally:
-        torch.set_default_dtype(default)
+    with made_in(dtype, device):
+        return OPTForCausalLM(OPTConfig(**shape.opt))
 
 
 def gill_around(model: Any, shape: Shape) -> Gill:

@@ -107,7 +107,7 @@ def stepper(gill: Gill, **settings: Any) -> Step:
 
 
 def flop_per_example(shape: Shape) -> FlopPerExample:
-    """Of one step, counted in float32: the sums are the same."""
+    """Of one step, counted in float32: meta tensors have no autocast, and the sums are the same."""
     gill = gill_around(random_opt(shape, "meta", torch.float32), shape)
     batch = batch_of(shape, COUNTED, "meta")
     found = {}
