@@ -175,9 +175,9 @@ def _number(value: str | float | None) -> str:
 
 
 def _is_figure(value: Value) -> bool:
-    """Whether a value is set as a number: one, or a text such as `0.612 ± 0.001`."""
+    """Whether a value is set as a number: a text like `0.612 ± 0.001` or `+0.1 [0, +0.2]`."""
     if isinstance(value, str):
-        return re.fullmatch(r"[-+]?[0-9][0-9. ±]*", value) is not None
+        return re.fullmatch(r"[-+]?[0-9][-+0-9., ±\[\]]*", value) is not None
     return isinstance(value, int | float)
 
 

@@ -61,7 +61,9 @@ def draw(curves: Curves, *, dark: bool) -> str:
     with matplotlib.rc_context(settings):
         figure, axes = plt.subplots(figsize=(5.2, 3.2))
         for place, line in enumerate(curves.lines):
-            _draw_line(axes, line, _COLOURS[dark][(line.colour or 0) if line.colour else place % 4])
+            _draw_line(
+                axes, line, _COLOURS[dark][(place if line.colour is None else line.colour) % 4]
+            )
         axes.set_xlabel(curves.x_label)
         axes.set_ylabel(curves.y_label)
         axes.grid(alpha=0.25)
@@ -69,7 +71,10 @@ def draw(curves: Curves, *, dark: bool) -> str:
         whole = [x for line in curves.lines for x in line.x]
         if whole and max(whole) <= 12 and all(float(x).is_integer() for x in whole):
             axes.set_xticks(range(int(min(whole)), int(max(whole)) + 1))
-        if len(curves.lines) > 1:
+        if len(curves.lines) > 2:  # below: no line is hidden
+            below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.16), "ncol": 2}
+            axes.legend(frameon=False, fontsize=8.5, **below)
+        elif len(curves.lines) == 2:
             axes.legend(frameon=False, fontsize=8.5)
         buffer = io.BytesIO()
         figure.savefig(

@@ -50,8 +50,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
                "Right attributes: the share of place, colour, shape, size and side that an oracle "
                "reads off the generated picture. CLIP similarity: the cosine of generated and real "
                "picture in the run's own visual encoder." if is_miniature else ""),
-            [*paper_tables(written.results, written.findings), *ablation_tables(written.findings),
-             absences(written.results)],
+            [*_in_order(written), absences(written.results)],
         ),
         Section(
             "figures",
@@ -78,6 +77,14 @@ def _page(params: Params, is_miniature: bool, sections: Sequence[Section]) -> Pa
     else:
         lead, badge = f"Run on {params.captions.table}.", ""
     return Page("GILL: what was trained and how well it works", lead, badge, sections)
+
+
+def _in_order(written: _Written) -> list[Table]:
+    """The paper's tables, Tables 3 and 4 in their places."""
+    tables = paper_tables(written.results, written.findings)
+    *numbered, last = ablation_tables(written.findings)
+    place = 1 + max(i for i, table in enumerate(tables) if table.title.startswith("Table 2"))
+    return [*tables[:place], *numbered, last, *tables[place:]]
 
 
 def _picture_sections(records: Sequence[Record], limit: int) -> list[Section]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.report import Mark, Section, Table, Tone, Value
+from app.report import Facts, Mark, Section, Table, Tone, Value
 from stages.published import published
 from stages.report_tables import Number, over_seeds, spread_note
 from stages.report_words import METRICS
@@ -25,7 +25,7 @@ def findings_section(content: Mapping[str, Any]) -> Section:
     """The verdicts as a table, and behind each its claims with their numbers."""
     seeds = len(content["cells"]["seeds"])
     if seeds > 1:
-        note = f"{seeds} seeds. {content['rule']}"
+        note = f"{seeds} seeds; how they are judged stands below the verdicts."
     else:
         note = (
             "One seed: no verdict. `make findings` trains and measures every variant with five "
@@ -39,7 +39,8 @@ def findings_section(content: Mapping[str, Any]) -> Section:
     )
     details = [_details(found) for found in content["findings"]]
     extra = " ".join(content["cells"].get("notes", []))
-    return Section("findings", "Findings", f"{note} {extra}".strip(), [overview, *details])
+    rule = Facts({"how a finding is judged": content["rule"]})
+    return Section("findings", "Findings", f"{note} {extra}".strip(), [overview, *details, rule])
 
 
 def ablation_tables(content: Mapping[str, Any]) -> list[Table]:

@@ -187,7 +187,8 @@ def test_verdicts_are_at_the_top_with_the_numbers_that_decide(seeds, verdict, wo
     content = {"cells": {"seeds": seeds}, "rule": "R", "findings": [finding]}
     section = findings_section(content)
     assert words in section.note
-    overview, details = section.blocks
+    overview, details, rule = section.blocks
+    assert rule.facts == {"how a finding is judged": "R"}
     tone = "bad" if verdict else "quiet"
     assert overview.rows[0][1] == Mark(verdict or "no verdict", tone)
     assert overview.rows[0][3] is None
