@@ -28,6 +28,10 @@ from pipeline.language_model import LanguageModel, load_language_model
 from pipeline.recomputation import decoder_layers
 
 
+class ShardingError(Exception):
+    """A language model cannot be sharded here; the message says why."""
+
+
 def load_sharded_language_model(
     path_or_id: str | Path,
     dtype: torch.dtype = torch.float32,
@@ -42,10 +46,10 @@ def load_sharded_language_model(
 
     Raises:
         BackboneError: the model cannot serve; the message says why.
-        ValueError: there is only one process.
+        ShardingError: there is only one process.
     """
     if not is_distributed():
-        raise ValueError(
+        raise ShardingError(
             "training.shard_language_model spreads the language model over several processes, but "
             "there is only one: start with torchrun"
         )
