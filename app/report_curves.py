@@ -72,7 +72,7 @@ def draw(curves: Curves, *, dark: bool) -> str:
         if whole and max(whole) <= 12 and all(float(x).is_integer() for x in whole):
             axes.set_xticks(range(int(min(whole)), int(max(whole)) + 1))
         if len(curves.lines) > 2:  # below: no line is hidden
-            below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.16), "ncol": 2}
+            below: Any = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.16), "ncol": 2}
             axes.legend(frameon=False, fontsize=8.5, **below)
         elif len(curves.lines) == 2:
             axes.legend(frameon=False, fontsize=8.5)
