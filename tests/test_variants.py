@@ -121,7 +121,7 @@ def test_a_cell_has_its_own_heads_and_shares_the_caches(tmp_path):
 
 def test_the_second_pipeline_reads_like_the_first():
     stages = yaml.safe_load((ROOT / "findings/dvc.yaml").read_text())["stages"]
-    assert list(stages) == ["experiment", "findings"]
+    assert list(stages) == ["experiment", "variants", "findings"]
     assert all(stage["desc"] and stage["wdir"] == ".." for stage in stages.values())
     assert "run-variant ${variant} --seed ${seed}" in stages["experiment"]["cmd"]
     assert yaml.safe_load((ROOT / "findings/params.yaml").read_text()) == {
