@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cache.checksums import row_checksums
 from cache.codec import encode
@@ -33,7 +33,9 @@ class Roles(NamedTuple):
     read: row -> payload, called from several threads; raises to have the row recorded as failed.
     encode: list of b payloads -> {array name: float [b, *shape]}, called from one thread per shard
         in work; best in the number type to be stored. The arrays are kept for a while: do not write
-        into them again. An exception ends the run: it is not one row's fault.
+        into them again. Anything with `shape` and `__array__` will do, and a helper thread calls
+        the latter, so that a GPU's next batch need not wait for the numbers of this one. An
+        exception ends the run: it is not one row's fault.
     group: payload -> key; only payloads of equal key share a batch (captions of equal length).
     constants: () -> {name: float [*axes]}, the arrays kept once (the empty prompt's embedding).
     """
@@ -192,18 +194,17 @@ def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:
         raise
     for name, array in draft.store.spec.arrays.items():
         expected = (len(payloads), *array.shape)
-        found = np.asarray(values[name]).shape if name in values else "nothing"
+        # Not looked at here: numbers may still be on their way from a GPU.
+        found = np.shape(values[name]) if name in values else "nothing"
         if found != expected:
             raise ValueError(f"encode: expected {name!r} of shape {expected}, got {found}")
-        draft.casts.append(
-            draft.helping.submit(_cast, draft, name, index, np.asarray(values[name]))
-        )
+        draft.casts.append(draft.helping.submit(_cast, draft, name, index, values[name]))
     while len(draft.casts) > CASTS_AHEAD:
         draft.casts.popleft().result()
 
 
-def _cast(draft: _Draft, name: str, index: NDArray[np.int64], values: np.ndarray) -> None:
-    stored, error, refused = encode(draft.store.fitted(name), values)
+def _cast(draft: _Draft, name: str, index: NDArray[np.int64], values: ArrayLike) -> None:
+    stored, error, refused = encode(draft.store.fitted(name), np.asarray(values))
     draft.stored[name][index] = stored
     if name in draft.errors:
         draft.errors[name][index] = error

@@ -213,7 +213,8 @@ class Gill(nn.Module):
         start = torch.tensor(model.start_ids, dtype=torch.int64)
         image = torch.tensor([model.num_rows])
         device = batch.tokens.device
-        return torch.cat([start.to(device), batch.tokens, image.to(device)]).to(model.device)
+        parts = [part.to(device, non_blocking=True) for part in (start, batch.tokens, image)]
+        return torch.cat(parts).to(model.device)
 
     def _inputs(
         self, stream: Stream, words: Int64[Tensor, " words"], filling: Float[Tensor, "F e"] | None
