@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro ablations findings test lint app bench clean
+.PHONY: help install repro ablations findings test lint app bench bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ app: install  ## Open the web page on http://127.0.0.1:7860
 bench: install  ## Run every benchmark in its quick form
 	@for name in train_step decoding cache precompute index conversation memory; do \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+bench-gpu: install  ## Run every GPU measurement (one GPU, under 8 minutes)
+	@$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu-$$(date +%F).json
 
 clean:  ## Remove artifacts (the virtual environment stays)
 	rm -rf artifacts metrics dvc.lock .dvc/cache .dvc/tmp
