@@ -6,10 +6,13 @@ on: training from its last state, evaluation from its last example.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,20 +35,34 @@ def run(params_file: Path, study: Study, name: str, seed: int, metrics: Path | N
     params = cell_params(params_file, study, name, seed)
     variant = study.variant(name)
     fingerprint = cell_fingerprint(params, variant, one.artifacts)
-    if is_finished(one, fingerprint):
-        print(f"{one}: finished before, in {one.folder}")
-    else:
-        _put_aside(one, fingerprint)
-        seconds: dict[str, float] = {}
-        for stage in variant.stages:
-            start = time.monotonic()
-            print(f"{one}: {stage}", flush=True)
-            _run_stage(stage, params, one)
-            seconds[stage] = round(time.monotonic() - start, 1)
-        _write_json(one.record, _record(one, params, fingerprint, seconds))
+    with _alone(one):
+        if is_finished(one, fingerprint):
+            print(f"{one}: finished before, in {one.folder}")
+        else:
+            _put_aside(one, fingerprint)
+            seconds: dict[str, float] = {}
+            for stage in variant.stages:
+                start = time.monotonic()
+                print(f"{one}: {stage}", flush=True)
+                _run_stage(stage, params, one)
+                seconds[stage] = round(time.monotonic() - start, 1)
+            _write_json(one.record, _record(one, params, fingerprint, seconds))
     if metrics is not None:
         _write_json(metrics, headline(one))
     return one
+
+
+@contextmanager
+def _alone(one: Cell) -> Iterator[None]:
+    """Waits while another process runs this cell: one that outlived the pool that began it."""
+    one.folder.mkdir(parents=True, exist_ok=True)
+    with (one.folder.parent / f"{one.seed}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{one}: waiting for another process that runs it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def is_finished(one: Cell, fingerprint: str) -> bool:

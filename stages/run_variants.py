@@ -8,6 +8,7 @@ an error that names it.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ def is_done(params_file: Path, study: Study, one: Cell) -> bool:
 
 def _run_all(files: tuple[Path, Path], cells: Sequence[Cell], jobs: int) -> list[Cell]:
     waiting, running = list(reversed(cells)), list[_Running]()
+    before = signal.signal(signal.SIGTERM, _interrupt)
     failed: list[Cell] = []
     began, done = time.monotonic(), 0
     try:
@@ -84,6 +86,7 @@ def _run_all(files: tuple[Path, Path], cells: Sequence[Cell], jobs: int) -> list
                 ticker.show(_state(running, done, len(cells), time.monotonic() - began))
     finally:
         _stop(running)
+        signal.signal(signal.SIGTERM, before)
     return failed
 
 
@@ -97,6 +100,11 @@ def _start(files: tuple[Path, Path], one: Cell) -> _Running:
     with one.log.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     return _Running(one, process, time.monotonic())
+
+
+def _interrupt(*_: object) -> None:
+    """Being terminated is like Ctrl-C: the cells are stopped too."""
+    raise KeyboardInterrupt
 
 
 def _stop(running: Iterable[_Running]) -> None:

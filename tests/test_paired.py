@@ -26,7 +26,7 @@ def test_with_one_seed_it_is_the_bootstrap_over_examples():
 
 
 def test_seeds_widen_the_interval():
-    """Examples that agree and seeds that do not: an interval over examples alone would be a point."""
+    """Examples agree, seeds do not: an interval over examples alone would be a point."""
     shift = np.array([[-0.2], [-0.1], [0.0], [0.1], [0.2]])
     first = np.zeros((5, 50)) + shift + 0.05
     found = paired_difference(first, np.zeros((5, 50)))
