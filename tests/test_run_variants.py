@@ -3,6 +3,8 @@ killed cell, stale cells, verdicts on what came out, and the report on them."""
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from app.artifacts import Artifacts
-from stages import ablations, run_variants
+from stages import ablations, run_variant, run_variants
 from stages.cli import app
 from stages.failures import StageError
 from stages.variants import cell
@@ -198,3 +200,25 @@ def test_without_git_ablations_say_that_there_are_no_experiments(monkeypatch, tm
 def test_the_shared_root_is_the_one_above_the_findings():
     one = cell("r2", 1, Artifacts(Path("somewhere/artifacts")))
     assert one.artifacts.features == Path("somewhere/artifacts/features.zarr")
+
+
+def test_a_cell_waits_for_the_process_that_runs_it(tmp_path, capsys):
+    """One that outlived a killed pool must not share its folder with the next pool's."""
+    one = cell("r2", 0, Artifacts(tmp_path))
+    order = []
+
+    def second():
+        with run_variant._alone(one):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with run_variant._alone(one):
+        waiting.start()
+        for _ in range(200):
+            if "waiting for another process" in (out := capsys.readouterr().out):
+                break
+            time.sleep(0.01)
+        order.append("first")
+    waiting.join(timeout=10)
+    assert order == ["first", "second"]
+    assert "waiting" in out
