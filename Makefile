@@ -36,12 +36,12 @@ ablations: install .dvc/config.local  ## Tables 3 and 4: every variant with one 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages ablations
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages findings
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages report
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --force --single-item report
 
 findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (about an hour)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro findings/dvc.yaml:variants findings/dvc.yaml:findings
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages report
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --force --single-item report
 
 test: install  ## Run the tests (under 8 minutes)
 	@echo "pytest: under 8 minutes on 2 cores, no network, no GPU."
