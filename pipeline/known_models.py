@@ -160,6 +160,7 @@ _VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
     "latent_channels": 4,
+    "sample_size": 512,
 }
 _CLIP_L = {
     "hidden_size": 768,
@@ -215,7 +216,7 @@ _SDXL = KnownGenerator(
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
-    vae=_VAE,
+    vae=_VAE | {"sample_size": 1024},
     text_encoders=(_CLIP_L, _open_clip_text(1280, 32, 1280)),
 )
 

@@ -26,6 +26,7 @@ needs its weight in the dtype again, one at a time, which the dry run sees too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -230,19 +231,25 @@ def generation_memory(
     latents = zeros(read, unet.config.in_channels, size, size)
     states = zeros(read, generator.length, generator.cross_attention_width)
     unet.set_attention_slice("auto" if settings.attention_slicing else None)
-    (vae.enable_slicing if settings.vae_slicing else vae.disable_slicing)()
-    (vae.enable_tiling if settings.vae_tiling else vae.disable_tiling)()
-    own, overflows = vae.dtype, vae.dtype == torch.float16 and bool(vae.config.force_upcast)
-    wide = torch.float32 if generator.pooled_width is not None and overflows else own
-
     denoise, decode = DryRun(device_type), DryRun(device_type)
     denoise(lambda: unet(latents, zeros(1, dtype=torch.int64), states, **conditions))
-    shape = (count, vae.config.latent_channels, size, size)
+
+    own, overflows = vae.dtype, vae.dtype == torch.float16 and bool(vae.config.force_upcast)
+    wide = torch.float32 if generator.pooled_width is not None and overflows else own
+    tile, tiles = size, 1
+    if settings.vae_tiling and size > vae.tile_latent_min_size:
+        tile = vae.tile_latent_min_size
+        tiles = math.ceil(size / int(tile * (1 - vae.tile_overlap_factor))) ** 2
+    at_once = 1 if settings.vae_slicing else count
+    shape = (at_once, vae.config.latent_channels, tile, tile)
     vae.to(wide)
     decode(lambda: vae.decode(zeros(*shape, dtype=wide)))
+    # Slices and tiles that are done wait to be put together.
+    waiting = 0 if (at_once, tile) == (count, size) else 2 * count * 3 * generator.picture_size**2
+    waiting *= torch.empty((), dtype=wide).element_size()
     weights, working = (
         [weight_bytes(unet), weight_bytes(vae)],
-        [denoise.ledger.peak, decode.ledger.peak],
+        [denoise.ledger.peak, decode.ledger.peak + waiting],
     )
     vae.to(own)
     if settings.cpu_offload == "none":
@@ -254,7 +261,7 @@ def generation_memory(
     return Memory(
         weights=held,
         working=max(working),
-        flop=(settings.steps * denoise.ledger.flop + decode.ledger.flop) / count,
+        flop=settings.steps * denoise.ledger.flop / count + tiles * decode.ledger.flop / at_once,
     )
 
 
@@ -274,7 +281,7 @@ def _at_full_depth(
     )
 
 
-_DEPTHS = (3, 6)
+_DEPTHS = (2, 4)
 
 
 class _DryGill(Gill):

@@ -17,33 +17,40 @@ ENCODING_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: its memory in bytes, and its rate in operations per second where that is known."""
+    """A GPU: its memory in bytes, and operations per second of dense products; None: unknown."""
 
     name: str
     memory: int
     rate: float | None
-    """Dense products of 16-bit numbers summed in 32 bits, as published."""
+    """Of 16-bit numbers summed in 32 bits."""
+    float32_rate: float | None
     has_bfloat16: bool = True
 
+    def rate_of(self, dtype: torch.dtype) -> float | None:
+        """Operations per second in a dtype."""
+        return self.float32_rate if dtype == torch.float32 else self.rate
 
-def _card(name: str, gigabytes: float, teraflop: float, has_bfloat16: bool = True) -> Card:
-    return Card(name, int(gigabytes * 1e9), teraflop * 1e12, has_bfloat16)
+
+def _card(
+    name: str, gigabytes: int | float, half: int, single: int | float, bfloat16: bool = True
+) -> Card:
+    return Card(name, int(gigabytes * 1e9), half * 1e12, single * 1e12, bfloat16)
 
 
-# Memory as the driver reports it, in 10^9 bytes.
+# Memory as the driver reports it, in 10^9 bytes; published TFLOP/s in 16 and in 32 bits.
 _CARDS = [
-    _card("RTX 3060", 12.6, 25),
-    _card("RTX 3090", 25.3, 71),
-    _card("RTX 4090", 25.3, 165),
-    _card("T4", 15.8, 65, has_bfloat16=False),
-    _card("V100", 34, 125, has_bfloat16=False),
-    _card("A10", 24, 125),
-    _card("L4", 24, 121),
-    _card("A6000", 51, 155),
-    _card("L40S", 48, 362),
-    _card("A100", 85, 312),
-    _card("H100", 85, 989),
-    _card("H200", 150, 989),
+    _card("RTX 3060", 12.6, 25, 13),
+    _card("RTX 3090", 25.3, 71, 36),
+    _card("RTX 4090", 25.3, 165, 83),
+    _card("T4", 15.8, 65, 8, bfloat16=False),
+    _card("V100", 34, 125, 16, bfloat16=False),
+    _card("A10", 24, 125, 31),
+    _card("L4", 24, 121, 30),
+    _card("A6000", 51, 155, 39),
+    _card("L40S", 48, 362, 92),
+    _card("A100", 85, 312, 19.5),
+    _card("H100", 85, 989, 67),
+    _card("H200", 150, 989, 67),
 ]
 
 
@@ -57,7 +64,7 @@ def card_named(text: str) -> Card | None:
         gigabytes = float(text)
     except ValueError:
         return None
-    return Card(f"a card of {text} GB", int(gigabytes * 1e9), None) if gigabytes > 0 else None
+    return Card(f"a card of {text} GB", int(gigabytes * 1e9), None, None) if gigabytes > 0 else None
 
 
 def card_names() -> list[str]:
@@ -72,8 +79,9 @@ def card_here() -> Card | None:
     properties = torch.cuda.get_device_properties(0)
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if has_bfloat16 else torch.float16
-    rate = measure_rate(torch.device("cuda"), dtype, size=8192)
-    return Card(properties.name, properties.total_memory, rate, has_bfloat16)
+    device = torch.device("cuda")
+    rate, single = (measure_rate(device, kind, size=8192) for kind in (dtype, torch.float32))
+    return Card(properties.name, properties.total_memory, rate, single, has_bfloat16)
 
 
 def measure_rate(device: torch.device, dtype: torch.dtype, size: int = 768) -> float:

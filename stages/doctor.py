@@ -13,18 +13,11 @@ from typing import Any
 
 from pipeline.throughput import ENCODING_SHARE, TRAINING_SHARE
 from stages.devices import quieten_libraries
-from stages.doctor_costs import (
-    CAPTION_TOKENS,
-    Rows,
-    StageCost,
-    Variant,
-    count_rows,
-    stage_costs,
-    store_checks,
-    training_variants,
-)
+from stages.doctor_costs import StageCost, stage_costs, store_checks
 from stages.doctor_machine import Library, Machine, look_at_libraries, look_at_machine
 from stages.doctor_models import Models, outline_models
+from stages.doctor_rows import Rows, count_rows
+from stages.doctor_training import CAPTION_TOKENS, Variant, training_variants
 from stages.failures import StageError
 from stages.params import Params
 from stages.paths import ARTIFACTS
@@ -115,7 +108,7 @@ def assumptions(findings: Findings) -> list[str]:
         rate = "unknown for this card, so no hours; name one, or run the doctor where it is"
     else:
         how = "measured" if machine.card_is_here else "published"
-        rate = f"{machine.card.rate / 1e12:.0f} TFLOP/s, {how}"
+        rate = f"{machine.card.rate / 1e12:.0f} TFLOP/s in 16 bits, {how}"
     return [
         f"hours = operations / (share * rate); rate {rate}",
         f"share {TRAINING_SHARE} training and generation, {ENCODING_SHARE} encoding: assumed; "

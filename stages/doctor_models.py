@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -54,8 +55,13 @@ class Models:
     sizes: HeadSizes | None = None
     trained: int | None = None
     """Parameters of the heads."""
-    validation: dict[tuple[str, int, str], Memory] = field(default_factory=dict)
-    """Predicted once per language model."""
+    _predicted: dict[tuple[object, ...], Memory] = field(default_factory=dict)
+
+    def predicted(self, key: tuple[object, ...], predict: Callable[[], Memory]) -> Memory:
+        """What `predict` gives, asked once per key."""
+        if key not in self._predicted:
+            self._predicted[key] = predict()
+        return self._predicted[key]
 
 
 def outline_models(params: Params, card: Card | None) -> Models:

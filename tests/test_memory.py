@@ -28,7 +28,7 @@ CONFIG = OPTConfig(
     vocab_size=VOCABULARY,
     hidden_size=96,
     ffn_dim=384,
-    num_hidden_layers=8,
+    num_hidden_layers=4,
     num_attention_heads=4,
     word_embed_proj_dim=96,
     max_position_embeddings=64,
@@ -126,7 +126,7 @@ def test_weights_are_counted_exactly():
 
 
 def test_nf4_takes_four_bits_and_eight_per_sixty_four():
-    linear = 8 * (4 * 96 * 96 + 2 * 96 * 384)
+    linear = 4 * (4 * 96 * 96 + 2 * 96 * 384)
     plain = training_memory(
         blueprint(), SIZES, Objective(), TrainingSettings(batch_size=4), caption_tokens=LENGTHS
     )

@@ -1,0 +1,225 @@
+"""`stages doctor`: every preset resolved without weights, and what cannot run said by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import yaml
+from typer.testing import CliRunner
+
+from cache import ArraySpec, Codec, Roles, StoreSpec, fill
+from pipeline.throughput import card_named
+from stages import doctor
+from stages.cli import app
+from stages.doctor_costs import index_bytes, store_bytes
+from stages.doctor_rows import count_rows
+from stages.params import Params, parse_params, read_params
+
+ROOT = Path(__file__).parents[1]
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch, tmp_path):
+    """Two layers stand for all (tests/test_memory.py holds that they do); nothing lies here."""
+    monkeypatch.setattr("pipeline.memory._DEPTHS", (1, 2))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def few_variants(monkeypatch):
+    monkeypatch.setattr("stages.doctor.training_variants", lambda params, models: [])
+
+
+def changed(**sections: dict) -> Params:
+    raw = yaml.safe_load((ROOT / "presets" / "miniature.yaml").read_text())
+    for section, values in sections.items():
+        raw.setdefault(section, {}).update(values)
+    return parse_params(raw, Path("params.yaml"))
+
+
+@pytest.mark.usefixtures("few_variants")
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_resolved_without_weights(preset):
+    findings = doctor.examine(read_params(preset), preset.stem, card="H200")
+    assert findings.models.problems == []
+    assert findings.models.sizes is not None
+    assert findings.models.trained
+    stages = {stage.name: stage for stage in findings.stages}
+    assert list(stages) == [
+        "precompute-features",
+        "precompute-targets",
+        "train",
+        "build-index",
+        "evaluate, talk",
+    ]
+    assert stages["train"].device_memory < 60e9
+    assert stages["train"].hours > 0
+    page = doctor.show(findings, as_json=False)
+    assert len(page.splitlines()) <= 60
+    assert max(map(len, page.splitlines()[:-3])) < 140
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_the_paper_has_the_papers_dimensions():
+    preset = ROOT / "presets/paper.yaml"
+    findings = doctor.examine(read_params(preset), "paper", card="H200")
+    sizes = findings.models.sizes
+    assert (sizes.d, sizes.e, sizes.k, sizes.r) == (1024, 4096, 4, 8)
+    assert (sizes.L, sizes.D, sizes.m, sizes.p) == (77, 768, 512, 256)
+    assert 50e6 < findings.models.trained < 50.2e6
+    assert [round(line.download, 1) for line in findings.models.lines] == [13.3, 1.7, 4.3]
+    assert findings.rows.number == 3_300_000
+    assert "CC3M" in findings.rows.known_from
+    targets = findings.stages[1]
+    assert targets.written == pytest.approx(3.3e6 * 76 * 768 * 2, rel=0.001)
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_sdxl_has_a_pooled_vector():
+    preset = ROOT / "presets/qwen-sdxl.yaml"
+    findings = doctor.examine(read_params(preset), "qwen-sdxl", card="24")
+    assert (findings.models.sizes.D, findings.models.sizes.D_pooled) == (2048, 1280)
+    assert "D_pooled 1280" in doctor.show(findings, as_json=False)
+
+
+def test_the_command_prints_json_and_leaves_nothing(tmp_path):
+    result = CliRunner().invoke(app, ["doctor", "--preset", "miniature", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["dimensions"]["e"] == 96
+    assert found["rows"] == {"number": 14400, "known_from": "captions.miniature"}
+    assert found["problems"] == []
+    assert found["training_on_one_card"][0]["says"] == "as set"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_preset_or_card_is_refused():
+    result = CliRunner().invoke(app, ["doctor", "--preset", "papper"])
+    assert result.exit_code == 1
+    assert "miniature, paper" in result.output
+    result = CliRunner().invoke(app, ["doctor", "--preset", "miniature", "--card", "fast"])
+    assert result.exit_code == 1
+    assert "RTX 4090" in result.output
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_missing_models_and_forbidden_downloads_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    params = changed(
+        backbones={
+            "language_model": "facebook/opt-125m",
+            "visual_encoder": "empty",
+            "image_generator": "nobody/no-such-thing",
+        }
+    )
+    findings = doctor.examine(params, "params.yaml")
+    problems = "\n".join(findings.problems)
+    assert "language_model facebook/opt-125m: no such directory" in problems
+    assert "allow_download" in problems
+    assert "visual_encoder empty: open_clip_config.json is missing" in problems
+    assert "image_generator nobody/no-such-thing: its sizes are unknown" in problems
+    assert "unknown until" in doctor.show(findings, as_json=False)
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_impossible_combinations_are_named(tmp_path):
+    mixed = tiny_models.stable_diffusion(tmp_path / "mixed", width=16, cross=24)
+    params = changed(
+        backbones={"image_generator": str(mixed), "language_model_dtype": "float16"},
+        objective={"mapper_adds_embedding": True},
+        batches={"max_caption_tokens": 500},
+    )
+    with pytest.raises(ValueError, match="mapper_adds_embedding"):
+        doctor.examine(params, "params.yaml")
+    problems = doctor.outline_models(params, None).problems
+    assert any("width 16" in p and "takes 24" in p for p in problems)
+    assert any("adds_embedding" in p for p in problems)
+    assert any("float16" in p for p in problems)
+    assert any("max_caption_tokens" in p for p in problems)
+
+
+def test_what_does_not_fit_comes_with_what_to_do(monkeypatch):
+    params = changed(training={"batch_size": 2000}, batches={"validation_rows": 0})
+    monkeypatch.setattr("stages.doctor_training.CONTEXT_BYTES", 0)
+    monkeypatch.setattr("stages.doctor_costs.CONTEXT_BYTES", 0)
+    findings = doctor.examine(params, "params.yaml", card="0.3")
+    problem = next(p for p in findings.problems if p.startswith("train needs"))
+    assert "a card of 0.3 GB has 0.3" in problem
+    assert "training.micro_batch_size: 50" in problem
+
+
+def test_too_many_files_and_too_little_disk_are_problems(monkeypatch):
+    monkeypatch.setattr("stages.doctor.training_variants", lambda params, models: [])
+    params = changed(targets={"shard_rows": 16})
+    findings = doctor.examine(params, "params.yaml", rows=10**9)
+    problems = "\n".join(findings.problems)
+    assert "targets.shard_rows" in problems
+    assert "free" in problems
+    assert "targets.codec.dtype: int8" in problems
+    assert findings.rows.known_from == "--rows"
+
+
+def test_rows_are_counted_in_the_table(tmp_path):
+    (tmp_path / "table.tsv").write_text("caption\timage\na\tb.png\nc\td.png\n")
+    rows = count_rows(changed(captions={"table": "table.tsv"}), None)
+    assert (rows.number, rows.known_from) == (2, "table.tsv")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, successes in ((0, 70), (1, 30)):
+        (shards / f"0000{number}_stats.json").write_text(json.dumps({"successes": successes}))
+    assert count_rows(changed(captions={"table": "shards"}), None).number == 100
+
+
+@pytest.mark.parametrize("share_first", [False, True])
+def test_store_sizes_are_those_of_real_stores(tmp_path, share_first):
+    dims = {"position": 8, "channel": 64}
+    spec = StoreSpec(
+        arrays={"embedding": ArraySpec(dims=dims, codec=Codec(share_first=share_first))},
+        shard_rows=64,
+    )
+    values = np.random.default_rng(0).standard_normal((512, 8, 64), np.float32)
+    values[:, 0] = values[0, 0]
+    fill(
+        tmp_path / "store.zarr",
+        list(range(512)),
+        spec,
+        lambda: Roles(read=int, encode=lambda rows: {"embedding": values[rows]}),
+        provenance={"model": "random"},
+    )
+    files = [f for f in (tmp_path / "store.zarr").rglob("*") if f.is_file()]
+    written = sum(file.stat().st_size for file in files)
+    assert store_bytes(spec, 512) == pytest.approx(written, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-sq8", "ivf-pq"])
+def test_index_sizes_are_those_of_real_indexes(tmp_path, kind):
+    import pyarrow as pa
+    import torch
+
+    from pipeline.retrieval import build_index
+    from pipeline.settings import IndexSettings
+
+    count, p = 4000, 64
+    settings = IndexSettings(kind=kind, ivf_lists=16, pq_bytes=16)
+    vectors = torch.nn.functional.normalize(torch.randn(count, p), dim=1)
+    names = [f"images/{i:09d}.jpg" for i in range(count)]
+    words = [f"caption number {i}" for i in range(count)]
+    table = pa.table({"row": list(range(count)), "image": names, "caption": words})
+    blocks = [(torch.arange(count), vectors)]
+    index = build_index(blocks, settings, heads="h", features="f", candidates=table)
+    index.save(tmp_path / "index")
+    written = sum(f.stat().st_size for f in (tmp_path / "index").glob("*.faiss"))
+    assert index_bytes(settings, p, count) - 60 * count == pytest.approx(written, rel=0.2)
+
+
+def test_cards_are_known_by_name_and_by_size():
+    assert card_named("rtx4090").memory == 25_300_000_000
+    assert card_named("24").memory == 24_000_000_000
+    assert card_named("24").rate is None
+    assert card_named("banana") is None
+    assert not card_named("T4").has_bfloat16
