@@ -37,7 +37,7 @@ class _Written:
 def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
     """Write artifacts/report/index.html."""
     if not artifacts.backbones.is_file() or not artifacts.captions.is_file():
-        raise StageError(f"{artifacts.common} is empty: run the stages before this one")
+        raise StageError(f"{artifacts.common}/ is empty: run the stages before this one")
     written = _read(artifacts)
     is_miniature = params.captions.table == "miniature"
     sections = [

@@ -339,7 +339,7 @@ def test_a_stream_shows_half_made_pictures(world, monkeypatch):
 @pytest.mark.parametrize(
     ("role", "file", "stage"),
     [
-        ("language_model", "tokenizer.json", "train"),
+        ("language_model", "tokenizer.json", "prepare-backbones"),
         ("language_model", "model.safetensors", "prepare-backbones"),
         ("visual_encoder", "open_clip_config.json", "prepare-backbones"),
         ("image_generator", "unet/config.json", "prepare-backbones"),

@@ -123,8 +123,14 @@ def test_equals_the_plain_step_in_float32(preset: str, name: str) -> None:
         compare(gill, plain, batch, objective, draws, 1e-6, 1e-3)
 
 
-# Llama's norms compute in float32 whatever the model's dtype.
-FLOAT32_INSIDE = {"llama-untied-grouped", "qwen2-tied", "mistral-window"}
+# Norms of Llama's kind compute in float32 whatever the model's dtype.
+FLOAT32_INSIDE = {
+    "llama-untied-grouped",
+    "llama-3-rope",
+    "qwen2-tied",
+    "qwen3-untied",
+    "mistral-window",
+}
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGURATIONS if n != "opt"])
