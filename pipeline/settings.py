@@ -349,5 +349,5 @@ class GenerationSettings(BaseModel):
     cpu_offload: Literal["none", "model", "sequential"] = Field(
         "none",
         description="model: UNet and decoder lie in main memory and come to the GPU in turn. "
-        "sequential: layer by layer, least memory and slowest. Without a GPU there is nothing to do",
+        "sequential: layer by layer, least memory and slowest. Without a GPU: nothing to do",
     )

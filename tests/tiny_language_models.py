@@ -123,7 +123,7 @@ def tiny_tokenizer(start: bool = True) -> PreTrainedTokenizerFast:
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
-    """One of `CONFIGURATIONS` or `WINDOWED`; its weights, biases too, are large enough to matter."""
+    """One of `CONFIGURATIONS` or `WINDOWED`; its weights and biases are large enough to matter."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config((CONFIGURATIONS | WINDOWED)[name]())
     with torch.no_grad():
