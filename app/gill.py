@@ -139,7 +139,9 @@ class Gill:
         found = resolve_backbones(config, backbones, local_files_only)
         place = pick_device(device)
         model = found.language_model
-        language_model = load_language_model(model.path, dtype=model.torch_dtype, device=place)
+        language_model = load_language_model(
+            model.path, dtype=model.torch_dtype, device=place, quantization=model.quantization
+        )
         decision = None
         if (folder / "decision.json").is_file():
             decision = DecisionModel.load(folder)
@@ -148,7 +150,7 @@ class Gill:
             gill=GillModel(language_model, heads.to(place).eval()),
             encoder=load_encoder(found, place),
             generator=load_generator(found, place),
-            empty_prompt=conditioner().encode([""]),
+            empty_prompt=conditioner().unconditional(),
             index=None,
             decision=decision,
             open_picture=open_picture,
@@ -280,7 +282,9 @@ def load_model(artifacts: Artifacts, device: torch.device, checkpoint: Checkpoin
         artifacts.model / CHECKPOINTS[checkpoint], backbones=backbones.fingerprints
     )
     found = _found_beside(backbones, artifacts.common.parent).language_model
-    language_model = load_language_model(found.path, dtype=found.torch_dtype, device=device)
+    language_model = load_language_model(
+        found.path, dtype=found.torch_dtype, device=device, quantization=found.quantization
+    )
     return GillModel(language_model, heads.to(device).eval())
 
 

@@ -42,6 +42,7 @@ class FrozenModel(BaseModel):
     revision: str | None = Field(description="the hub's commit")
     fingerprint: str = Field(description="of its weights and configuration")
     dtype: Literal["float32", "bfloat16", "float16"]
+    quantization: Literal["none", "int8", "nf4"] = "none"
     widths: dict[str, int]
 
 
@@ -165,6 +166,7 @@ def resolve_backbones(
                 revision=frozen.revision if source == frozen.source else None,
                 allow_download=not local_files_only,
                 dtype=frozen.dtype,
+                quantization=frozen.quantization,
             )
         if sources:
             raise HubError(f"no such role: {', '.join(sources)}; roles: {', '.join(_ROLES)}")
