@@ -4,8 +4,9 @@
 
 Predictions are `pipeline.memory`'s, as `stages doctor` prints them: made of configurations alone.
 Measured is, on a CPU, the most resident memory of a process of its own less what it held before it
-built the model, with random weights of OPT-125M's and ViT-B/32's sizes; with a GPU, besides,
-`torch.cuda.max_memory_allocated` at OPT-1.3B's. The last line is one JSON object.
+built the model, with random weights of the sizes of OPT-125M, ViT-B/32 and Stable Diffusion 1.5;
+with a GPU, besides, `torch.cuda.max_memory_allocated` at OPT-1.3B's size. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.backbones import Quantization
 from pipeline.batch import CaptionBatch
-from pipeline.blueprints import find, language_model_blueprint, visual_encoder_blueprint
+from pipeline.blueprints import (
+    find,
+    generator_blueprint,
+    language_model_blueprint,
+    visual_encoder_blueprint,
+)
 from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
-from pipeline.memory import features_memory, training_memory
+from pipeline.memory import features_memory, generation_memory, training_memory
 from pipeline.objective import PackingDraws
 from pipeline.quantization import quantize
-from pipeline.settings import MapperSizes, Objective, TrainingSettings
+from pipeline.settings import GenerationSettings, MapperSizes, Objective, TrainingSettings
 from pipeline.stepping import Stepper
 from tests.tiny_language_models import tiny_tokenizer
 
@@ -46,7 +52,7 @@ ALLOWED = 0.2
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: a training step, or features where `batch_size` pictures are meant."""
+    """One measurement: a training step, or the features or generation of `batch_size` pictures."""
 
     kind: str
     batch_size: int
@@ -88,8 +94,10 @@ CASES = [
     Case("train", 32, packed=True, dtype="bfloat16"),
     Case("train", 32, quantization="int8"),
     Case("features", 64),
+    Case("generation", 1),
 ]
 VISUAL_ENCODER = "ViT-B-32-quickgelu:openai"
+GENERATOR = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def sizes_of(width: int) -> HeadSizes:
@@ -104,6 +112,9 @@ def predict(case: Case, device_type: str) -> int:
             find("visual_encoder", VISUAL_ENCODER), case.torch_dtype
         )
         return features_memory(encoder, case.batch_size, device_type).peak
+    if case.kind == "generation":
+        generator = generator_blueprint(find("image_generator", GENERATOR), case.torch_dtype)
+        return generation_memory(generator, generation(case), device_type).peak
     blueprint = language_model_blueprint(
         find("language_model", case.model), case.torch_dtype, case.quantization
     )
@@ -131,6 +142,8 @@ def prepare(case: Case, device: str) -> Callable[[], object]:
         encoder = VisualEncoder(model.to(case.torch_dtype), lambda picture: torch.empty(0), None)
         pixels = torch.zeros(case.batch_size, 3, *encoder.image_size, device=device)
         return lambda: encoder.pooled(pixels)
+    if case.kind == "generation":
+        return prepare_generation(case, device)
     blueprint = language_model_blueprint(find("language_model", case.model), case.torch_dtype)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(blueprint.config, dtype=case.torch_dtype)
@@ -147,6 +160,40 @@ def prepare(case: Case, device: str) -> Callable[[], object]:
             stepper.take(number, batch, draws)
 
     return steps
+
+
+def generation(case: Case) -> GenerationSettings:
+    """Two denoising steps with guidance."""
+    return GenerationSettings(steps=2, batch_size=case.batch_size)
+
+
+def prepare_generation(case: Case, device: str) -> Callable[[], object]:
+    """Stable Diffusion 1.5's UNet and decoder with weights of nothing."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from pipeline.image_generator import ImageGenerator
+    from pipeline.text_conditioner import Conditioning
+
+    blueprint = generator_blueprint(find("image_generator", GENERATOR), case.torch_dtype)
+    for part in (blueprint.unet, blueprint.vae):
+        part.to_empty(device=device)
+        for tensor in (*part.parameters(), *part.buffers()):
+            tensor.data.fill_(1e-3)
+    pipeline = StableDiffusionPipeline(
+        vae=blueprint.vae,
+        unet=blueprint.unet,
+        scheduler=DDIMScheduler(clip_sample=False),
+        text_encoder=None,
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    generator = ImageGenerator(pipeline, device)
+    prompts = Conditioning(torch.zeros(case.batch_size, 77, 768))
+    empty = Conditioning(torch.zeros(1, 77, 768))
+    settings, seeds = generation(case), range(case.batch_size)
+    return lambda: generator.generate(prompts, empty, seeds=seeds, settings=settings)
 
 
 def batch_of(num_examples: int) -> CaptionBatch:

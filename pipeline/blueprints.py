@@ -189,22 +189,22 @@ def generator_blueprint(found: Found, dtype: torch.dtype) -> GeneratorBlueprint:
     """
     stored = 4
     if found.folder is not None:
-        length, unet, vae, encoders = _read_generator(found.folder)
+        length, unet, vae, encoders = _read_generator(found.folder, dtype)
     else:
         known = known_generator(found.source)
         if known is None:
             raise _unknown("image_generator", found)
         length, stored = known.length, _BYTES[known.stored]
-        unet = _on_meta(lambda: diffusers.UNet2DConditionModel(**known.unet))
-        vae = _on_meta(lambda: diffusers.AutoencoderKL(**known.vae))
+        unet = _on_meta(lambda: diffusers.UNet2DConditionModel(**known.unet), dtype)
+        vae = _on_meta(lambda: diffusers.AutoencoderKL(**known.vae), dtype)
         kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
         encoders = [
-            _on_meta(lambda k=kind, c=config: k(CLIPTextConfig(**c)))  # type: ignore[misc]
+            _on_meta(lambda k=kind, c=config: k(CLIPTextConfig(**c)), dtype)  # type: ignore[misc]
             for kind, config in zip(kinds, known.text_encoders)
         ]
     parts = [unet, vae, *encoders]
     for part in parts:
-        part.to(dtype).eval().requires_grad_(False)
+        part.eval().requires_grad_(False)
     return GeneratorBlueprint(
         unet=unet,
         vae=vae,
@@ -222,7 +222,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _read_generator(folder: Path) -> tuple[int, Any, Any, list[Any]]:
+def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, list[Any]]:
     """L, UNet, decoder and text encoders of a pipeline directory, from its configurations."""
     index = _read_json(folder / "model_index.json")
 
@@ -230,9 +230,9 @@ def _read_generator(folder: Path) -> tuple[int, Any, Any, list[Any]]:
         library, kind = index[name]
         config = _read_json(folder / name / "config.json")
         if library == "diffusers":
-            return _on_meta(lambda: getattr(diffusers, kind).from_config(config))
+            return _on_meta(lambda: getattr(diffusers, kind).from_config(config), dtype)
         model_class = getattr(transformers, kind)
-        return _on_meta(lambda: model_class(model_class.config_class(**config)))
+        return _on_meta(lambda: model_class(model_class.config_class(**config)), dtype)
 
     missing = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if name not in index]
     if missing:
@@ -254,9 +254,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise BackboneError(f"{path} is not JSON: {error}") from error
 
 
-def _on_meta(make: Callable[[], Any]) -> Any:
-    with torch.device("meta"):
-        return make()
+def _on_meta(make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            return make()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _has_weights(folder: Path) -> bool:

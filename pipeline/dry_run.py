@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+_CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten._convolution)
+
 
 class Ledger(TorchDispatchMode):
     """Counts the bytes of storages that appear on a device while it is active.
@@ -50,6 +52,9 @@ class Ledger(TorchDispatchMode):
             self.flop += count(*args, **(kwargs or {}), out_val=result)
         for tensor in _tensors(result):
             self._enter(tensor, counted=True)
+            if func._overloadpacket in _CONVOLUTIONS:
+                # Measured with oneDNN: as much room again as the result, for its own layout.
+                self.peak = max(self.peak, self.live + tensor.nbytes)
         return result
 
     def _enter(self, tensor: Tensor, counted: bool) -> None:

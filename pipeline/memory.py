@@ -242,7 +242,8 @@ def generation_memory(
         tiles = math.ceil(size / int(tile * (1 - vae.tile_overlap_factor))) ** 2
     at_once = 1 if settings.vae_slicing else count
     shape = (at_once, vae.config.latent_channels, tile, tile)
-    vae.to(wide)
+    if wide != own:
+        vae.to(wide)
     decode(lambda: vae.decode(zeros(*shape, dtype=wide)))
     # Slices and tiles that are done wait to be put together.
     waiting = 0 if (at_once, tile) == (count, size) else 2 * count * 3 * generator.picture_size**2
@@ -251,7 +252,8 @@ def generation_memory(
         [weight_bytes(unet), weight_bytes(vae)],
         [denoise.ledger.peak, decode.ledger.peak + waiting],
     )
-    vae.to(own)
+    if wide != own:
+        vae.to(own)
     if settings.cpu_offload == "none":
         held = sum(weights)
     elif settings.cpu_offload == "model":
@@ -260,6 +262,7 @@ def generation_memory(
         held = 0
     return Memory(
         weights=held,
+        data=3 * latents.nbytes + states.nbytes,
         working=max(working),
         flop=settings.steps * denoise.ledger.flop / count + tiles * decode.ledger.flop / at_once,
     )

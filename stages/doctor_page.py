@@ -57,7 +57,7 @@ def _models(findings: Findings) -> list[str]:
         where = line.says
         if line.download:
             revision = line.revision or "not pinned"
-            where += f": {line.download:.1f} GB of weights, revision {revision}"
+            where = f"download {line.download:.1f} GB, revision {revision}"
         rows.append((line.role, line.source, parameters, line.dtype + kind, where))
     return _table(rows, numbers=(2,))
 
