@@ -6,8 +6,9 @@ pass, or by anything else: so what a formula per architecture would have to list
 keeps, what recomputation frees, how long a block of logits lives) is what really happens, for any
 model, in the time it takes to dispatch the operations.
 
-Two things differ between the meta device and a real one, and are put right here: fused attention
-(meta would form the [queries, keys] scores; the kernels do not) and autocast (meta has none).
+Three things differ between the meta device and a real one, and are put right here: fused attention
+(meta would form the [queries, keys] scores; the kernels do not), autocast (meta has none), and the
+size of a block of logits.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from pipeline.losses import BLOCK_ELEMENTS
+
 _CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten._convolution)
 
 
@@ -35,8 +38,11 @@ class Ledger(TorchDispatchMode):
         flop: operations of matrix products and convolutions; a product and a sum are two.
     """
 
-    def __init__(self, device_type: str = "meta") -> None:
+    def __init__(self, device_type: str = "meta", copies_convolutions: bool = False) -> None:
+        """`copies_convolutions`: a convolution takes as much room again as its result, which was
+        measured with oneDNN on a CPU: it computes in a layout of its own."""
         super().__init__()
+        self._copies_convolutions = copies_convolutions
         self.live = self.peak = self.flop = 0
         self._device_type = device_type
         self._known: dict[int, int] = {}
@@ -52,8 +58,7 @@ class Ledger(TorchDispatchMode):
             self.flop += count(*args, **(kwargs or {}), out_val=result)
         for tensor in _tensors(result):
             self._enter(tensor, counted=True)
-            if func._overloadpacket in _CONVOLUTIONS:
-                # Measured with oneDNN: as much room again as the result, for its own layout.
+            if self._copies_convolutions and func._overloadpacket in _CONVOLUTIONS:
                 self.peak = max(self.peak, self.live + tensor.nbytes)
         return result
 
@@ -92,13 +97,17 @@ class DryRun:
     def __init__(self, device_type: str) -> None:
         """`device_type` is that of the machine that is thought of: `cpu` or `cuda`."""
         self.device_type = device_type
-        self.ledger = Ledger()
+        self.ledger = Ledger(copies_convolutions=device_type == "cpu")
 
     def __call__(self, call: Callable[[], Any]) -> Any:
         """The call's result; raises what the call raises."""
         fused = _replaced(F, "scaled_dot_product_attention", self._attention)
-        with fused, self.ledger:
-            return call()
+        BLOCK_ELEMENTS["meta"] = BLOCK_ELEMENTS[self.device_type]
+        try:
+            with fused, self.ledger:
+                return call()
+        finally:
+            del BLOCK_ELEMENTS["meta"]
 
     @contextmanager
     def autocast(self, dtype: torch.dtype) -> Iterator[None]:

@@ -18,6 +18,7 @@ from stages import doctor
 from stages.cli import app
 from stages.doctor_costs import index_bytes, store_bytes
 from stages.doctor_rows import count_rows
+from stages.doctor_training import Variant
 from stages.params import Params, parse_params, read_params
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +93,9 @@ def test_sdxl_has_a_pooled_vector():
     assert "D_pooled 1280" in doctor.show(findings, as_json=False)
 
 
-def test_the_command_prints_json_and_leaves_nothing(tmp_path):
+def test_the_command_prints_json_and_leaves_nothing(tmp_path, monkeypatch):
+    one = [Variant("as set", {}, 10**9)]
+    monkeypatch.setattr("stages.doctor.training_variants", lambda params, models: one)
     result = CliRunner().invoke(app, ["doctor", "--preset", "miniature", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
