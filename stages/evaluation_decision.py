@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.decision import TABLE_6
+from pipeline.decision_fitting import TABLE_6
 from stages.evaluation_scores import Found, Rows
 from stages.results import Result
 
@@ -16,7 +16,7 @@ def table_6(folder: Path, seed: int) -> list[Result]:
 
     Section 3.3 and appendix C: 911 prompts on which at least four of five people agree, a third of
     them held out (`corpora.parti_prompts.paper_split`); on the miniature the oracle votes. Fitted
-    and measured by the stage fit-decision; `pipeline.decision` says which F1 the paper prints.
+    and measured by the stage fit-decision; `pipeline.decision_fitting` says which F1 is printed.
     Thresholds are chosen on the training prompts, where the paper's ranges go over all thresholds.
     """
     metrics = _read(folder / "evaluation.json")

@@ -137,8 +137,8 @@ _TABLE_5 = {
     "gill": (0.203, 0.450, 0.537),
 }
 
-# Macro F1 (see pipeline.decision). The values of the two ranges are those at a threshold of 0.5
-# (appendix C).
+# Macro F1, see pipeline.decision_fitting. The values of the two ranges are those at a threshold of
+# 0.5 (appendix C).
 _TABLE_6 = {
     "always_retrieve": Published(0.267),
     "always_generate": Published(0.389),

@@ -9,14 +9,8 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from pipeline.decision import (
-    TABLE_6,
-    DecisionError,
-    DecisionModel,
-    f1_scores,
-    fit_decision,
-    human_performance,
-)
+from pipeline.decision import DecisionError, DecisionModel
+from pipeline.decision_fitting import TABLE_6, f1_scores, fit_decision, human_performance
 from pipeline.settings import DecisionSettings
 
 R, E = 2, 16

@@ -86,7 +86,7 @@ def test_published_numbers_are_the_papers(key, value):
 
 
 def test_published_keys_are_those_of_results():
-    from pipeline.decision import TABLE_6
+    from pipeline.decision_fitting import TABLE_6
 
     metrics = {"clip_similarity", "lpips", "fid", "macro_f1", "bleu_4", "meteor", "vqa_accuracy"}
     metrics |= {"recall_at_1", "recall_at_5", "recall_at_10", "seconds"}
