@@ -118,9 +118,8 @@ def paper_split(labels: Sequence[str]) -> tuple[list[int], list[int]]:
 
     The confident prompts in file order: the first 600 of the released 911 train, the last 311 test
     (of another number, the first 600/911). That gives the 201 "gen" and 110 "ret" of appendix C,
-    for which constant answers have the macro-averaged F1 of 0.261 ("ret") and 0.393 ("gen") found
-    at the lower ends of the ranges in Table 6. How the authors drew their split is not written
-    down, and its first two rows (0.267, 0.389) need 198 "gen" and 113 "ret", which the *first* 311
+    which are behind the two ranges of Table 6. How the authors drew their split is not written
+    down, and the first two rows of that table need 198 "gen" and 113 "ret", which the *first* 311
     have. The file is ordered by category, so this split also asks for some generalisation.
     """
     confident = [position for position, label in enumerate(labels) if label in ("gen", "ret")]

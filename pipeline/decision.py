@@ -73,13 +73,6 @@ class DecisionModel:
         logits = self.logits(hidden, similarity)
         return torch.sigmoid(self.slope * (logits[:, 0] - logits[:, 1]) + self.offset)
 
-    def choose(
-        self, hidden: Float[Tensor, "N r e"], similarity: Float[Tensor, " N"] | None = None
-    ) -> list[str]:
-        """ "gen" where p(generate) is at least the threshold, else "ret"."""
-        chosen = self.decide(hidden, similarity) >= self.threshold
-        return ["gen" if generate else "ret" for generate in chosen.tolist()]
-
     @classmethod
     def from_linear(
         cls, weight: Float[Tensor, "2 e"], bias: Float[Tensor, " c"], heads: str = ""

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.decision_fitting import TABLE_6
 from stages.evaluation_scores import Found, Rows
+from stages.published import TABLE_6
 from stages.results import Result
 
 

@@ -30,7 +30,7 @@ from corpora.parti_prompts import (
 from corpora.pictures import open_picture
 from miniature import oracle
 from miniature.world import Scene
-from pipeline.decision_fitting import TABLE_6, fit_decision
+from pipeline.decision_fitting import fit_decision
 from pipeline.evaluation import generate_pictures, gill_conditioning, read_contexts
 from pipeline.metrics import mean_and_deviation
 from pipeline.retrieval import RetrievalIndex
@@ -40,6 +40,7 @@ from stages.failures import StageError
 from stages.params import Params
 from stages.paths import ARTIFACTS, METRICS
 from stages.progress import Ticker
+from stages.published import TABLE_6
 
 
 def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:

@@ -1,0 +1,185 @@
+"""Fitting and Table 6, against scikit-learn, the released annotations and values by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
+
+from pipeline.decision import DecisionError, DecisionModel
+from pipeline.decision_fitting import f1_scores, fit_decision, human_performance
+from pipeline.settings import DecisionSettings
+from stages.published import TABLE_6
+
+R, E = 2, 16
+
+
+def _data(number: int = 240, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+    """Labels that depend on one direction of the second token, the similarity, and noise."""
+    random = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(number, R, E, generator=random) * torch.linspace(0.1, 30, E)
+    similarity = 0.3 + 0.1 * torch.randn(number, generator=random)
+    noise = torch.randn(number, generator=random)
+    score = hidden[:, 0, 3] / 6 - (similarity - 0.3) / 0.1 + 0.5 * noise + 0.5
+    return hidden, similarity, ["gen" if value > 0 else "ret" for value in score.tolist()]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[DecisionModel, dict]:
+    return fit_decision(*_data(), DecisionSettings(), heads="h1")
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_f1_of_each_column_is_that_of_scikit_learn(columns: int) -> None:
+    random = np.random.default_rng(columns)
+    truth, answers = random.random(40) < 0.3, random.random((40, columns)) < 0.6
+    ours = f1_scores(truth, answers)
+    for column, answer in enumerate(answers.T):
+        for name, theirs in (
+            ("macro_f1", f1_score(truth, answer, average="macro")),
+            ("f1_gen", f1_score(truth, answer)),
+            ("f1_ret", f1_score(~truth, ~answer)),
+            ("accuracy", accuracy_score(truth, answer)),
+        ):
+            assert ours[name].shape == (columns,)
+            assert ours[name][column] == pytest.approx(theirs), name
+
+
+def test_f1_without_a_case_is_0() -> None:
+    scores = f1_scores(np.array([True, True]), np.array([[True], [True]]))
+    assert {name: values.item() for name, values in scores.items()} == {
+        "macro_f1": 0.5,
+        "f1_gen": 1,
+        "f1_ret": 0,
+        "accuracy": 1,
+    }
+
+
+def test_the_published_constant_answers_are_macro_averaged() -> None:
+    """Table 6 needs two different sets of 311 prompts; see `stages.published`."""
+
+    def constant(generate: int, retrieve: int) -> list[float]:
+        """Of always "ret" and always "gen"."""
+        truth = np.arange(generate + retrieve) < generate
+        answers = np.tile([False, True], (len(truth), 1))
+        return f1_scores(truth, answers)["macro_f1"].round(3).tolist()
+
+    assert constant(198, 113) == [
+        TABLE_6["always_retrieve"].value,
+        TABLE_6["always_generate"].value,
+    ]
+    assert constant(201, 110) == [TABLE_6["heuristic"].low, TABLE_6["linear"].low]
+
+
+def _released_votes(shared_data: Path) -> tuple[list[list[str]], list[str]]:
+    folder = shared_data / "parti_prompts"
+    votes = (folder / "PartiPromptsAllDecisions_Alignment.tsv").read_text("utf-8").splitlines()[1:]
+    labels = (folder / "PartiPromptsDecisionsConfident.tsv").read_text("utf-8").splitlines()[1:]
+    pairs = [(v.split("\t")[4].split(","), la.split("\t")[4]) for v, la in zip(votes, labels)]
+    confident = [pair for pair in pairs if pair[1] != "same"]
+    return [vote for vote, _ in confident], [label for _, label in confident]
+
+
+def test_human_performance_is_the_published_one(shared_data: Path) -> None:
+    votes, _ = _released_votes(shared_data)
+    assert len(votes) == 911
+    assert round(human_performance(votes)["macro_f1"], 3) == TABLE_6["human"].value
+
+
+def test_baselines_on_the_released_labels(shared_data: Path) -> None:
+    votes, labels = _released_votes(shared_data)
+    hidden = torch.randn(911, 1, 4, generator=torch.Generator().manual_seed(0))
+    similarity = torch.linspace(0, 1, 911)
+    settings = DecisionSettings(regularisation=(1.0,))
+    _, metrics = fit_decision(
+        hidden, similarity, labels, settings, test=torch.arange(911) >= 600, votes=votes
+    )
+    assert metrics["rows"] == {"train_gen": 391, "train_ret": 209, "test_gen": 201, "test_ret": 110}
+    assert round(metrics["always_retrieve"]["macro_f1"], 3) == 0.261
+    assert round(metrics["always_generate"]["macro_f1"], 3) == 0.393
+    # Labels drawn at the class frequencies agree with each class by its frequency.
+    assert metrics["random"]["macro_f1"] == pytest.approx(0.5, abs=0.01)
+    assert metrics["random"]["macro_f1_p05"] < 0.46 < 0.54 < metrics["random"]["macro_f1_p95"]
+    # Above a threshold of 0 all are retrieved, above 1 none.
+    assert metrics["heuristic"]["sweep"][0]["macro_f1"] == pytest.approx(0.261, abs=1e-3)
+    assert metrics["heuristic"]["sweep"][-1]["macro_f1"] == pytest.approx(0.393, abs=1e-3)
+    assert 0.8 < metrics["human"]["macro_f1"] < 0.9
+
+
+def test_the_linear_classifier_learns_what_the_heuristic_cannot_see(fitted: tuple) -> None:
+    _, metrics = fitted
+    linear, heuristic = metrics["linear"], metrics["heuristic"]
+    constants = max(metrics[name]["macro_f1"] for name in ("always_retrieve", "always_generate"))
+    assert linear["macro_f1"] > 0.8
+    assert constants + 0.15 < heuristic["macro_f1"] < linear["macro_f1"] - 0.05
+    assert linear["test_lowest"] <= linear["macro_f1"] <= linear["test_highest"]
+    assert metrics["brier"]["linear"] < 0.7 * metrics["brier"]["training_frequency"]
+    assert "human" not in metrics
+    json.dumps(metrics)
+
+
+def test_probabilities_are_calibrated_on_fresh_rows(fitted: tuple) -> None:
+    hidden, similarity, labels = _data(4000, seed=1)
+    p = fitted[0].decide(hidden, similarity)
+    generate = torch.tensor([label == "gen" for label in labels]).float()
+    for low in (0.0, 0.25, 0.5, 0.75):
+        among = (p >= low) & (p < low + 0.25)
+        assert float(generate[among].mean()) == pytest.approx(float(p[among].mean()), abs=0.1)
+
+
+def test_no_test_row_is_used_for_a_choice(fitted: tuple) -> None:
+    hidden, similarity, labels = _data()
+    test = torch.arange(240) % 3 == 0
+    first, _ = fit_decision(hidden, similarity, labels, DecisionSettings(), test=test)
+    hidden, similarity = hidden.clone(), similarity.clone()
+    hidden[test], similarity[test] = -hidden[test], 1 - similarity[test]
+    turned = ["ret" if t and la == "gen" else la for t, la in zip(test.tolist(), labels)]
+    turned[0] = "gen"
+    second, _ = fit_decision(hidden, similarity, turned, DecisionSettings(), test=test)
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.mean, second.mean)
+    assert (first.slope, first.offset, first.threshold) == (
+        second.slope,
+        second.offset,
+        second.threshold,
+    )
+
+
+def test_features_are_what_the_settings_say() -> None:
+    hidden, similarity, labels = _data(80)
+    for tokens, use, width in (
+        ("first", False, E),
+        ("all", True, R * E + 1),
+        ("all", False, R * E),
+    ):
+        settings = DecisionSettings(img_tokens=tokens, use_similarity=use, regularisation=(0.1,))  # type: ignore
+        model, _ = fit_decision(hidden, similarity, labels, settings)
+        assert model.weight.shape == (2, width)
+        assert model.decide(hidden, similarity).shape == (80,)
+
+
+def test_human_performance_by_hand() -> None:
+    # Annotator 3 always says "ret"; the others agree with each other on both sides.
+    votes = [["gen", "gen", "ret"], ["ret", "ret", "ret"], ["same", "gen", "ret"]]
+    # 1: prompt 1 has others gen, ret (a tie, out), prompt 2 right. 2: prompt 2 right, prompt 3
+    # against "ret" (others same, ret): wrong. 3: prompt 1 wrong, 2 right, 3 wrong.
+    first = (0 + 1) / 2  # nobody says "gen" there: its F1 is 0
+    second = (0 + 2 / 3) / 2
+    third = (0 + 2 * 1 / (1 + 3)) / 2
+    expected = (first + second + third) / 3
+    assert human_performance(votes)["macro_f1"] == pytest.approx(expected)
+    with pytest.raises(DecisionError, match="several annotators"):
+        human_performance([["same", "same"]])
+
+
+def test_what_cannot_be_fitted_is_refused(fitted: tuple) -> None:
+    hidden, similarity, labels = _data(40)
+    with pytest.raises(DecisionError, match="label 1 is 'same'"):
+        fit_decision(hidden, similarity, ["gen", "same", *labels[2:]], DecisionSettings())
+    with pytest.raises(DecisionError, match="labelled 'ret'; at least 5"):
+        fit_decision(hidden, similarity, ["gen"] * 40, DecisionSettings())
+    with pytest.raises(DecisionError, match="not finite"):
+        fit_decision(hidden, similarity / 0, labels, DecisionSettings())
