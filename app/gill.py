@@ -30,6 +30,7 @@ from cache import open_store
 from corpora.pictures import open_picture
 from pipeline.answers import ConversationError, Part, Reply, ReplySettings
 from pipeline.backbones import Backbone, Backbones, Role
+from pipeline.captioning import CAPTION_PROMPT, CAPTION_TOKENS, caption_pictures
 from pipeline.checkpoint import BEST, LAST, CheckpointRecord, load_heads, read_record
 from pipeline.conversation import Conversation, reply_together
 from pipeline.decision import DecisionModel
@@ -64,9 +65,11 @@ class Gill:
         speaker: Speaker,
         backbones: Backbones | None = None,
         record: CheckpointRecord | None = None,
+        caption_prompt: str = CAPTION_PROMPT,
     ) -> None:
         self.speaker = speaker
         self.backbones, self.record = backbones, record
+        self.caption_prompt = caption_prompt
 
     @classmethod
     def load(
@@ -81,8 +84,9 @@ class Gill:
         `directory` may be `Artifacts` whose caches lie elsewhere.
 
         Pictures are sampled as `generation` of the params file beside `directory` says, where there
-        is one. What the manifest and the index name by a relative path is looked for in the working
-        directory, then beside `directory`.
+        is one, and captions begin as that run's evaluation has them begin. What the manifest and
+        the index name by a relative path is looked for in the working directory, then beside
+        `directory`.
 
         Raises BackboneError, CheckpointError, RetrievalError, DecisionError or GillError, saying
         what is missing or does not fit together.
@@ -109,7 +113,8 @@ class Gill:
             conditioner=_text_side(backbones, place),
             generation=read_generation(beside / "params.yaml"),
         )
-        return cls(speaker, backbones, read_record(heads_file))
+        prompt = read_caption_prompt(beside / "params.yaml")
+        return cls(speaker, backbones, read_record(heads_file), prompt)
 
     @classmethod
     def from_pretrained(
@@ -157,7 +162,7 @@ class Gill:
             conditioner=conditioner,
             generation=config.generation,
         )
-        return cls(speaker, found, record)
+        return cls(speaker, found, record, config.caption_prompt)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the trained part with its configuration and model card; see `app.hub`.
@@ -169,8 +174,15 @@ class Gill:
         if self.backbones is None or self.record is None:
             raise GillError("nothing to save: this model was not loaded from a checkpoint")
         speaker = self.speaker
-        heads, generation = speaker.gill.heads, speaker.generation
-        save_trained(Path(folder), heads, self.record, self.backbones, speaker.decision, generation)
+        save_trained(
+            Path(folder),
+            speaker.gill.heads,
+            self.record,
+            self.backbones,
+            speaker.decision,
+            speaker.generation,
+            self.caption_prompt,
+        )
         return Path(folder)
 
     def push_to_hub(
@@ -232,12 +244,15 @@ class Gill:
         chosen = self.settings(settings, **knobs)
         return reply_together([self.conversation().prepare(turn, chosen) for turn in turns])
 
-    def caption(self, pictures: Sequence[Image.Image], max_tokens: int = 32) -> list[str]:
-        """What is on each picture: greedy words after the picture alone, up to the first stop."""
-        replies = self.reply_batch(
-            [[picture] for picture in pictures], want="text", max_tokens=max_tokens
-        )
-        return [reply.text.split("\n")[0].split(".")[0].strip() for reply in replies]
+    def caption(
+        self, pictures: Sequence[Image.Image], max_tokens: int = CAPTION_TOKENS
+    ) -> list[str]:
+        """What is on each picture, as Table 7 measures it: greedy words after the picture and
+        `caption_prompt`, up to the first full stop."""
+        if not pictures:
+            return []
+        pooled = self.speaker.encoder.encode_pictures(pictures).float()
+        return caption_pictures(self.speaker.gill, pooled, self.caption_prompt, max_tokens)
 
     def retrieve(
         self, context: Sequence[Part], n: int = 1, exclude: Sequence[int] = ()
@@ -266,13 +281,32 @@ def read_generation(params: Path) -> GenerationSettings:
 
     Raises GillError when the section is not one.
     """
-    if not params.is_file():
-        return GenerationSettings()
     try:
-        raw = yaml.safe_load(params.read_text(encoding="utf-8"))
-        return GenerationSettings.model_validate((raw or {}).get("generation") or {})
-    except (yaml.YAMLError, ValidationError, AttributeError) as error:
+        return GenerationSettings.model_validate(_read_section(params, "generation"))
+    except ValidationError as error:
         raise GillError(f"{params}: the section `generation` cannot be used: {error}") from None
+
+
+def read_caption_prompt(params: Path) -> str:
+    """What stands between a picture and its caption in a run with this params file.
+
+    The prompt of the released validation; nothing on the miniature world, whose captions have no
+    such beginning.
+    """
+    section = _read_section(params, "captions")
+    miniature = params.is_file() and section.get("table", "miniature") == "miniature"
+    return "" if miniature else CAPTION_PROMPT
+
+
+def _read_section(params: Path, name: str) -> dict[str, Any]:
+    """A section of a params file; empty where there is none. Raises GillError for no YAML."""
+    if not params.is_file():
+        return {}
+    try:
+        raw = yaml.safe_load(params.read_text(encoding="utf-8")) or {}
+        return dict(raw.get(name) or {})
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise GillError(f"{params}: the section `{name}` cannot be used: {error}") from None
 
 
 def load_model(artifacts: Artifacts, device: torch.device, checkpoint: Checkpoint) -> GillModel:

@@ -1,6 +1,6 @@
 """The trained part of a GILL in the hub's conventions: a folder to keep, to send, to load.
 
-    config.json          sizes, the frozen models it was trained against, how pictures are sampled
+    config.json          sizes, the frozen models it was trained against, how it draws and captions
     model.safetensors    the trained tensors, with the record of what made them
     decision.*           the retrieve-or-generate classifier, where there is one
     README.md            the model card
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.model_card import write_model_card
 from pipeline.backbones import Backbone, Backbones, Role, resolve_backbone
+from pipeline.captioning import CAPTION_PROMPT
 from pipeline.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
 from pipeline.decision import DecisionModel
 from pipeline.heads import Heads, HeadSizes
@@ -56,6 +57,7 @@ class TrainedConfig(BaseModel):
     sizes: HeadSizes
     backbones: dict[Role, FrozenModel]
     generation: GenerationSettings
+    caption_prompt: str = CAPTION_PROMPT
     step: int
     num_parameters: int
 
@@ -72,6 +74,7 @@ def save_trained(
     backbones: Backbones,
     decision: DecisionModel | None,
     generation: GenerationSettings,
+    caption_prompt: str,
 ) -> None:
     """Write the folder; files of the same names are replaced, others left alone."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +82,7 @@ def save_trained(
         sizes=heads.sizes,
         backbones={role: _frozen(getattr(backbones, role)) for role in _ROLES},
         generation=generation,
+        caption_prompt=caption_prompt,
         step=record.step,
         num_parameters=sum(p.numel() for p in heads.parameters()),
     )

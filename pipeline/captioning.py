@@ -3,7 +3,8 @@
     picture -> pooled [d] -> [vis (k), start ids, prompt] -> words
 
 Picture first and start ids behind it is the order of the captioning loss (UPSTREAM 23) and of the
-released code's own evaluation (UPSTREAM 34, 41).
+released code's own evaluation (UPSTREAM 34, 41). Everybody who asks for a caption gets the one that
+Table 7 measures: `Gill.caption`, the command `gill caption` and the evaluation end here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,28 @@ from torch import Tensor
 
 from pipeline.decoding import Context, DecodingSettings, decode
 from pipeline.gill import Gill
+
+CAPTION_PROMPT = "A picture of"
+"""What the released validation says between a picture and its caption (gill/validate.py)."""
+CAPTION_TOKENS = 32
+"""The longest caption there."""
+
+
+def caption_pictures(
+    gill: Gill,
+    pooled: Float[Tensor, "N d"],
+    prompt: str = CAPTION_PROMPT,
+    max_tokens: int = CAPTION_TOKENS,
+) -> list[str]:
+    """A caption of each picture: greedy words after picture and prompt, up to the first full stop.
+
+    Args:
+        pooled: v_phi of the pictures.
+        prompt: empty where captions are to come right after the picture, as in training.
+        max_tokens: longest caption.
+    """
+    said = words_after_pictures(gill, pooled, [prompt] * len(pooled), max_tokens)
+    return [first_sentence(text) for text in said]
 
 
 @torch.no_grad()

@@ -51,11 +51,10 @@ class DialogueSource:
 
 @dataclass(frozen=True)
 class CocoSource:
-    """Pictures with people's captions; `caption_prompt` is what GILL reads before it captions."""
+    """Pictures with people's captions."""
 
     images: Sequence[CaptionedImage]
     of: int
-    caption_prompt: str
     scenes: Truth = field(default_factory=dict)
 
 
@@ -169,15 +168,14 @@ class Sources:
     def _coco(self, captions: str | None, images: str | None) -> CocoSource:
         if captions is not None and images is not None:
             found, report = read_captioned_images(captions, images, self._section.check)
-            # The prefix of the released validation (gill/validate.py, UPSTREAM 34).
-            return CocoSource(found, _reported(report), "A picture of")
+            return CocoSource(found, _reported(report))
         found, report = read_captioned_images(self._folder / "coco_captions.json", self._folder)
         scenes = {
             one.image: scene
             for one in found
             if one.image is not None and (scene := self._scene_of(one.image)) is not None
         }
-        return CocoSource(found, _reported(report), "", scenes)
+        return CocoSource(found, _reported(report), scenes)
 
     @cached_property
     def _truth(self) -> dict:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
+from PIL import Image
 
 from app.gill import Gill
 from corpora.pictures import open_picture
 from miniature.world import VALUES, Scene
-from pipeline.captioning import first_sentence, words_after_pictures
+from pipeline.captioning import CAPTION_TOKENS, words_after_pictures
 from pipeline.meteor import Meteor
 from pipeline.metrics import MetricUnavailable
 from pipeline.penn_treebank import treebank_words
@@ -24,9 +24,10 @@ from stages.evaluation_store import EvaluationStore, key_for
 from stages.progress import Ticker
 from stages.results import Record, Result
 
-# The released validation says 32 words (gill/validate.py); an answer is cut at its line's end.
-_MAX_CAPTION_TOKENS, _MAX_ANSWER_TOKENS = 32, 16
+_MAX_ANSWER_TOKENS = 16
 _BATCH = 64
+
+_Say = Callable[[Sequence[Image.Image], Sequence[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,24 @@ def captioning(
 
     Table 7 and appendix E.1: COCO 2017 val, BLEU-4 and METEOR; the implementation is not named
     (here: as the COCO caption evaluation counts, `pipeline.text_metrics`, `pipeline.meteor`).
-    Greedy, after the picture and "A picture of", up to the first full stop, as the released
-    validation makes captions (gill/validate.py, UPSTREAM 34, 39); the miniature has no such prefix.
+    `Gill.caption` makes them: greedy, after the picture and "A picture of", up to the first full
+    stop, as in the released validation (gill/validate.py, UPSTREAM 34, 39); the miniature has no
+    such prefix.
     Beside it on the miniature: how many of the five attributes a caption names, and the share of
     these that are right.
     """
     asked = [
-        _Asked(one.id, one.image, source.caption_prompt, one.captions)
+        _Asked(one.id, one.image, gill.caption_prompt, one.captions)
         for one in source.images[: section.coco.limit]
         if one.image is not None
     ]
-    texts = [
-        first_sentence(text)
-        for text in _say(gill, asked, _MAX_CAPTION_TOKENS, "captions of pictures", store)
-    ]
+    texts = _say(
+        lambda pictures, _: gill.caption(pictures),
+        asked,
+        CAPTION_TOKENS,
+        "captions of pictures",
+        store,
+    )
     found = _caption_scores(texts, [one.references for one in asked])
     scenes = [source.scenes.get(one.image) for one in asked]
     known = [(t, s) for t, s in zip(texts, scenes, strict=True) if s is not None]
@@ -91,7 +96,12 @@ def visual_questions(
         for one in source.questions[: section.vqa.limit]
         if one.image is not None
     ]
-    said = _say(gill, asked, _MAX_ANSWER_TOKENS, "questions about pictures", store)
+
+    def answer(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+        pooled = gill.speaker.encoder.encode_pictures(pictures).float()
+        return words_after_pictures(gill.speaker.gill, pooled, prompts, _MAX_ANSWER_TOKENS)
+
+    said = _say(answer, asked, _MAX_ANSWER_TOKENS, "questions about pictures", store)
     texts = [text.partition(".")[0].strip() for text in said]
     accuracies = vqa_accuracies(texts, [one.references for one in asked])
     title = "Questions about pictures"
@@ -101,25 +111,18 @@ def visual_questions(
     return rows.results("gill", Found(values={"vqa_accuracy": accuracies})), records
 
 
-@torch.no_grad()
 def _say(
-    gill: Gill, asked: Sequence[_Asked], max_tokens: int, what: str, store: EvaluationStore
+    say: _Say, asked: Sequence[_Asked], max_tokens: int, what: str, store: EvaluationStore
 ) -> list[str]:
     """What GILL says after each picture and its prompt; batches are fixed, as for pictures."""
-    keys = [key_for(content_of(one.image), one.prompt, max_tokens) for one in asked]
+    keys = [key_for(content_of(one.image), one.prompt, max_tokens, what) for one in asked]
     batches = [range(i, min(i + _BATCH, len(asked))) for i in range(0, len(asked), _BATCH)]
     todo = [batch for batch in batches if any(store.text(keys[i]) is None for i in batch)]
-    encoder = gill.speaker.encoder
     with Ticker(what) as ticker:
         meter = Meter(sum(map(len, todo)), "texts")
         for batch in todo:
             pictures = [open_picture(asked[i].image) for i in batch]
-            texts = words_after_pictures(
-                gill.speaker.gill,
-                encoder.encode_pictures(pictures).float(),
-                [asked[i].prompt for i in batch],
-                max_tokens,
-            )
+            texts = say(pictures, [asked[i].prompt for i in batch])
             store.save_texts({keys[i]: text for i, text in zip(batch, texts, strict=True)})
             ticker.show(meter.after(len(batch)))
     return [text for key in keys if (text := store.text(key)) is not None]

@@ -226,7 +226,7 @@ def caption(
     max_tokens: MaxTokens = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is on pictures; one line each."""
+    """Say what is on pictures, as the evaluation measures it (Table 7); one line each."""
     from corpora.pictures import open_picture
 
     with _one_line_errors():

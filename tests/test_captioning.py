@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from miniature.backbones import SHIPPED
-from pipeline.captioning import first_sentence, words_after_pictures
+from pipeline.captioning import caption_pictures, first_sentence, words_after_pictures
 from pipeline.decoding import Context, DecodingSettings, decode
 from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
@@ -35,6 +35,15 @@ def test_a_picture_comes_before_the_start_and_the_prompt(gill: Gill) -> None:
     assert len(set(said)) > 1
     with pytest.raises(ValueError, match="3 pictures and 1 prompts"):
         words_after_pictures(gill, pooled, [""], 4)
+
+
+def test_a_caption_is_what_follows_the_released_prompt_up_to_its_stop(gill: Gill) -> None:
+    pooled = torch.randn(4, 6)
+    said = words_after_pictures(gill, pooled, ["A picture of"] * 4, max_tokens=32)
+    assert caption_pictures(gill, pooled) == [first_sentence(text) for text in said]
+    bare = words_after_pictures(gill, pooled, [""] * 4, max_tokens=5)
+    assert caption_pictures(gill, pooled, "", 5) == [first_sentence(text) for text in bare]
+    assert bare != said
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_dialogues_are_cut_after_n_rounds():
 
 def test_table_8_draws_captions_without_replacement_and_by_seed():
     images = [CaptionedImage(str(n), f"{n}.png", ("a", "b", "c")) for n in range(40)]
-    source = CocoSource(images, 40, "")
+    source = CocoSource(images, 40)
     few = EvaluationParams.model_validate({"coco_2014": {"limit": 30}, "seed": 5})
     one = sets.table_8(source, few)
     assert (len(one.examples), one.of) == (30, 120)

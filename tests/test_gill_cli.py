@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.gill import Gill, GillError, read_generation
+from app.gill import Gill, GillError, read_caption_prompt, read_generation
 from app.terminal import detect_graphics, picture_escape
+from corpora.records import CaptionedImage
+from pipeline.captioning import first_sentence
+from pipeline.decoding import Context, DecodingSettings, decode
 from pipeline.settings import GenerationSettings
 from stages import gill_cli
+from stages.evaluation_params import EvaluationParams
+from stages.evaluation_sources import CocoSource
+from stages.evaluation_store import EvaluationStore
+from stages.evaluation_text import captioning
 from tests.tiny_speaker import FEW, tiny_speaker
 
 
@@ -115,16 +123,48 @@ def test_a_typed_line_is_split_at_picture_files(run):
     assert gill_cli._turn("see you. later.") == ["see you. later."]
 
 
-def test_retrieve_and_caption(run, gill):
+def test_retrieve_prints_scores_pictures_and_captions(run):
     hits = json.loads(run("retrieve", "a red ring.", "photo.png", "-n", "3", "--json"))
     assert len(hits) == 3
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
     first = run("retrieve", "a red ring.", "photo.png", "-n", "1")
     assert first == f"{hits[0]['score']:.3f}  {hits[0]['source']}  {hits[0]['caption']}\n"
-    captions = json.loads(run("caption", "photo.png", "photo.png", "--json"))
-    [expected] = gill.caption([Image.open("photo.png").convert("RGB")])
-    assert [one["caption"] for one in captions] == [expected] * 2
-    assert run("caption", "photo.png") == expected + "\n"
+
+
+@pytest.mark.parametrize("prompt", ["", "A picture of"])
+def test_a_caption_is_the_one_that_the_evaluation_measures(run, gill, monkeypatch, prompt):
+    """Byte for byte, and by hand: picture, start, prompt, then greedily to the first stop."""
+    monkeypatch.setattr(gill, "caption_prompt", prompt)
+    names = [f"{i}.png" for i in range(6)]
+    for i, name in enumerate(names):
+        Image.effect_mandelbrot((32, 32), (-2 + i / 3, -1.5, 1, 1.5), 40).save(name)
+    images = [CaptionedImage(name, name, ("a ring.", "a cross.")) for name in names]
+    store = EvaluationStore(Path("evaluation"), {"gill": "x"})
+    _, records = captioning(gill, CocoSource(images, 6), EvaluationParams(), store)
+    measured = [record.texts["gill"] for record in records]
+    assert [run("caption", name) for name in names] == [f"{text}\n" for text in measured]
+    together = json.loads(run("caption", *names, "--json"))
+    assert [one["caption"] for one in together] == measured
+    model = gill.speaker.gill
+    words = model.language_model
+    ids = [*words.start_ids, *words.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    for name, text in zip(names, measured):
+        pooled = gill.speaker.encoder.encode_pictures([Image.open(name).convert("RGB")])
+        read = torch.cat([model.visual_prefix(pooled)[0], words.embed(torch.tensor(ids))])
+        settings = DecodingSettings(max_tokens=32, max_images=0)
+        [answer] = decode(model, Context(words), [read.detach()], settings)
+        assert text == first_sentence(answer.text.strip().partition("\n")[0])
+    assert len(set(measured)) > 1
+
+
+def test_a_run_s_own_params_say_how_its_captions_begin(tmp_path):
+    params = tmp_path / "params.yaml"
+    assert read_caption_prompt(params) == "A picture of"
+    params.write_text("captions: {table: photos.tsv}\n")
+    assert read_caption_prompt(params) == "A picture of"
+    for world in ("captions: {table: miniature}\n", "captions: {}\n", "index: {kind: flat}\n"):
+        params.write_text(world)
+        assert read_caption_prompt(params) == ""
 
 
 def test_what_a_person_can_mend_is_one_line(run, monkeypatch, gill):

@@ -33,7 +33,7 @@ def gill() -> Gill:
         step=12,
         metrics={"validation/generation": 0.25},
     )
-    return Gill(speaker, backbones, record)
+    return Gill(speaker, backbones, record, caption_prompt="")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_what_was_saved_answers_as_before(gill, folder):
     again = Gill.from_pretrained(folder, backbones=HERE, local_files_only=True, device="cpu")
     before, after = (one.reply(["a red ring."], PICTURE) for one in (gill, again))
     assert before.images[0].picture.tobytes() == after.images[0].picture.tobytes()
-    assert again.speaker.generation == FEW
+    assert (again.speaker.generation, again.caption_prompt) == (FEW, "")
     # And is saved as the same files.
     second = again.save_pretrained(folder.parent / "again")
     for name in ("config.json", "model.safetensors", "README.md"):
