@@ -1,4 +1,4 @@
-"""Numbers over arrays: recall@k, CLIP similarity, and what is said about their uncertainty.
+"""Numbers over arrays: ranks, CLIP similarity, and what is said about their uncertainty.
 
 Legend: B queries or pairs, N candidates, e width of an embedding.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -69,27 +70,6 @@ def truth_ranks(similarities: Float[Tensor, "B N"], truth: Int[Tensor, " B"]) ->
     return (similarities >= of_truth).sum(dim=1) - 1
 
 
-def recall_at_k(
-    similarities: Float[Tensor, "B N"], truth: Int[Tensor, " B"], ks: Sequence[int] = (1, 5, 10)
-) -> dict[int, float]:
-    """Share of queries whose true candidate is among the k most similar, for each k (Table 5).
-
-    Between 0 and 1; the paper prints per cent. Ties count against the truth: see `truth_ranks`.
-
-    Raises:
-        ValueError: no query, a k below 1 or above N (where recall says nothing), and as
-            `truth_ranks`.
-    """
-    queries, count = similarities.shape
-    if queries == 0:
-        raise ValueError("recall@k of no query")
-    for k in ks:
-        if not 1 <= k <= count:
-            raise ValueError(f"recall@{k} needs 1 <= k <= {count}, the number of candidates")
-    ranks = truth_ranks(similarities, truth)
-    return {k: int((ranks < k).sum()) / queries for k in ks}
-
-
 def cosine_similarities(
     generated: Float[Tensor, "B e"], real: Float[Tensor, "B e"]
 ) -> Float[Tensor, " B"]:
@@ -103,15 +83,6 @@ def cosine_similarities(
     """
     wide = torch.promote_types(generated.dtype, torch.float32)
     return (_unit(generated.to(wide), "generated") * _unit(real.to(wide), "real")).sum(dim=1)
-
-
-def cosine_similarity_mean(generated: Float[Tensor, "B e"], real: Float[Tensor, "B e"]) -> float:
-    """The mean of `cosine_similarities`: the number in Tables 1 to 4.
-
-    Raises:
-        ValueError: no pair, and as `cosine_similarities`.
-    """
-    return mean_and_standard_error(cosine_similarities(generated, real)).mean
 
 
 def _unit(vectors: Float[Tensor, "B e"], name: str) -> Float[Tensor, "B e"]:
@@ -153,40 +124,29 @@ def mean_and_deviation(values: Sequence[float] | np.ndarray | Tensor) -> MeanAnd
     )
 
 
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray | Tensor,
-    seed: int,
-    level: float = 0.95,
-    resamples: int = 2000,
-) -> Interval:
-    """Percentile bootstrap interval of the mean over examples (Efron and Tibshirani 1993, ch. 13).
+def bootstrap_interval(values: Sequence[float] | np.ndarray | Tensor, seed: int) -> Interval:
+    """95% percentile bootstrap interval of the mean over examples, from 2000 resamples.
 
-    For two methods on the same examples, give the differences per example: the interval is then of
-    the paired difference.
+    Efron and Tibshirani 1993, chapter 13. For two methods on the same examples, give the
+    differences per example: the interval is then of the paired difference.
 
     Args:
         values: one number per example.
-        level: coverage, between 0 and 1.
 
     Raises:
-        ValueError: no value, NaN or infinity among them, a level outside (0, 1), no resample.
+        ValueError: fewer than two values, NaN or infinity among them.
     """
     array = _finite(values)
-    if not 0 < level < 1:
-        raise ValueError(f"the level of an interval is between 0 and 1, not {level}")
-    if resamples < 1:
-        raise ValueError(f"at least one resample is needed, not {resamples}")
-    generator = np.random.default_rng(seed)
-    # A million indices at a time: [resamples, n] of a large evaluation would not fit.
-    rows = max(1, 1_000_000 // len(array))
-    means = [
-        array[generator.integers(len(array), size=(min(rows, resamples - done), len(array)))].mean(
-            1
-        )
-        for done in range(0, resamples, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    found = scipy.stats.bootstrap(
+        (array,),
+        np.mean,
+        n_resamples=2000,
+        # A million numbers at a time: [2000, n] of a large evaluation would not fit.
+        batch=max(1, 1_000_000 // len(array)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return Interval(*map(float, found.confidence_interval))
 
 
 def _finite(values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
