@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from PIL import Image
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pydantic import ValidationError
 
 from app.artifacts import Artifacts
@@ -36,7 +37,6 @@ from pipeline.conversation import Conversation, reply_together
 from pipeline.decision import DecisionModel
 from pipeline.devices import pick_device
 from pipeline.evaluation import read_contexts
-from pipeline.gill import Gill as GillModel
 from pipeline.image_generator import ImageGenerator, load_image_generator
 from pipeline.language_model import load_language_model
 from pipeline.likelihood import Likelihood, log_likelihoods
@@ -152,7 +152,7 @@ class Gill:
             decision = DecisionModel.load(folder)
         conditioner = _text_side(found, place)
         speaker = Speaker(
-            gill=GillModel(language_model, heads.to(place).eval()),
+            gill=MultimodalLanguageModel(language_model, heads.to(place).eval()),
             encoder=load_encoder(found, place),
             generator=load_generator(found, place),
             empty_prompt=conditioner().unconditional(),
@@ -309,7 +309,9 @@ def _read_section(params: Path, name: str) -> dict[str, Any]:
         raise GillError(f"{params}: the section `{name}` cannot be used: {error}") from None
 
 
-def load_model(artifacts: Artifacts, device: torch.device, checkpoint: Checkpoint) -> GillModel:
+def load_model(
+    artifacts: Artifacts, device: torch.device, checkpoint: Checkpoint
+) -> MultimodalLanguageModel:
     """The frozen language model with the trained heads, refusing heads of other backbones."""
     backbones = Backbones.read(artifacts.backbones)
     heads, _ = load_heads(
@@ -319,7 +321,7 @@ def load_model(artifacts: Artifacts, device: torch.device, checkpoint: Checkpoin
     language_model = load_language_model(
         found.path, dtype=found.torch_dtype, device=device, quantization=found.quantization
     )
-    return GillModel(language_model, heads.to(device).eval())
+    return MultimodalLanguageModel(language_model, heads.to(device).eval())
 
 
 def read_backbones(artifacts: Artifacts) -> Backbones:

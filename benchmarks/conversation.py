@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from torch.nn.functional import normalize
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -35,7 +36,6 @@ from miniature.backbones import SHIPPED
 from pipeline.answers import ReplySettings, Text
 from pipeline.conversation import Conversation, reply_together
 from pipeline.decoding import DecodingSettings
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.image_generator import load_image_generator
 from pipeline.language_model import LanguageModel, load_language_model
@@ -51,7 +51,7 @@ NUM_ROWS = 50266
 WIDTH = 256
 
 
-def speaker_of(gill: Gill, encoder: Any = None, **parts: Any) -> Speaker:
+def speaker_of(gill: MultimodalLanguageModel, encoder: Any = None, **parts: Any) -> Speaker:
     """A speaker with the given parts and no others."""
     absent: dict[str, Any] = dict.fromkeys(("generator", "empty_prompt", "index", "decision"))
     return Speaker(gill=gill, encoder=encoder, open_picture=_no_picture, **(absent | parts))
@@ -61,12 +61,14 @@ def _no_picture(name: str) -> Any:
     raise FileNotFoundError(name)
 
 
-def opt_gill() -> Gill:
+def opt_gill() -> MultimodalLanguageModel:
     """Random weights, large enough that the model does not say one word for ever."""
     torch.manual_seed(0)
     model = OPTForCausalLM(OPTConfig(init_std=0.1))
     language_model = LanguageModel(model, tiny_tokenizer(), num_rows=NUM_ROWS)
-    return Gill(language_model, Heads(HeadSizes(d=1024, e=language_model.width, p=WIDTH)).eval())
+    return MultimodalLanguageModel(
+        language_model, Heads(HeadSizes(d=1024, e=language_model.width, p=WIDTH)).eval()
+    )
 
 
 def some_words(number: int, seed: int) -> str:
@@ -106,7 +108,9 @@ def first_piece(speaker: Speaker, length: int, times: int) -> dict[str, float]:
     return {"first_piece_passes": first / alone}
 
 
-def retrieval(gill: Gill, settings: IndexSettings, times: int) -> dict[str, float]:
+def retrieval(
+    gill: MultimodalLanguageModel, settings: IndexSettings, times: int
+) -> dict[str, float]:
     """Query and search among 100 000 vectors, beside the exact search's result."""
     generator = torch.Generator().manual_seed(2)
     spectrum = torch.arange(1, WIDTH + 1) ** -0.5
@@ -195,7 +199,7 @@ def batch_with_pictures(steps: int) -> dict[str, float]:
         d=encoder.width, e=language_model.width, L=conditioner.length, D=conditioner.width, m=64
     )
     speaker = speaker_of(
-        Gill(language_model, Heads(sizes).eval()),
+        MultimodalLanguageModel(language_model, Heads(sizes).eval()),
         encoder,
         generator=load_image_generator(str(SHIPPED.image_generator)),
         empty_prompt=conditioner.encode([""]),

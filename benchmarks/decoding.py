@@ -22,11 +22,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from pipeline.decoding import Context, DecodingSettings, decode
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from tests.tiny_language_models import tiny_tokenizer
@@ -36,15 +36,15 @@ NEW_TOKENS = 32
 PROMPTS = (32, 128, 512)
 
 
-def opt_gill() -> Gill:
+def opt_gill() -> MultimodalLanguageModel:
     """Random weights, large enough that the model does not say one word for ever."""
     torch.manual_seed(0)
     model = OPTForCausalLM(OPTConfig(init_std=0.1))
     language_model = LanguageModel(model, tiny_tokenizer(), num_rows=NUM_ROWS)
-    return Gill(language_model, Heads(HeadSizes(d=1024, e=language_model.width)))
+    return MultimodalLanguageModel(language_model, Heads(HeadSizes(d=1024, e=language_model.width)))
 
 
-def cached(gill: Gill, prompt: Tensor) -> tuple[list[int], float]:
+def cached(gill: MultimodalLanguageModel, prompt: Tensor) -> tuple[list[int], float]:
     """The tokens, and the seconds they took."""
     settings = DecodingSettings(max_tokens=NEW_TOKENS, max_images=0)
     start = time.process_time()
@@ -54,7 +54,7 @@ def cached(gill: Gill, prompt: Tensor) -> tuple[list[int], float]:
 
 @torch.no_grad()
 def uncached(
-    gill: Gill, prompt: Tensor, tokens: Sequence[int], steps: Sequence[int]
+    gill: MultimodalLanguageModel, prompt: Tensor, tokens: Sequence[int], steps: Sequence[int]
 ) -> tuple[dict[int, int], float]:
     """What comes at `steps`, after the `tokens` before each, and the mean seconds of a step."""
     model, language_model = gill.language_model.model, gill.language_model

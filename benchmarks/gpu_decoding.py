@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 from benchmarks.gpu_measure import Machine, Numbers, Report
 from benchmarks.gpu_opt import OPT_SHAPES, Shape, gill_around, random_opt, shape_of
 from pipeline.decoding import Context, DecodingSettings, decode
-from pipeline.gill import Gill
 
 PROMPT, NEW = 32, 64
 
@@ -29,7 +29,7 @@ def decoding(machine: Machine, report: Report) -> None:
         del gill
 
 
-def decoded(machine: Machine, shape: Shape, gill: Gill, rows: int) -> Numbers:
+def decoded(machine: Machine, shape: Shape, gill: MultimodalLanguageModel, rows: int) -> Numbers:
     """`NEW` tokens after prompts of `PROMPT`; reading the prompt is included."""
     new, model = 4 if machine.toy else NEW, gill.language_model
     generator = torch.Generator().manual_seed(0)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks.gpu_measure import Machine, made_in
 from benchmarks.train_step import LENGTHS, NUM_ROWS, OPT_1_3B, OPT_6_7B
 from pipeline.batch import CaptionBatch
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from pipeline.settings import MapperSizes
@@ -68,11 +68,11 @@ def random_opt(shape: Shape, device: str, dtype: torch.dtype = torch.bfloat16) -
         return OPTForCausalLM(OPTConfig(**shape.opt))
 
 
-def gill_around(model: Any, shape: Shape) -> Gill:
+def gill_around(model: Any, shape: Shape) -> MultimodalLanguageModel:
     """Heads of the paper's sizes, on the model's device."""
     language_model = LanguageModel(model, tiny_tokenizer(), num_rows=shape.num_rows)
     with torch.device(language_model.device):
-        return Gill(language_model, Heads(shape.heads))
+        return MultimodalLanguageModel(language_model, Heads(shape.heads))
 
 
 def batch_of(shape: Shape, num_examples: int, device: str) -> CaptionBatch:

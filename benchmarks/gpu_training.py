@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_measure import Machine, Numbers, Report
 from benchmarks.gpu_opt import Shape, batch_of, gill_around, in_bfloat16, random_opt, shape_of
 from benchmarks.train_step import OBJECTIVE, plain_step
 from pipeline.batch import CaptionBatch
-from pipeline.gill import Gill
 from pipeline.objective import PackingDraws, training_losses
 from pipeline.quantization import quantize
 from pipeline.settings import TrainingSettings
@@ -95,7 +95,7 @@ def quantised_6_7b(machine: Machine, report: Report) -> None:
         )
 
 
-def stepper(gill: Gill, **settings: Any) -> Step:
+def stepper(gill: MultimodalLanguageModel, **settings: Any) -> Step:
     """The product's step; the rate is so small that random weights stay what they are."""
     given = TrainingSettings.released().model_copy(update={"learning_rate": 1e-8, **settings})
     steps = Stepper(gill, OBJECTIVE, given)
@@ -136,7 +136,7 @@ def measured(
     }
 
 
-def plain(machine: Machine, shape: Shape, gill: Gill, size: int) -> Numbers:
+def plain(machine: Machine, shape: Shape, gill: MultimodalLanguageModel, size: int) -> Numbers:
     """The released structure beside the product's step on the same batch, unpacked."""
     model = gill.language_model
     # tests/plain.py makes its index tensors on the default device.
@@ -152,7 +152,7 @@ def plain(machine: Machine, shape: Shape, gill: Gill, size: int) -> Numbers:
     return {"step_s": seconds, "peak_gib": peak, "speedup": seconds / ours}
 
 
-def profiled(machine: Machine, shape: Shape, gill: Gill, size: int) -> Numbers:
+def profiled(machine: Machine, shape: Shape, gill: MultimodalLanguageModel, size: int) -> Numbers:
     """Where the time of a packed step goes."""
     step, batch = stepper(gill), batch_of(shape, size, machine.device)
     seconds = machine.seconds(lambda: step(batch, True), times=3)

@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from transformers import AutoModelForCausalLM
 
 from pipeline.backbones import Quantization
@@ -36,7 +37,6 @@ from pipeline.blueprints import (
     language_model_blueprint,
     visual_encoder_blueprint,
 )
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from pipeline.memory import features_memory, generation_memory, training_memory
@@ -150,7 +150,7 @@ def prepare(case: Case, device: str) -> Callable[[], object]:
     if case.quantization != "none":
         quantize(model, case.quantization, device)
     language_model = LanguageModel(model.to(device), tiny_tokenizer(), num_rows=50272)
-    gill = Gill(language_model, Heads(sizes_of(language_model.width)))
+    gill = MultimodalLanguageModel(language_model, Heads(sizes_of(language_model.width)))
     stepper = Stepper(gill, Objective(**case.objective), case.training)
     batch = batch_of(case.batch_size).to(device)
     draws = PackingDraws.same(case.batch_size, case.packed)

@@ -27,12 +27,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, OPTConfig, OPTForCausalLM
 
 from pipeline.batch import CaptionBatch
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.image_tokens import rescale_image_rows
 from pipeline.language_model import LanguageModel
@@ -50,7 +50,7 @@ for sizes in (OPT_1_3B, OPT_6_7B):
     sizes.update(word_embed_proj_dim=sizes["hidden_size"], num_attention_heads=32)
 
 
-def opt_gill(device: str, dtype: torch.dtype, **sizes: Any) -> Gill:
+def opt_gill(device: str, dtype: torch.dtype, **sizes: Any) -> MultimodalLanguageModel:
     """Random GILL at the paper's head sizes around an OPT of these sizes (default OPT-125M's)."""
     with torch.device(device):
         default = torch.get_default_dtype()
@@ -60,7 +60,9 @@ def opt_gill(device: str, dtype: torch.dtype, **sizes: Any) -> Gill:
         finally:
             torch.set_default_dtype(default)
         language_model = LanguageModel(model, tiny_tokenizer(), num_rows=NUM_ROWS)
-        return Gill(language_model, Heads(HeadSizes(d=1024, e=language_model.width)))
+        return MultimodalLanguageModel(
+            language_model, Heads(HeadSizes(d=1024, e=language_model.width))
+        )
 
 
 def captions_of(num_examples: int) -> list[list[int]]:
@@ -98,7 +100,7 @@ def adamw(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
     return optimizer
 
 
-def fast_step(gill: Gill) -> Step:
+def fast_step(gill: MultimodalLanguageModel) -> Step:
     """The fast formulation."""
     trained = list(gill.heads.parameters())
     optimizer = adamw(trained)

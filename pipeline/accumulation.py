@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.batch import CaptionBatch, take_examples
 from pipeline.distribution import is_distributed, mean_over_processes
-from pipeline.gill import Gill
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.objective import (
     Divisors,
     Losses,
@@ -34,7 +34,7 @@ from pipeline.settings import Objective
 
 
 def backpropagate(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     batch: CaptionBatch,
     objective: Objective,
     draws: PackingDraws,
@@ -80,7 +80,10 @@ def backpropagate(
 
 
 def _retrieval(
-    gill: Gill, batch: CaptionBatch, objective: Objective, queries: Float[Tensor, "B p"]
+    gill: MultimodalLanguageModel,
+    batch: CaptionBatch,
+    objective: Objective,
+    queries: Float[Tensor, "B p"],
 ) -> tuple[Tensor, Tensor, Float[Tensor, "B p"]]:
     """Both terms of l_r, and their weighted gradient with respect to `queries`.
 
@@ -94,7 +97,7 @@ def _retrieval(
 
 
 def _backpropagate_part(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     part: CaptionBatch,
     objective: Objective,
     draws: PackingDraws,

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.decoding import Context, DecodingSettings, decode
-from pipeline.gill import Gill
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 CAPTION_PROMPT = "A picture of"
 """What the released validation says between a picture and its caption (gill/validate.py)."""
@@ -25,7 +25,7 @@ CAPTION_TOKENS = 32
 
 
 def caption_pictures(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     pooled: Float[Tensor, "N d"],
     prompt: str = CAPTION_PROMPT,
     max_tokens: int = CAPTION_TOKENS,
@@ -43,7 +43,10 @@ def caption_pictures(
 
 @torch.no_grad()
 def words_after_pictures(
-    gill: Gill, pooled: Float[Tensor, "N d"], prompts: Sequence[str], max_tokens: int
+    gill: MultimodalLanguageModel,
+    pooled: Float[Tensor, "N d"],
+    prompts: Sequence[str],
+    max_tokens: int,
 ) -> list[str]:
     """What GILL says after each picture and its prompt, up to a line break; no [IMG] tokens.
 

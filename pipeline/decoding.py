@@ -26,9 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import DynamicCache
 
-from pipeline.gill import Gill
 from pipeline.image_tokens import append_image_logits, image_token_ids
 from pipeline.language_model import LanguageModel
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 EndReason = Literal["stop", "max_tokens", "max_images", "max_positions", "cancelled"]
 ImageLogit = Callable[[Float[Tensor, " B"]], Float[Tensor, " B"]]
@@ -305,7 +305,7 @@ class Context:
 
 
 def decode(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     context: Context,
     prompts: Sequence[Float[Tensor, "_ e"]],
     settings: DecodingSettings | Sequence[DecodingSettings],
@@ -345,7 +345,7 @@ def decode(
 
 @torch.no_grad()
 def stream(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     context: Context,
     prompts: Sequence[Float[Tensor, "_ e"]],
     settings: DecodingSettings | Sequence[DecodingSettings],
@@ -524,7 +524,9 @@ def _check_request(
         )
 
 
-def _next_logits(gill: Gill, hidden: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
+def _next_logits(
+    gill: MultimodalLanguageModel, hidden: Float[Tensor, "B e"]
+) -> Float[Tensor, "B C"]:
     """Logits of the V frozen rows and of [IMG1], float32."""
     words = gill.language_model.logits(hidden)
     return append_image_logits(words, hidden, gill.heads.image_embeddings[:1]).float()

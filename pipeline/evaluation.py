@@ -13,8 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from pipeline.gill import Gill
 from pipeline.image_generator import ImageGenerator
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, TextConditioner
 from pipeline.visual_encoder import VisualEncoder
@@ -22,7 +22,7 @@ from pipeline.visual_encoder import VisualEncoder
 
 @torch.no_grad()
 def read_contexts(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     encoder: VisualEncoder,
     contexts: Sequence[Sequence[str | Image.Image]],
     batch_size: int = 32,
@@ -46,7 +46,9 @@ def read_contexts(
 
 
 def _embedded(
-    gill: Gill, encoder: VisualEncoder, contexts: Sequence[Sequence[str | Image.Image]]
+    gill: MultimodalLanguageModel,
+    encoder: VisualEncoder,
+    contexts: Sequence[Sequence[str | Image.Image]],
 ) -> list[list[Tensor]]:
     """Per context its texts as ids and its pictures as visual prefixes; all pictures in one go."""
     pictures = [part for context in contexts for part in context if not isinstance(part, str)]
@@ -95,7 +97,7 @@ def _drop_beginning(parts: list[Tensor], room: int) -> list[Tensor]:
 
 @torch.no_grad()
 def gill_conditioning(
-    gill: Gill, hidden: Float[Tensor, "N r e"], batch_size: int = 64
+    gill: MultimodalLanguageModel, hidden: Float[Tensor, "N r e"], batch_size: int = 64
 ) -> Conditioning:
     """What the trained mapper gives the generator."""
     batches = hidden.split(batch_size)

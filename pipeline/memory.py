@@ -39,9 +39,9 @@ from pipeline.accumulation import backpropagate
 from pipeline.batch import CaptionBatch
 from pipeline.blueprints import GeneratorBlueprint, LanguageModelBlueprint
 from pipeline.dry_run import DryRun
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.objective import PackingDraws, retrieval_queries, training_losses
 from pipeline.recomputation import recompute_activations
 from pipeline.settings import GenerationSettings, Objective, TrainingSettings
@@ -287,7 +287,7 @@ def _at_full_depth(
 _DEPTHS = (2, 4)
 
 
-class _DryGill(Gill):
+class _DryGill(MultimodalLanguageModel):
     """GILL on the meta device, where autocast is imitated."""
 
     def __init__(self, language_model: LanguageModel, heads: Heads, run: DryRun) -> None:
@@ -322,12 +322,14 @@ def _batch(caption_tokens: Sequence[int], rows: int, sizes: HeadSizes) -> Captio
 
 
 @torch.no_grad()
-def _queries(gill: Gill, batch: CaptionBatch, objective: Objective, draws: PackingDraws) -> None:
+def _queries(
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, draws: PackingDraws
+) -> None:
     retrieval_queries(gill, batch, objective, draws)
 
 
 @torch.no_grad()
-def _validate(gill: Gill, batch: CaptionBatch, objective: Objective) -> None:
+def _validate(gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective) -> None:
     training_losses(gill, batch, objective, PackingDraws.same(len(batch), packed=False))
 
 

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.batch import CaptionBatch
-from pipeline.gill import Gill, ImageTokens
 from pipeline.losses import (
     constant_cross_entropy_sum,
     cross_entropy_sum,
@@ -25,6 +24,7 @@ from pipeline.losses import (
     mean_distance,
     mean_squared_error,
 )
+from pipeline.multimodal_language_model import ImageTokens, MultimodalLanguageModel
 from pipeline.settings import Objective
 from pipeline.streams import captioning_count, image_token_count, pair_rows
 
@@ -102,7 +102,11 @@ class Divisors:
 
     @classmethod
     def of(
-        cls, gill: Gill, lengths: Sequence[int], objective: Objective, draws: PackingDraws
+        cls,
+        gill: MultimodalLanguageModel,
+        lengths: Sequence[int],
+        objective: Objective,
+        draws: PackingDraws,
     ) -> Divisors:
         """Those of captions of these lengths, by `objective.token_reduction`."""
         examples, uses = len(lengths), _image_uses(objective, draws)
@@ -131,7 +135,7 @@ class Divisors:
 
 
 def training_losses(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     batch: CaptionBatch,
     objective: Objective,
     draws: PackingDraws,
@@ -159,7 +163,7 @@ def training_losses(
 
 
 def example_losses(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     batch: CaptionBatch,
     objective: Objective,
     draws: PackingDraws,
@@ -208,14 +212,17 @@ def example_losses(
 
 
 def retrieval_queries(
-    gill: Gill, batch: CaptionBatch, objective: Objective, draws: PackingDraws
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, draws: PackingDraws
 ) -> Float[Tensor, "B p"]:
     """The retrieval queries of `example_losses` alone."""
     return gill.text_query(_image_pass(gill, batch, objective, draws.retrieval).hidden)
 
 
 def contrastive_losses(
-    gill: Gill, objective: Objective, queries: Float[Tensor, "B p"], keys: Float[Tensor, "B p"]
+    gill: MultimodalLanguageModel,
+    objective: Objective,
+    queries: Float[Tensor, "B p"],
+    keys: Float[Tensor, "B p"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Both terms of Eq. 4 over the batch of all processes, with the heads' temperature."""
     scale: Tensor = gill.heads.logit_scale
@@ -243,7 +250,7 @@ def _supervises_captions(objective: Objective) -> bool:
     return objective.image_token_targets == "caption_and_image_token"
 
 
-def _refuse_unfit(gill: Gill, objective: Objective) -> None:
+def _refuse_unfit(gill: MultimodalLanguageModel, objective: Objective) -> None:
     sizes = gill.heads.sizes.mapper
     if sizes.kind == "gill_mapper" and sizes.adds_embedding != objective.mapper_adds_embedding:
         raise ValueError(
@@ -258,7 +265,7 @@ def _refuse_unfit(gill: Gill, objective: Objective) -> None:
 
 
 def _captioning_sum(
-    gill: Gill, batch: CaptionBatch, objective: Objective, packed: Sequence[bool]
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, packed: Sequence[bool]
 ) -> Tensor:
     model = gill.language_model
     supervised = gill.caption(batch, pair_rows(len(batch), packed), objective.supervise_start)
@@ -273,7 +280,7 @@ def _captioning_sum(
 
 
 def _image_pass(
-    gill: Gill, batch: CaptionBatch, objective: Objective, packed: Sequence[bool]
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, packed: Sequence[bool]
 ) -> ImageTokens:
     return gill.image_tokens(
         batch,
@@ -283,7 +290,7 @@ def _image_pass(
     )
 
 
-def _image_token_sum(gill: Gill, tokens: ImageTokens) -> Tensor:
+def _image_token_sum(gill: MultimodalLanguageModel, tokens: ImageTokens) -> Tensor:
     model, images = gill.language_model, gill.heads.image_embeddings
     rows, bias = model.output_rows, model.output_bias
     constant, dependent = tokens.constant, tokens.dependent

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.answers import GeneratedImage, Progress
-from pipeline.gill import Gill
 from pipeline.image_generator import OnStep
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.settings import GenerationSettings
 from pipeline.speaker import Speaker
 from pipeline.text_conditioner import Conditioning
@@ -99,7 +99,7 @@ def _make_batch(
 
 
 @torch.no_grad()
-def _conditioning(gill: Gill, hidden: Float[Tensor, "B r e"]) -> Conditioning:
+def _conditioning(gill: MultimodalLanguageModel, hidden: Float[Tensor, "B r e"]) -> Conditioning:
     pooled = None
     if gill.heads.pooled_projection is not None:
         pooled = gill.generation_pooled(hidden)

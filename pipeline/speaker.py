@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipeline.answers import ConversationError, Part
 from pipeline.decision import DecisionModel
-from pipeline.gill import Gill
 from pipeline.image_generator import ImageGenerator
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.retrieval import RetrievalIndex
 from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, TextConditioner
@@ -30,7 +30,7 @@ class Speaker:
     when the first one comes and must keep what it loaded.
     """
 
-    gill: Gill
+    gill: MultimodalLanguageModel
     encoder: VisualEncoder
     generator: ImageGenerator | None
     empty_prompt: Conditioning

@@ -9,8 +9,8 @@ import torch
 from pipeline.accumulation import backpropagate
 from pipeline.batch import CaptionBatch
 from pipeline.distribution import average_gradients, mean_over_processes
-from pipeline.gill import Gill
 from pipeline.image_tokens import rescale_image_rows
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.objective import PackingDraws
 from pipeline.recomputation import recompute_activations
 from pipeline.settings import Objective, TrainingSettings
@@ -38,7 +38,9 @@ class Stepper:
         BackboneError: this language model's activations cannot be recomputed.
     """
 
-    def __init__(self, gill: Gill, objective: Objective, settings: TrainingSettings) -> None:
+    def __init__(
+        self, gill: MultimodalLanguageModel, objective: Objective, settings: TrainingSettings
+    ) -> None:
         _refuse_unfit_sharding(gill, objective, settings)
         self.gill, self.objective, self.settings = gill, objective, settings
         if settings.recompute_activations:
@@ -84,7 +86,9 @@ class Stepper:
         return values | {"learning_rate": rate}
 
 
-def _refuse_unfit_sharding(gill: Gill, objective: Objective, settings: TrainingSettings) -> None:
+def _refuse_unfit_sharding(
+    gill: MultimodalLanguageModel, objective: Objective, settings: TrainingSettings
+) -> None:
     sharded = is_sharded(gill.language_model)
     if sharded != settings.shard_language_model:
         raise ValueError(

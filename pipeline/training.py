@@ -47,7 +47,7 @@ from pipeline.distribution import (
     processes,
     rank,
 )
-from pipeline.gill import Gill
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.objective import PackingDraws, draw_packing
 from pipeline.settings import Objective, TrainingSettings
 from pipeline.stepping import NonFiniteStepError, Stepper
@@ -116,7 +116,7 @@ class NonFiniteLossError(Exception):
 
 
 def train(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     batches: BatchSource,
     objective: Objective,
     settings: TrainingSettings,
@@ -195,7 +195,7 @@ class _Run:
 
     def __init__(
         self,
-        gill: Gill,
+        gill: MultimodalLanguageModel,
         batches: BatchSource,
         objective: Objective,
         settings: TrainingSettings,

@@ -11,14 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.batch import CaptionBatch, take_examples
-from pipeline.gill import Gill
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.objective import Losses, PackingDraws, training_losses
 from pipeline.settings import Objective
 from pipeline.streams import pair_rows
 
 
 @torch.no_grad()
-def validate(gill: Gill, batches: Sequence[CaptionBatch], objective: Objective) -> dict[str, float]:
+def validate(
+    gill: MultimodalLanguageModel, batches: Sequence[CaptionBatch], objective: Objective
+) -> dict[str, float]:
     """Losses and recall on held-out rows, unpacked.
 
     Losses are means over examples. Retrieval is over all rows of all batches at once: its two
@@ -53,7 +55,9 @@ def validate(gill: Gill, batches: Sequence[CaptionBatch], objective: Objective) 
 
 
 @torch.no_grad()
-def guilty_rows(gill: Gill, batch: CaptionBatch, objective: Objective) -> list[int]:
+def guilty_rows(
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective
+) -> list[int]:
     """Rows whose own inputs, vectors or losses are not finite."""
     alone = objective.model_copy(update={"retrieval_weight": 0.0})
     guilty = []
@@ -74,7 +78,7 @@ def loss_values(losses: Losses) -> dict[str, Tensor]:
 
 
 def _retrieval_vectors(
-    gill: Gill, batch: CaptionBatch
+    gill: MultimodalLanguageModel, batch: CaptionBatch
 ) -> tuple[Float[Tensor, "B p"], Float[Tensor, "B p"]]:
     """Queries and keys of unpacked examples."""
     rows = pair_rows(len(batch), [False] * (len(batch) // 2))

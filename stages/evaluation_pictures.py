@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from PIL import Image
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 from app.artifacts import Artifacts
 from app.gill import (
@@ -37,7 +38,6 @@ from pipeline.evaluation import (
     read_contexts,
     text_conditioning,
 )
-from pipeline.gill import Gill as GillModel
 from pipeline.image_generator import ImageGenerator
 from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
@@ -124,7 +124,7 @@ class PictureModels(Protocol):
     """What pictures are made with: a Speaker has it loaded, a worker loads what it comes to use."""
 
     @property
-    def gill(self) -> GillModel: ...
+    def gill(self) -> MultimodalLanguageModel: ...
     @property
     def encoder(self) -> VisualEncoder: ...
     @property
@@ -143,7 +143,7 @@ class WorkerModels:
         self._device, self._backbones = set_up(run), read_backbones(artifacts)
 
     @cached_property
-    def gill(self) -> GillModel:
+    def gill(self) -> MultimodalLanguageModel:
         return load_model(self._artifacts, self._device, self._checkpoint)
 
     @cached_property

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 import pipeline.accumulation as accumulation
 from pipeline.accumulation import backpropagate
 from pipeline.batch import CaptionBatch
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from pipeline.objective import Divisors, PackingDraws, draw_packing, example_losses, training_losses
@@ -21,7 +21,9 @@ PARTS = ("total", "captioning", "image_token", "text_to_image", "image_to_text",
 SIZES = {"d": 6, "k": 2, "r": 3, "L": 4, "D": 5, "m": 8, "p": 4, "D_pooled": 3}
 
 
-def build(objective: Objective, dtype: torch.dtype, name: str = "opt", start: bool = True) -> Gill:
+def build(
+    objective: Objective, dtype: torch.dtype, name: str = "opt", start: bool = True
+) -> MultimodalLanguageModel:
     language_model = LanguageModel(tiny_model(name, dtype), tiny_tokenizer(start))
     mapper = MapperSizes(
         encoder_layers=1, decoder_layers=1, adds_embedding=objective.mapper_adds_embedding
@@ -30,7 +32,7 @@ def build(objective: Objective, dtype: torch.dtype, name: str = "opt", start: bo
     heads = Heads(HeadSizes(e=language_model.width, mapper=mapper, **SIZES)).to(dtype)
     with torch.no_grad():
         heads.image_embeddings.normal_(0, 0.3)
-    return Gill(language_model, heads)
+    return MultimodalLanguageModel(language_model, heads)
 
 
 def example_batch(size: int, dtype: torch.dtype) -> CaptionBatch:
@@ -46,14 +48,14 @@ def example_batch(size: int, dtype: torch.dtype) -> CaptionBatch:
     )
 
 
-def gradients(gill: Gill) -> dict[str, torch.Tensor]:
+def gradients(gill: MultimodalLanguageModel) -> dict[str, torch.Tensor]:
     grads = {n: p.grad for n, p in gill.heads.named_parameters() if p.grad is not None}
     gill.zero_grad(set_to_none=True)
     return grads
 
 
 def compare(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     objective: Objective,
     batch: CaptionBatch,
     draws: PackingDraws,
@@ -184,13 +186,15 @@ def test_a_step_with_micro_batches_is_the_step(monkeypatch: pytest.MonkeyPatch) 
     coins = torch.Generator().manual_seed(3)
     draws = draw_packing(11, objective, coins)
     read: list[int] = []
-    once = Gill.image_tokens
+    once = MultimodalLanguageModel.image_tokens
 
-    def counted(self: Gill, batch: CaptionBatch, *args: object, **kwargs: object) -> object:
+    def counted(
+        self: MultimodalLanguageModel, batch: CaptionBatch, *args: object, **kwargs: object
+    ) -> object:
         read.append(len(batch))
         return once(self, batch, *args, **kwargs)
 
-    monkeypatch.setattr(Gill, "image_tokens", counted)
+    monkeypatch.setattr(MultimodalLanguageModel, "image_tokens", counted)
     expected = Stepper(whole, objective, settings).take(0, batch, draws)
     assert read == [11]
     report = Stepper(parted, objective, micro).take(0, batch, draws)

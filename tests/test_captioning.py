@@ -2,24 +2,24 @@
 
 import pytest
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 from miniature.backbones import SHIPPED
 from pipeline.captioning import caption_pictures, first_sentence, words_after_pictures
 from pipeline.decoding import Context, DecodingSettings, decode
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import load_language_model
 
 
 @pytest.fixture(scope="module")
-def gill() -> Gill:
+def gill() -> MultimodalLanguageModel:
     torch.manual_seed(0)
     model = load_language_model(SHIPPED.language_model)
     sizes = HeadSizes(d=6, e=model.width, k=2, r=2, L=3, D=4, m=8, p=4)
-    return Gill(model, Heads(sizes).eval())
+    return MultimodalLanguageModel(model, Heads(sizes).eval())
 
 
-def test_a_picture_comes_before_the_start_and_the_prompt(gill: Gill) -> None:
+def test_a_picture_comes_before_the_start_and_the_prompt(gill: MultimodalLanguageModel) -> None:
     """As in the captioning loss; batched, and read alone, prompt by prompt."""
     pooled = torch.randn(3, 6)
     prompts = ["", "Q: is it red? A:", "in the sea"]
@@ -37,7 +37,9 @@ def test_a_picture_comes_before_the_start_and_the_prompt(gill: Gill) -> None:
         words_after_pictures(gill, pooled, [""], 4)
 
 
-def test_a_caption_is_what_follows_the_released_prompt_up_to_its_stop(gill: Gill) -> None:
+def test_a_caption_is_what_follows_the_released_prompt_up_to_its_stop(
+    gill: MultimodalLanguageModel,
+) -> None:
     pooled = torch.randn(4, 6)
     said = words_after_pictures(gill, pooled, ["A picture of"] * 4, max_tokens=32)
     assert caption_pictures(gill, pooled) == [first_sentence(text) for text in said]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     OPTConfig,
@@ -25,7 +26,6 @@ from pipeline.decoding import (
     released_image_logit,
     stream,
 )
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from pipeline.settings import MapperSizes
@@ -40,7 +40,7 @@ from tests.tiny_language_models import (
 R = 3
 
 
-def tiny_gill(name: str) -> Gill:
+def tiny_gill(name: str) -> MultimodalLanguageModel:
     """A random model whose matrices are large enough that it does not repeat one word for ever."""
     model = tiny_model(name)
     with torch.no_grad():
@@ -54,10 +54,10 @@ def tiny_gill(name: str) -> Gill:
     )  # fmt: skip
     heads = Heads(sizes).to(language_model.dtype)
     torch.nn.init.normal_(heads.image_embeddings, std=float(language_model.output_rows.std()))
-    return Gill(language_model, heads)
+    return MultimodalLanguageModel(language_model, heads)
 
 
-def want_image(gill: Gill, prompt: torch.Tensor) -> None:
+def want_image(gill: MultimodalLanguageModel, prompt: torch.Tensor) -> None:
     """Make [IMG1] look like a word that greedily follows the prompt, only more so."""
     words = uncached_greedy(gill, prompt, 9, images=False)
     word = next(word for word in words if word != words[0])
@@ -66,7 +66,7 @@ def want_image(gill: Gill, prompt: torch.Tensor) -> None:
 
 
 @pytest.fixture(scope="module")
-def gill() -> Gill:
+def gill() -> MultimodalLanguageModel:
     gill = tiny_gill("opt")
     want_image(gill, prompts_of(gill, 4, 9)[0])
     return gill
@@ -81,7 +81,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="</s>")
 
 
-def prompts_of(gill: Gill, *lengths: int) -> list[torch.Tensor]:
+def prompts_of(gill: MultimodalLanguageModel, *lengths: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(sum(lengths))
     return [
         gill.language_model.embed(torch.randint(3, NUM_WORDS, (n,), generator=generator))
@@ -89,7 +89,9 @@ def prompts_of(gill: Gill, *lengths: int) -> list[torch.Tensor]:
     ]
 
 
-def uncached_greedy(gill: Gill, prompt: torch.Tensor, steps: int, images: bool) -> list[int]:
+def uncached_greedy(
+    gill: MultimodalLanguageModel, prompt: torch.Tensor, steps: int, images: bool
+) -> list[int]:
     """The slow way: the whole sequence through the model again for every token."""
     model, table = gill.language_model.model, gill.language_model
     image_rows = gill.heads.image_embeddings.detach()
@@ -270,7 +272,9 @@ def test_streamed_pieces_are_whole_characters(monkeypatch):
         max_position_embeddings=32, word_embed_proj_dim=8,
     )  # fmt: skip
     language_model = LanguageModel(OPTForCausalLM(config), tokenizer)
-    gill = Gill(language_model, Heads(HeadSizes(d=6, e=8, r=R, L=4, D=5, m=8, p=4)))
+    gill = MultimodalLanguageModel(
+        language_model, Heads(HeadSizes(d=6, e=8, r=R, L=4, D=5, m=8, p=4))
+    )
     # The bytes of "é€!" as the model's next tokens, then an incomplete character at the end.
     script = tokenizer("é€!é")["input_ids"][:-1]
     queue = [[token] for token in script]

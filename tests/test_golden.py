@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.batch import CaptionBatch
-from pipeline.gill import Gill
 from pipeline.language_model import LanguageModel, load_language_model
 from pipeline.objective import PackingDraws, training_losses
 from pipeline.settings import Objective
@@ -58,7 +58,7 @@ class Golden:
         language_model = load_language_model(folder / arguments.opt_version)
         if language_model.num_rows < self.image_ids[0]:
             language_model = with_image_row(language_model, self.array("embedding_full"))
-        self.gill = Gill(language_model, heads)
+        self.gill = MultimodalLanguageModel(language_model, heads)
         r = heads.sizes.r
         captions = [
             row[len(language_model.start_ids) : int(length) - r].tolist()

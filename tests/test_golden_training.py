@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.batch import CaptionBatch
 from pipeline.decoding import Context, DecodingSettings, ImagePiece, decode, released_image_logit
-from pipeline.gill import Gill
 from pipeline.language_model import load_language_model
 from pipeline.objective import PackingDraws
 from pipeline.settings import Constant, Objective, TrainingSettings
@@ -33,7 +33,7 @@ FOLDERS = os.environ.get("GILL_GOLDEN", str(Path(__file__).parent / "golden" / "
 class Golden:
     arrays: dict[str, Tensor]
     meta: dict
-    gill: Gill
+    gill: MultimodalLanguageModel
 
     def batch(self) -> CaptionBatch:
         """The captions without start id, [IMG] tokens and padding."""
@@ -68,7 +68,7 @@ def golden(request) -> Golden:
     return Golden(
         arrays=load_file(folder / "golden.safetensors"),
         meta=json.loads((folder / "meta.json").read_text()),
-        gill=Gill(load_language_model(folder / arguments.opt_version), heads),
+        gill=MultimodalLanguageModel(load_language_model(folder / arguments.opt_version), heads),
     )
 
 

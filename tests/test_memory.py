@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from tiny_language_models import tiny_tokenizer
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, OPTConfig
@@ -12,7 +13,6 @@ from pipeline.accumulation import backpropagate
 from pipeline.batch import CaptionBatch
 from pipeline.blueprints import LanguageModelBlueprint
 from pipeline.dry_run import DryRun, Ledger
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from pipeline.memory import likely_draws, training_memory, validation_memory
@@ -43,11 +43,13 @@ def blueprint(dtype=torch.float32, quantization="none") -> LanguageModelBlueprin
     return LanguageModelBlueprint(CONFIG, dtype, quantization)
 
 
-def real_gill(dtype=torch.float32, quantization="none") -> Gill:
+def real_gill(dtype=torch.float32, quantization="none") -> MultimodalLanguageModel:
     model = AutoModelForCausalLM.from_config(CONFIG, dtype=dtype)
     if quantization != "none":
         quantize(model, quantization, "cpu")
-    return Gill(LanguageModel(model, tiny_tokenizer(), num_rows=VOCABULARY), Heads(SIZES))
+    return MultimodalLanguageModel(
+        LanguageModel(model, tiny_tokenizer(), num_rows=VOCABULARY), Heads(SIZES)
+    )
 
 
 def real_batch(rows: int) -> CaptionBatch:

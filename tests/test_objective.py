@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 from pipeline.batch import CaptionBatch
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from pipeline.objective import PackingDraws, draw_packing, training_losses
@@ -44,7 +44,7 @@ def captions_of(batch: CaptionBatch) -> list[list[int]]:
 
 def build(
     name: str, r: int, objective: Objective, dtype: torch.dtype, start: bool = True
-) -> tuple[Gill, Plain]:
+) -> tuple[MultimodalLanguageModel, Plain]:
     model = tiny_model(name, dtype)
     torch.manual_seed(1)
     heads = Heads(
@@ -56,7 +56,7 @@ def build(
         heads.image_embeddings.normal_(0, 0.3)
     language_model = LanguageModel(copy.deepcopy(model), tiny_tokenizer(start))
     plain = Plain(model, heads, language_model.num_rows, language_model.start_ids)
-    return Gill(language_model, heads), plain
+    return MultimodalLanguageModel(language_model, heads), plain
 
 
 def relative_gradient_errors(ours: dict, plain: dict) -> dict[str, float]:
@@ -70,7 +70,7 @@ def relative_gradient_errors(ours: dict, plain: dict) -> dict[str, float]:
 
 
 def compare(
-    gill: Gill,
+    gill: MultimodalLanguageModel,
     plain: Plain,
     batch: CaptionBatch,
     objective: Objective,
@@ -164,11 +164,11 @@ SWITCHES = {
 
 
 @pytest.fixture(scope="module")
-def opt64() -> tuple[Gill, Plain]:
+def opt64() -> tuple[MultimodalLanguageModel, Plain]:
     return build("opt", 2, Objective.paper(), torch.float64)
 
 
-def test_every_combination_of_switches(opt64: tuple[Gill, Plain]) -> None:
+def test_every_combination_of_switches(opt64: tuple[MultimodalLanguageModel, Plain]) -> None:
     batch = example_batch([2, 5, 1], torch.float64)
     draws = PackingDraws.same(3, True)
     for values in itertools.product(*SWITCHES.values()):
@@ -184,7 +184,11 @@ def test_every_combination_of_switches(opt64: tuple[Gill, Plain]) -> None:
     seed=st.integers(0, 2**31),
 )
 def test_equals_the_plain_step_on_any_ragged_batch(
-    opt64: tuple[Gill, Plain], lengths: list[int], coins: list[bool], preset: str, seed: int
+    opt64: tuple[MultimodalLanguageModel, Plain],
+    lengths: list[int],
+    coins: list[bool],
+    preset: str,
+    seed: int,
 ) -> None:
     objective = {
         "paper": Objective.paper(),
@@ -207,7 +211,9 @@ def test_bfloat16_stays_close_to_float32() -> None:
     objective = Objective.released()
     exact, _ = build("opt", 4, objective, torch.float32)
     rounded_model = tiny_model("opt", torch.bfloat16)
-    gill = Gill(LanguageModel(rounded_model, tiny_tokenizer()), copy.deepcopy(exact.heads))
+    gill = MultimodalLanguageModel(
+        LanguageModel(rounded_model, tiny_tokenizer()), copy.deepcopy(exact.heads)
+    )
     batch = example_batch(LENGTHS, torch.float32)
     grads = []
     for model in (exact, gill):
@@ -227,7 +233,7 @@ def test_heads_may_be_kept_in_bfloat16(frozen: torch.dtype) -> None:
     gill, _ = build("opt", 2, objective, torch.float32)
     exact = training_losses(gill, example_batch([3, 4], torch.float32), objective, PAIR)
     model = LanguageModel(tiny_model("opt", frozen), tiny_tokenizer())
-    low = Gill(model, copy.deepcopy(gill.heads).to(torch.bfloat16))
+    low = MultimodalLanguageModel(model, copy.deepcopy(gill.heads).to(torch.bfloat16))
     losses = training_losses(low, example_batch([3, 4], torch.float32), objective, PAIR)
     assert losses.total.dtype == torch.float32
     assert losses.total.item() == pytest.approx(exact.total.item(), rel=0.03)
@@ -237,7 +243,9 @@ def test_heads_may_be_kept_in_bfloat16(frozen: torch.dtype) -> None:
     assert all(g.isfinite().all() for g in grads)
 
 
-def test_tokens_of_another_tokenizer_are_refused(opt64: tuple[Gill, Plain]) -> None:
+def test_tokens_of_another_tokenizer_are_refused(
+    opt64: tuple[MultimodalLanguageModel, Plain],
+) -> None:
     batch = example_batch([3, 4], torch.float64)
     batch.tokens[5] = NUM_WORDS + 1
     with pytest.raises(ValueError, match="holds token 51, but the frozen vocabulary ends at 50"):
@@ -246,12 +254,14 @@ def test_tokens_of_another_tokenizer_are_refused(opt64: tuple[Gill, Plain]) -> N
 
 def test_float16_is_refused() -> None:
     heads = Heads(small_sizes(32, 2, False))
-    gill = Gill(LanguageModel(tiny_model("opt", torch.float16), tiny_tokenizer()), heads)
+    gill = MultimodalLanguageModel(
+        LanguageModel(tiny_model("opt", torch.float16), tiny_tokenizer()), heads
+    )
     with pytest.raises(ValueError, match="float16, in which gradients underflow"):
         training_losses(gill, example_batch([3, 4], torch.float32), Objective.paper(), PAIR)
 
 
-def test_weight_zero_leaves_a_part_out(opt64: tuple[Gill, Plain]) -> None:
+def test_weight_zero_leaves_a_part_out(opt64: tuple[MultimodalLanguageModel, Plain]) -> None:
     gill, _ = opt64
     batch = example_batch([3, 4], torch.float64)
     draws = PackingDraws.same(2, False)
@@ -267,7 +277,7 @@ def test_weight_zero_leaves_a_part_out(opt64: tuple[Gill, Plain]) -> None:
     assert alone.total.item() == full.image_token.item()
 
 
-def test_fixed_temperature_has_no_gradient(opt64: tuple[Gill, Plain]) -> None:
+def test_fixed_temperature_has_no_gradient(opt64: tuple[MultimodalLanguageModel, Plain]) -> None:
     gill, _ = opt64
     gill.zero_grad()
     batch = example_batch([3, 4], torch.float64)
@@ -318,7 +328,7 @@ def test_mapper_input_must_agree_with_the_heads() -> None:
 def test_pooled_target_is_part_of_the_generation_loss() -> None:
     model = tiny_model("opt", torch.float64)
     sizes = small_sizes(32, 2, False).model_copy(update={"D_pooled": 5})
-    gill = Gill(LanguageModel(model, tiny_tokenizer()), Heads(sizes).double())
+    gill = MultimodalLanguageModel(LanguageModel(model, tiny_tokenizer()), Heads(sizes).double())
     batch = example_batch([3, 4], torch.float64)
     draws, objective = PackingDraws.same(2, False), Objective.paper()
     with pytest.raises(ValueError, match="no pooled targets"):

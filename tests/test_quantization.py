@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from tiny_language_models import TABLE_ROWS, tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
@@ -14,7 +15,6 @@ from transformers import OPTConfig, OPTForCausalLM
 from miniature.backbones import SHIPPED
 from pipeline.backbones import BackboneError
 from pipeline.batch import CaptionBatch
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes, mean_image_embeddings
 from pipeline.language_model import load_language_model
 from pipeline.objective import PackingDraws, training_losses
@@ -131,7 +131,7 @@ def _step(kind: str, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tens
         32,
     )
     objective, draws = Objective(mapper_adds_embedding=True), PackingDraws.same(4, False)
-    losses = training_losses(Gill(model, heads), batch, objective, draws)
+    losses = training_losses(MultimodalLanguageModel(model, heads), batch, objective, draws)
     losses.total.backward()
     found = {name: p.grad for name, p in heads.named_parameters() if p.grad is not None}
     return {name: value.detach() for name, value in vars(losses).items()}, found

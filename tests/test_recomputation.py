@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from torch import nn
 
 from pipeline.accumulation import backpropagate
 from pipeline.backbones import BackboneError
-from pipeline.gill import Gill
 from pipeline.objective import PackingDraws
 from pipeline.recomputation import decoder_layers, recompute_activations
 from pipeline.settings import Objective, TrainingSettings
@@ -18,7 +18,7 @@ from tests.test_accumulation import build, example_batch, gradients
 DRAWS = PackingDraws([True, False], [False, True], [False, True])
 
 
-def kept_bytes(gill: Gill) -> int:
+def kept_bytes(gill: MultimodalLanguageModel) -> int:
     """What autograd keeps of a step, without the frozen weights."""
     frozen = {p.data_ptr() for p in gill.language_model.model.parameters()}
     kept: dict[int, int] = {}
@@ -33,7 +33,7 @@ def kept_bytes(gill: Gill) -> int:
     return sum(kept.values())
 
 
-def count_forwards(gill: Gill) -> list[str]:
+def count_forwards(gill: MultimodalLanguageModel) -> list[str]:
     """Notes every forward pass of the last layer's attention, with and without gradient."""
     calls: list[str] = []
     gill.language_model.read_start()  # once and for all

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from pipeline.backbones import BackboneError
 from pipeline.batch import take_examples
 from pipeline.distribution import processes
-from pipeline.gill import Gill
 from pipeline.heads import Heads
 from pipeline.language_model import LanguageModel
 from pipeline.objective import draw_packing
@@ -48,7 +48,7 @@ def one_step(
     if language_model is not None:
         heads = Heads(gill.heads.sizes).to(dtype)
         heads.load_state_dict(gill.heads.state_dict())
-        gill = Gill(language_model, heads)
+        gill = MultimodalLanguageModel(language_model, heads)
     stepper = Stepper(gill, objective, TrainingSettings(batch_size=BATCH, **settings))
     gill.heads.to(dtype)
     rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from safetensors.torch import load_file, save_file
 
 from pipeline.batch import CaptionBatch
 from pipeline.checkpoint import BEST, LAST, STATE, CheckpointError, load_heads, read_record
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
 from pipeline.objective import PackingDraws, draw_packing, training_losses
@@ -58,13 +58,15 @@ SETTINGS = TrainingSettings(
 
 def tiny_gill(
     dtype: torch.dtype = torch.float32, objective: Objective = OBJECTIVES["released"]
-) -> Gill:
+) -> MultimodalLanguageModel:
     language_model = LanguageModel(tiny_model("opt", dtype), tiny_tokenizer())
     mapper = MapperSizes(
         encoder_layers=1, decoder_layers=1, adds_embedding=objective.mapper_adds_embedding
     )
     torch.manual_seed(1)
-    return Gill(language_model, Heads(HeadSizes(e=language_model.width, mapper=mapper, **SIZES)))
+    return MultimodalLanguageModel(
+        language_model, Heads(HeadSizes(e=language_model.width, mapper=mapper, **SIZES))
+    )
 
 
 def random_batch(seed: int, size: int = 4) -> CaptionBatch:
@@ -111,7 +113,12 @@ class RandomBatches:
 HELD_OUT = [random_batch(900, 6), random_batch(901, 3)]
 
 
-def run(directory: Path, settings: TrainingSettings = SETTINGS, gill: Gill | None = None, **kwargs):
+def run(
+    directory: Path,
+    settings: TrainingSettings = SETTINGS,
+    gill: MultimodalLanguageModel | None = None,
+    **kwargs,
+):
     kwargs = {"batches": RandomBatches(), "objective": Objective.released()} | kwargs
     return train(
         gill or tiny_gill(), settings=settings, directory=directory, validation=HELD_OUT, **kwargs

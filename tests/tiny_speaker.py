@@ -5,9 +5,9 @@ import functools
 import pyarrow as pa
 import torch
 from PIL import Image
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 from miniature.backbones import SHIPPED
-from pipeline.gill import Gill
 from pipeline.heads import Heads, HeadSizes
 from pipeline.image_generator import load_image_generator
 from pipeline.language_model import load_language_model
@@ -39,7 +39,7 @@ def tiny_speaker() -> Speaker:
         p=8,
         mapper=MapperSizes(encoder_layers=1, decoder_layers=1),
     )
-    gill = Gill(language_model, Heads(sizes).eval())
+    gill = MultimodalLanguageModel(language_model, Heads(sizes).eval())
     keys = gill.image_key(torch.randn(5, encoder.width)).detach()
     table = pa.table({"row": range(5), "image": [f"{c}.png" for c in COLORS], "caption": COLORS})
     return Speaker(

@@ -1,4 +1,4 @@
-"""GILL assembled: the frozen language model with the trained heads around it.
+"""The multimodal language model: the frozen language model with the trained heads around it.
 
 Three things the model does, one method each: `caption` reads pictures and predicts text,
 `image_tokens` reads captions and predicts [IMG] tokens for training, `image_hidden` reads any
@@ -46,7 +46,7 @@ class ImageTokens:
     """Predictions within the second captions of packed pairs; None where there are none."""
 
 
-class Gill(nn.Module):
+class MultimodalLanguageModel(nn.Module):
     """The frozen language model and the heads, which are moved to its device.
 
     `state_dict()` and `parameters()` hold the heads alone. Heads compute in the language model's
@@ -166,8 +166,8 @@ class Gill(nn.Module):
         A context is a list of parts: int64 ids [T] (start ids are the caller's; ids from n on are
         [IMG] tokens) and visual prefixes [k, e], in reading order.
 
-        >>> parts = [torch.tensor([2, 88, 91]), gill.visual_prefix(pooled)[0]]
-        >>> hidden = gill.image_hidden([parts])
+        >>> parts = [torch.tensor([2, 88, 91]), model.visual_prefix(pooled)[0]]
+        >>> hidden = model.image_hidden([parts])
 
         Raises:
             ValueError: a context with its [IMG] tokens is longer than the model's positions.
