@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.meteor_resources import MAX_PHRASE, MeteorResources
+from pipeline.text_metrics import check_references
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 BEAM = 40
@@ -60,19 +61,13 @@ class Meteor:
         """Score each sentence by its best reference, and the corpus.
 
         For captions, give Penn Treebank words without punctuation, joined by spaces, as the COCO
-        evaluation does: `pipeline.text_metrics.caption_scores`. Each call reads the whole
+        evaluation does: `pipeline.penn_treebank`. Each call reads the whole
         paraphrase table once, some seconds: score a corpus in one call.
 
         Raises:
             ValueError: no sentence, one without reference, or lists of different length.
         """
-        if len(hypotheses) != len(references):
-            raise ValueError(f"{len(hypotheses)} sentences, and references of {len(references)}")
-        if not hypotheses:
-            raise ValueError("no sentence to score")
-        for row, group in enumerate(references):
-            if not group:
-                raise ValueError(f"sentence {row} has no reference")
+        check_references(hypotheses, references)
         ours = [self.resources.words(line) for line in hypotheses]
         theirs = [[self.resources.words(line) for line in group] for group in references]
         paraphrases = self.resources.paraphrases(

@@ -14,16 +14,16 @@ import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from io import BufferedReader
 from pathlib import Path
 
 from pipeline.metrics import MetricUnavailable
+from pipeline.text_metrics import CAPTIONS_EXTRA
 
 JAR = "meteor-1.5.jar"
 PARAPHRASES = "data/paraphrase-en.gz"
 MAX_PHRASE = 7
 """Words in the longest phrase of the paraphrase table."""
-
-_HOW = "install the 'captions' extra: pip install 'gill[captions]'"
 
 # What METEOR holds to be letters: Latin and Cyrillic.
 _LETTER = "A-Za-zŠŽšžŸÀ-ÖØ-öø-žЀ-ԧꙀ-ꙮ꙾-ꚗᴀ-ᵿ"
@@ -78,7 +78,7 @@ class MeteorResources:
         folder = folder or _installed_folder()
         for name in (JAR, PARAPHRASES):
             if not (folder / name).is_file():
-                raise MetricUnavailable(f"METEOR needs {folder / name}: {_HOW}")
+                raise MetricUnavailable(f"METEOR needs {folder / name}: {CAPTIONS_EXTRA}")
         self._stem = _snowball_english()
         self._paraphrase_file = folder / PARAPHRASES
         with zipfile.ZipFile(folder / JAR) as jar:
@@ -160,7 +160,9 @@ class MeteorResources:
             for j in range(i + 1, min(i + MAX_PHRASE, len(words)) + 1)
         }
         found: defaultdict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
-        with gzip.open(self._paraphrase_file) as lines:
+        with gzip.open(self._paraphrase_file) as table:
+            # GzipFile makes each line in Python; a buffered reader is more than twice as fast.
+            lines = BufferedReader(table, 1 << 20)
             for _probability, phrase, paraphrase in zip(lines, lines, lines):
                 if phrase in phrases and paraphrase in phrases:
                     found[tuple(phrase.decode().split())].append(tuple(paraphrase.decode().split()))
@@ -170,7 +172,9 @@ class MeteorResources:
 def _installed_folder() -> Path:
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        raise MetricUnavailable(f"METEOR needs the tables that come with pycocoevalcap: {_HOW}")
+        raise MetricUnavailable(
+            f"METEOR needs the tables that come with pycocoevalcap: {CAPTIONS_EXTRA}"
+        )
     return Path(found.submodule_search_locations[0]) / "meteor"
 
 
@@ -178,12 +182,12 @@ def _snowball_english() -> Callable[[str], str]:
     try:
         import snowballstemmer
     except ModuleNotFoundError:
-        raise MetricUnavailable(f"METEOR needs snowballstemmer below 3: {_HOW}") from None
+        raise MetricUnavailable(f"METEOR needs snowballstemmer below 3: {CAPTIONS_EXTRA}") from None
     stem: Callable[[str], str] = snowballstemmer.stemmer("english").stemWord
     if stem("archaeologist") != "archaeologist":
         raise MetricUnavailable(
             "METEOR needs snowballstemmer below 3, and a later one with other stems is installed: "
-            + _HOW
+            + CAPTIONS_EXTRA
         )
     return stem
 

@@ -14,7 +14,7 @@ from pipeline.captioning import CAPTION_TOKENS, words_after_pictures
 from pipeline.meteor import Meteor
 from pipeline.metrics import MetricUnavailable
 from pipeline.penn_treebank import treebank_words
-from pipeline.text_metrics import bleu, cider, rouge_l
+from pipeline.text_metrics import caption_scores
 from pipeline.vqa_accuracy import vqa_accuracies
 from stages.evaluation_params import EvaluationParams
 from stages.evaluation_pictures import Meter, content_of
@@ -26,6 +26,7 @@ from stages.results import Record, Result
 
 _MAX_ANSWER_TOKENS = 16
 _BATCH = 64
+_BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 
 _Say = Callable[[Sequence[Image.Image], Sequence[str]], list[str]]
 
@@ -65,7 +66,7 @@ def captioning(
         "captions of pictures",
         store,
     )
-    found = _caption_scores(texts, [one.references for one in asked])
+    found = score_captions(texts, [one.references for one in asked])
     scenes = [source.scenes.get(one.image) for one in asked]
     known = [(t, s) for t, s in zip(texts, scenes, strict=True) if s is not None]
     if len(known) == len(texts):
@@ -98,8 +99,8 @@ def visual_questions(
     ]
 
     def answer(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
-        pooled = gill.speaker.encoder.encode_pictures(pictures).float()
-        return words_after_pictures(gill.speaker.gill, pooled, prompts, _MAX_ANSWER_TOKENS)
+        pooled = gill.encoder.encode_pictures(pictures).float()
+        return words_after_pictures(gill.model, pooled, prompts, _MAX_ANSWER_TOKENS)
 
     said = _say(answer, asked, _MAX_ANSWER_TOKENS, "questions about pictures", store)
     texts = [text.partition(".")[0].strip() for text in said]
@@ -128,21 +129,21 @@ def _say(
     return [text for key in keys if (text := store.text(key)) is not None]
 
 
-def _caption_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Found:
-    written = [treebank_words(text) for text in texts]
-    real = [[treebank_words(text) for text in group] for group in references]
-    found = Found(values={"rouge_l": rouge_l(written, real), "cider": cider(written, real)})
-    found.whole |= {f"bleu_{n}": score for n, score in enumerate(bleu(written, real), 1)}
+def score_captions(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Found:
+    """BLEU, ROUGE-L, CIDEr and METEOR of captions as written, or why there is none of it."""
+    written = [" ".join(treebank_words(text)) for text in texts]
+    real = [[" ".join(treebank_words(text)) for text in group] for group in references]
+    found = Found()
     try:
-        meteor = Meteor()
+        scores = caption_scores(written, real)
+        found.values |= {"rouge_l": scores.rouge_l, "cider": scores.cider}
+        found.whole |= dict(zip(_BLEU, scores.bleu, strict=True))
+    except MetricUnavailable as error:
+        found.absent |= dict.fromkeys((*_BLEU, "rouge_l", "cider"), str(error))
+    try:
+        found.whole["meteor"] = Meteor().score(written, real).corpus
     except MetricUnavailable as error:
         found.absent["meteor"] = str(error)
-        return found
-    scores = meteor.score(
-        [" ".join(words) for words in written],
-        [[" ".join(words) for words in group] for group in real],
-    )
-    found.whole["meteor"] = scores.corpus
     return found
 
 
