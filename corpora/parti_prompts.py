@@ -2,7 +2,6 @@
 
     PartiPrompts.tsv                 Prompt Category Challenge Note             -> PartiPrompt
     PartiPromptsAllDecisions_*.tsv   ... Decisions ("ret,gen,gen,same,gen")     -> VotedPrompt
-    PartiPromptsDecisionsConfident   ... Decision  ("gen")                      -> LabelledPrompt
 
 A vote says which picture suits the prompt better: the generated one ("gen"), the retrieved one
 ("ret"), or neither more than the other ("same"). Paper: section 3.3, appendices C and F.
@@ -22,9 +21,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from corpora.records import CorpusError
+from gill_errors import InputError
 
-PROMPT_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
-VOTES = ("gen", "ret", "same")
+_PROMPT_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
+_VOTE_COLUMNS = (*_PROMPT_COLUMNS, "Decisions")
+_VOTES = ("gen", "ret", "same")
 
 _Record = TypeVar("_Record")
 
@@ -47,17 +48,9 @@ class VotedPrompt:
     votes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledPrompt:
-    """A prompt and the label its votes agree on ("same": they do not agree on a side)."""
-
-    prompt: PartiPrompt
-    label: str
-
-
 def read_prompts(path: Path) -> list[PartiPrompt]:
     """The prompts of PartiPrompts.tsv. CorpusError names the file, the line and what is wrong."""
-    return _read(path, PROMPT_COLUMNS, lambda fields: PartiPrompt(*fields))
+    return _read(path, _PROMPT_COLUMNS, lambda fields: PartiPrompt(*fields))
 
 
 def read_votes(path: Path) -> list[VotedPrompt]:
@@ -66,30 +59,31 @@ def read_votes(path: Path) -> list[VotedPrompt]:
     def record(fields: list[str]) -> VotedPrompt:
         votes = tuple(fields[4].split(","))
         for vote in votes:
-            _check_vote(vote)
+            if vote not in _VOTES:
+                raise InputError(f"vote {vote!r} is none of {', '.join(_VOTES)}")
         return VotedPrompt(PartiPrompt(*fields[:4]), votes)
 
-    return _read(path, (*PROMPT_COLUMNS, "Decisions"), record)
-
-
-def read_labels(path: Path) -> list[LabelledPrompt]:
-    """Prompts with their agreed label, as released with the paper (column `Decision`)."""
-
-    def record(fields: list[str]) -> LabelledPrompt:
-        return LabelledPrompt(PartiPrompt(*fields[:4]), _check_vote(fields[4]))
-
-    return _read(path, (*PROMPT_COLUMNS, "Decision"), record)
+    return _read(path, _VOTE_COLUMNS, record)
 
 
 def write_votes(path: Path, rows: Iterable[VotedPrompt]) -> None:
     """Write what `read_votes` reads, whole or not at all."""
-    decisions = ((row.prompt, ",".join(row.votes)) for row in rows)
-    _write(path, (*PROMPT_COLUMNS, "Decisions"), decisions)
-
-
-def write_labels(path: Path, rows: Iterable[LabelledPrompt]) -> None:
-    """Write what `read_labels` reads, whole or not at all."""
-    _write(path, (*PROMPT_COLUMNS, "Decision"), ((row.prompt, row.label) for row in rows))
+    lines = ["\t".join(_VOTE_COLUMNS)]
+    for row in rows:
+        prompt = row.prompt
+        fields = (prompt.prompt, prompt.category, prompt.challenge, prompt.note)
+        for field in fields:
+            if any(character in field for character in "\t\n\r"):
+                raise CorpusError(
+                    f"{path}: {field!r} holds a tab or a line break, which this format cannot store"
+                )
+        lines.append("\t".join((*fields, ",".join(row.votes))))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        temporary.write_bytes(("\n".join(lines) + "\n").encode())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def agreed_label(votes: Sequence[str]) -> str:
@@ -106,11 +100,6 @@ def agreed_label(votes: Sequence[str]) -> str:
         if count[side] >= 3 and count[other] <= 1:
             return side
     return "same"
-
-
-def label_votes(rows: Iterable[VotedPrompt]) -> list[LabelledPrompt]:
-    """The agreed label of every row, in the same order."""
-    return [LabelledPrompt(row.prompt, agreed_label(row.votes)) for row in rows]
 
 
 def paper_split(labels: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -135,7 +124,7 @@ def percent_agreement(votes: Sequence[Sequence[str]]) -> float:
     """
     shares = [_pair_agreement(Counter(row)) for row in votes if len(row) >= 2]
     if not shares:
-        raise ValueError("agreement needs at least one prompt with two votes")
+        raise InputError("agreement needs at least one prompt with two votes")
     return sum(shares) / len(shares)
 
 
@@ -156,12 +145,6 @@ def fleiss_kappa(votes: Sequence[Sequence[str]]) -> float:
 def _pair_agreement(count: Counter[str]) -> float:
     number = sum(count.values())
     return sum(n * (n - 1) for n in count.values()) / (number * (number - 1))
-
-
-def _check_vote(vote: str) -> str:
-    if vote not in VOTES:
-        raise ValueError(f"vote {vote!r} is none of {', '.join(VOTES)}")
-    return vote
 
 
 def _read(
@@ -187,21 +170,3 @@ def _read(
         except ValueError as error:
             raise CorpusError(f"{path}:{number}: {error}") from error
     return rows
-
-
-def _write(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[PartiPrompt, str]]) -> None:
-    lines = ["\t".join(columns)]
-    for prompt, decision in rows:
-        fields = (prompt.prompt, prompt.category, prompt.challenge, prompt.note, decision)
-        for field in fields:
-            if any(character in field for character in "\t\n\r"):
-                raise CorpusError(
-                    f"{path}: {field!r} holds a tab or a line break, which this format cannot store"
-                )
-        lines.append("\t".join(fields))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        temporary.write_bytes(("\n".join(lines) + "\n").encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

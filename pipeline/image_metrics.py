@@ -19,37 +19,22 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 
+from gill_errors import InputError
 from pipeline.metrics import MetricUnavailable
 
-FID_CONVENTION = (
-    "FID: torch-fidelity's port of the 2015-12-05 TensorFlow Inception, pool_3 features (2048), "
-    "8-bit RGB resized to 299x299 as TensorFlow 1 does, unbiased covariances"
-)
-LPIPS_CONVENTION = (
-    "LPIPS: lpips package, version 0.1 with AlexNet, RGB in [-1, 1] resized to 256x256 "
-    "(bilinear, antialiased), as in the released evaluation"
-)
 LPIPS_SIZE = 256
 _HOW = "pip install 'gill[image-metrics]'"
 
 
-class ImageMetricWeights(BaseModel):
-    """Files of published weights; a metric without its file is reported as absent."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    inception: Path | None = Field(
-        None,
-        description="Inception of FID: weights-inception-2015-12-05-6726825d.pth (torch-fidelity) "
-        "or pt_inception-2015-12-05-6726825d.pth (pytorch-fid)",
-    )
-    alexnet: Path | None = Field(
-        None, description="AlexNet of LPIPS: alexnet-owt-7be5be79.pth (torchvision)"
-    )
+# What is named where a file is missing; `evaluation` in the params says where they are.
+_INCEPTION_FILE = (
+    "Inception of FID: weights-inception-2015-12-05-6726825d.pth (torch-fidelity) "
+    "or pt_inception-2015-12-05-6726825d.pth (pytorch-fid)"
+)
+_ALEXNET_FILE = "AlexNet of LPIPS: alexnet-owt-7be5be79.pth (torchvision)"
 
 
 def frechet_distance(
@@ -72,10 +57,10 @@ def frechet_distance(
     for name, features in (("generated", generated), ("real", real)):
         array = torch.as_tensor(features).detach().to("cpu", torch.float64)
         if len(array) < 2:
-            raise ValueError(f"a covariance needs two {name} pictures, and there is {len(array)}")
+            raise InputError(f"a covariance needs two {name} pictures, and there is {len(array)}")
         if not array.isfinite().all():
             row = int((~array.isfinite()).any(dim=1).nonzero()[0, 0])
-            raise ValueError(f"{name} picture {row} has features that are not finite")
+            raise InputError(f"{name} picture {row} has features that are not finite")
         mean = array.mean(dim=0)
         means.append(mean)
         triangle = torch.linalg.qr(array - mean, mode="r").R
@@ -90,19 +75,11 @@ def frechet_distance(
 def frechet_inception_distance(
     generated: Float[Tensor, "N 2048"], real: Float[Tensor, "M 2048"]
 ) -> float:
-    """FID (Tables 3, 4 and 8) from features of `InceptionFeatures`: see `FID_CONVENTION`.
+    """FID (Tables 3, 4 and 8) from features of `InceptionFeatures`.
 
-    The paper takes 30 000 pictures for COCO and does not name its implementation; conventions
-    differ by tenths.
-
-    Raises:
-        ValueError: as `frechet_distance`.
-    """
-    return frechet_distance(generated, real)
-
-
-def frechet_clip_distance(generated: Float[Tensor, "N d"], real: Float[Tensor, "M d"]) -> float:
-    """The Frechet distance between CLIP image embeddings: not FID, and not comparable with it.
+    Convention: torch-fidelity's port of the 2015-12-05 TensorFlow Inception, pool_3 features, 8-bit
+    RGB resized to 299x299 as TensorFlow 1 does, unbiased covariances. The paper takes 30 000
+    pictures for COCO and does not name its implementation; conventions differ by tenths.
 
     Raises:
         ValueError: as `frechet_distance`.
@@ -114,14 +91,14 @@ class InceptionFeatures:
     """The network of FID: pictures to features of 2048.
 
     Args:
-        weights: one of the files named in `ImageMetricWeights`.
+        weights: Inception of FID, from torch-fidelity or pytorch-fid.
 
     Raises:
         MetricUnavailable: no file, or torch-fidelity is not installed; says how to get it.
     """
 
     def __init__(self, weights: Path | None, device: str | torch.device = "cpu") -> None:
-        path = _present("FID", "inception", weights)
+        path = _present("FID", _INCEPTION_FILE, weights)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError:
@@ -135,7 +112,7 @@ class InceptionFeatures:
                     "fid", ["2048"], feature_extractor_weights_path=str(copy)
                 )
             except RuntimeError as error:
-                raise ValueError(f"{path} does not hold the Inception of FID: {error}") from error
+                raise InputError(f"{path} does not hold the Inception of FID: {error}") from error
         self.device = torch.device(device)
         self._network.to(self.device)
 
@@ -149,7 +126,7 @@ class InceptionFeatures:
             ValueError: no picture.
         """
         if not pictures:
-            raise ValueError("no picture to encode")
+            raise InputError("no picture to encode")
         return torch.cat(
             [
                 self._network(batch.to(self.device))[0].cpu()
@@ -161,18 +138,19 @@ class InceptionFeatures:
 class LearnedPerceptualDistance:
     """LPIPS (Zhang et al. 2018): distance of two pictures in AlexNet's layers, lower is closer.
 
-    See `LPIPS_CONVENTION`: it is that of the released evaluation. The lpips wheel brings the
-    calibration of the layers, and not AlexNet itself.
+    Convention, that of the released evaluation: lpips package, version 0.1 with AlexNet, RGB in
+    [-1, 1] resized to 256x256 (bilinear, antialiased). The lpips wheel brings the calibration of
+    the layers, and not AlexNet itself.
 
     Args:
-        alexnet: the file named in `ImageMetricWeights`.
+        alexnet: torchvision's AlexNet.
 
     Raises:
         MetricUnavailable: no file, or lpips is not installed; says how to get it.
     """
 
     def __init__(self, alexnet: Path | None, device: str | torch.device = "cpu") -> None:
-        path = _present("LPIPS", "alexnet", alexnet)
+        path = _present("LPIPS", _ALEXNET_FILE, alexnet)
         try:
             import lpips
         except ModuleNotFoundError:
@@ -184,7 +162,7 @@ class LearnedPerceptualDistance:
         try:
             self._network.net.load_state_dict({name: published[names[name]] for name in layers})
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} does not hold torchvision's AlexNet: {error}") from error
+            raise InputError(f"{path} does not hold torchvision's AlexNet: {error}") from error
         self.device = torch.device(device)
         self._network.to(self.device).eval()
 
@@ -201,9 +179,9 @@ class LearnedPerceptualDistance:
             ValueError: no pair, or lists of different length.
         """
         if len(generated) != len(real):
-            raise ValueError(f"{len(generated)} generated pictures and {len(real)} real ones")
+            raise InputError(f"{len(generated)} generated pictures and {len(real)} real ones")
         if not generated:
-            raise ValueError("no pair of pictures to compare")
+            raise InputError("no pair of pictures to compare")
         parts = []
         for first in range(0, len(generated), batch_size):
             part = slice(first, first + batch_size)
@@ -235,8 +213,7 @@ def _batches_of_one_size(
             yield torch.stack([_pixels(p) for p in same_size[first : first + batch_size]])
 
 
-def _present(metric: str, field: str, path: Path | None) -> Path:
-    what = ImageMetricWeights.model_fields[field].description
+def _present(metric: str, what: str, path: Path | None) -> Path:
     if path is None:
         raise MetricUnavailable(f"{metric} needs published weights, and params name none. {what}")
     if not path.is_file():
@@ -247,5 +224,5 @@ def _present(metric: str, field: str, path: Path | None) -> Path:
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise ValueError(f"{path} is not a state dict: it holds more than named tensors")
+        raise InputError(f"{path} is not a state dict: it holds more than named tensors")
     return state

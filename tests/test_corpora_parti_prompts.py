@@ -11,13 +11,10 @@ from corpora.parti_prompts import (
     VotedPrompt,
     agreed_label,
     fleiss_kappa,
-    label_votes,
     paper_split,
     percent_agreement,
-    read_labels,
     read_prompts,
     read_votes,
-    write_labels,
     write_votes,
 )
 from corpora.records import CorpusError
@@ -28,11 +25,18 @@ def released(shared_data: Path) -> Path:
     return shared_data / "parti_prompts"
 
 
-def test_the_agreement_rule_gives_the_released_labels(released: Path) -> None:
+@pytest.fixture(scope="module")
+def labels(released: Path) -> list[str]:
+    """Those released with the paper, in the order of the prompts."""
+    lines = (released / "PartiPromptsDecisionsConfident.tsv").read_text("utf-8").splitlines()
+    assert lines[0].split("\t")[4] == "Decision"
+    return [line.split("\t")[4] for line in lines[1:]]
+
+
+def test_the_agreement_rule_gives_the_released_labels(released: Path, labels: list[str]) -> None:
     voted = read_votes(released / "PartiPromptsAllDecisions_Alignment.tsv")
-    labels = read_labels(released / "PartiPromptsDecisionsConfident.tsv")
-    assert label_votes(voted) == labels
-    assert Counter(row.label for row in labels) == {"gen": 592, "ret": 319, "same": 721}
+    assert [agreed_label(row.votes) for row in voted] == labels
+    assert Counter(labels) == {"gen": 592, "ret": 319, "same": 721}
     assert Counter(len(row.votes) for row in voted) == {5: 1630, 4: 2}
 
 
@@ -51,14 +55,10 @@ def test_writing_gives_back_the_bytes_that_were_read(released: Path, tmp_path: P
     voted = released / "PartiPromptsAllDecisions_Alignment.tsv"
     write_votes(tmp_path / "votes.tsv", read_votes(voted))
     assert (tmp_path / "votes.tsv").read_bytes() == voted.read_bytes()
-    labels = released / "PartiPromptsDecisionsConfident.tsv"
-    write_labels(tmp_path / "labels.tsv", read_labels(labels))
-    assert (tmp_path / "labels.tsv").read_bytes() == labels.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.tsv", "votes.tsv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["votes.tsv"]
 
 
-def test_paper_split_has_the_class_counts_of_appendix_c(released: Path) -> None:
-    labels = [row.label for row in read_labels(released / "PartiPromptsDecisionsConfident.tsv")]
+def test_paper_split_has_the_class_counts_of_appendix_c(labels: list[str]) -> None:
     train, test = paper_split(labels)
     assert len(train) == 600
     assert Counter(labels[position] for position in test) == {"gen": 201, "ret": 110}
