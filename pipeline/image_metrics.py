@@ -63,6 +63,7 @@ def frechet_distance(
             raise InputError(f"{name} picture {row} has features that are not finite")
         mean = array.mean(dim=0)
         means.append(mean)
+        # [min(N, D), D]: all of the features that their covariance knows.
         triangle = torch.linalg.qr(array - mean, mode="r").R
         factors.append(triangle / math.sqrt(len(array) - 1))
     ours, theirs = factors

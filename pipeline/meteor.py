@@ -248,12 +248,14 @@ def _best_alignment(matches: Sequence[_Match], reference_length: int) -> tuple[_
 
     Matches without a rival are settled first.
     """
+    # Matches by the word of the reference they start at, and how many matches want each word.
     starting: list[list[_Match]] = [[] for _ in range(reference_length)]
     coverage: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     for match in matches:
         starting[match.reference.start].append(match)
         for count, span in zip(coverage, match.spans):
             count.update(span)
+    # Without a rival: no other match wants one of its words, on either side.
     settled = {
         match.reference.start: match
         for match in matches
@@ -264,6 +266,8 @@ def _best_alignment(matches: Sequence[_Match], reference_length: int) -> tuple[_
         frozenset(i for match in settled.values() for i in match.hypothesis),
         frozenset(j for match in settled.values() for j in match.reference),
     )
+    # Every path decides the same word of the reference in the same round. Words under a longer
+    # match are decided with it, and the path waits until the others have come as far.
     paths = [_Path(used=used)]
     for position in range(reference_length):
         extended: list[_Path] = []

@@ -63,6 +63,7 @@ class CellScores:
     ) -> list[Float[np.ndarray, "S N"]] | None:
         """Each term's scores, on the seeds and examples that all terms have; None without any."""
         seeds = self.seeds([term.variant for term in terms])
+        # Per term and seed a table from example to score; then the examples that are in all.
         found = [
             [self._examples(t.variant, s).get((t.set, f"{t.method}.{metric}"), {}) for s in seeds]
             for t in terms
