@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from corpora.parti_prompts import PartiPrompt, VotedPrompt
 from corpora.pictures import PictureError, open_picture
+from gill_errors import InputError
 
 Question = Literal["relevant", "realistic"]
 Choice = Literal["A", "same", "B"]
@@ -55,7 +56,7 @@ ORDER BY pair, annotator
 """
 
 
-class AnnotationError(ValueError):
+class AnnotationError(InputError):
     """A study or an answer cannot be used: what is wrong, where, and what to do."""
 
 

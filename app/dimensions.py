@@ -12,28 +12,29 @@ from typing import Any, Literal
 
 from app.artifacts import Artifacts
 from cache import open_store
+from gill_errors import GillError
 from pipeline.backbones import Backbone, Backbones, Role
 from pipeline.checkpoint import read_record
 
 Part = Literal["features", "targets", "heads"]
 
 
-class DimensionError(Exception):
+class DimensionError(GillError):
     """Parts that belong to different models; one line for each disagreement, and what to do."""
 
 
 def check_dimensions(
     artifacts: Artifacts,
     reads: tuple[Part, ...],
-    checkpoint: str = "last.safetensors",
     wanted: Mapping[str, Any] | None = None,
+    checkpoint: str = "last.safetensors",
 ) -> None:
     """Refuse parts that do not fit the manifest of the frozen models.
 
     Args:
         reads: which parts are about to be read; one that does not exist is left to who reads it.
-        checkpoint: the trained heads, below `artifacts.model`.
         wanted: the params section `backbones`: the manifest must be what it asks for.
+        checkpoint: the trained heads, below `artifacts.model`.
 
     Raises DimensionError naming both sides of every disagreement, and BackboneError where there is
     no manifest.
@@ -82,10 +83,7 @@ def _unlike_params(
     """The manifest is of other models than the params name: they were changed since."""
     for role in Backbones.model_fields if wanted else ():
         pinned: Backbone = getattr(backbones, role)
-        source = wanted[role]
-        if source == "miniature":
-            source = str(manifest.parent / "miniature" / role)
-        if not _same(source, pinned.source):
+        if not _same(wanted[role], pinned.source):
             yield (
                 f"backbones.{role} is {wanted[role]}, but {manifest} pins {pinned.source}: "
                 "run `stages prepare-backbones`"

@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from app.report_curves import Curves, draw
+from gill_errors import GillError
 
 LARGEST_PAGE = 10_000_000
 _SIDES = (256, 160, 96, 64)
@@ -29,7 +30,7 @@ _SIDES = (256, 160, 96, 64)
 Tone = Literal["good", "bad", "quiet", "plain"]
 
 
-class ReportError(Exception):
+class ReportError(GillError):
     """A page that cannot be written; the message says why."""
 
 

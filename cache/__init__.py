@@ -58,7 +58,8 @@ from cache.scale_out import (
     map_in_order,
     map_tasks,
 )
-from cache.shuffled_rows import ReadingParams, ShuffledRows, StoresDifferError
+from cache.sharing import share_store
+from cache.shuffled_rows import ReadingOrder, ReadingParams, ShuffledRows, StoresDifferError
 from cache.store import (
     EmbeddingStore,
     NotAStoreError,
@@ -81,6 +82,7 @@ __all__ = [
     "FirstPositionVariesError",
     "NotAStoreError",
     "Progress",
+    "ReadingOrder",
     "ReadingParams",
     "Roles",
     "RowStatus",
@@ -110,6 +112,7 @@ __all__ = [
     "read_rows",
     "repair",
     "row_panel",
+    "share_store",
     "store_panel",
     "verify",
     "view_row",

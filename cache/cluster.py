@@ -19,13 +19,14 @@ import cloudpickle
 import distributed
 
 from cache.scale_out import Call, Lost, OnResult, UnfitWorkerError, logger, visible_gpus
+from gill_errors import GillError
 
 FILE_WAIT = 60.0  # seconds that a scheduler may take to write its scheduler file
 WORKER_WAIT = 300.0  # seconds that the first worker may take to come
 SILENCE = 30.0  # seconds without a result after which it is asked whether there is a worker at all
 
 
-class SchedulerUnreachableError(RuntimeError):
+class SchedulerUnreachableError(GillError, RuntimeError):
     """There is no scheduler at the address, it went away, or it has no worker."""
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from gill_errors import InputError
+
 # Rounding in different batch shapes moves a float16 result by a few units in the last place, each
 # about 2e-7 in relative squared error; what truly depends on the row moves it by far more.
 SHARED_FIRST_TOLERANCE = 1e-5
@@ -48,7 +50,7 @@ class Codec(BaseModel):
         return self.dtype != "float32"
 
 
-class FirstPositionVariesError(ValueError):
+class FirstPositionVariesError(InputError):
     """`share_first` was asked for an encoder whose first position depends on the row."""
 
 
@@ -89,10 +91,10 @@ def fit(codec: Codec, sample: np.ndarray) -> FittedCodec:
     if not needs_fitting(codec):
         return FittedCodec(codec.dtype)
     if len(sample) == 0:
-        raise ValueError("no row of the sample could be read: nothing to fit the codec to")
+        raise InputError("no row of the sample could be read: nothing to fit the codec to")
     values = sample.astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError("the sample holds values that are not finite: the codec cannot be fitted")
+        raise InputError("the sample holds values that are not finite: the codec cannot be fitted")
     first = None
     if codec.share_first:
         first = values[0, 0].copy()

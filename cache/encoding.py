@@ -23,6 +23,7 @@ from cache.lock import current_run
 from cache.memory import Memory
 from cache.shards import shard_content, shard_path
 from cache.store import EmbeddingStore, RowStatus, ShardResult
+from gill_errors import InputError
 
 CASTS_AHEAD = 8  # batches that wait to be cast
 
@@ -197,7 +198,7 @@ def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:
         # Not looked at here: numbers may still be on their way from a GPU.
         found = np.shape(values[name]) if name in values else "nothing"
         if found != expected:
-            raise ValueError(f"encode: expected {name!r} of shape {expected}, got {found}")
+            raise InputError(f"encode: expected {name!r} of shape {expected}, got {found}")
         draft.casts.append(draft.helping.submit(_cast, draft, name, index, values[name]))
     while len(draft.casts) > CASTS_AHEAD:
         draft.casts.popleft().result()

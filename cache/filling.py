@@ -30,6 +30,7 @@ from cache.store import (
     open_store,
     remove_store,
 )
+from gill_errors import GillError
 
 SAMPLE_ROWS = 256  # spread evenly over the table, for codecs that are fitted to the data
 
@@ -74,7 +75,7 @@ class FillReport:
         return "\n".join(lines)
 
 
-class ShardsLostError(RuntimeError):
+class ShardsLostError(GillError, RuntimeError):
     """Some shards could not be done, as their workers died under them; run again."""
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cache.codec import Codec
+from gill_errors import InputError
 
 MAX_FILES = 4000  # of one store: file systems, backups and object listings stay quick
 BOOKKEEPING_CHUNK = 131_072  # rows
@@ -68,9 +69,9 @@ class ArraySpec(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> ArraySpec:
         if not self.dims or min(self.dims.values()) < 1:
-            raise ValueError(f"every axis needs a size of at least 1, got {self.dims}")
+            raise InputError(f"every axis needs a size of at least 1, got {self.dims}")
         if self.codec.share_first and (len(self.dims) < 2 or self.shape[0] < 2):
-            raise ValueError(f"share_first needs positions and channels, got the axes {self.dims}")
+            raise InputError(f"share_first needs positions and channels, got the axes {self.dims}")
         return self
 
 
@@ -95,7 +96,7 @@ class StoreSpec(BaseModel):
         names += list(self.constants)
         for name in names:
             if not name.isidentifier() or name.startswith("row_") or names.count(name) > 1:
-                raise ValueError(
+                raise InputError(
                     f"array name {name!r} is taken, starts with row_ or is no identifier"
                 )
         sizes: dict[str, int] = {}
@@ -103,7 +104,7 @@ class StoreSpec(BaseModel):
         for dims in [*everything, *(a.stored_dims for a in self.arrays.values())]:
             for axis, size in dims.items():
                 if axis in ("row", "reason_byte") or sizes.setdefault(axis, size) != size:
-                    raise ValueError(
+                    raise InputError(
                         f"axis {axis!r} is reserved or has two sizes ({sizes.get(axis)}, {size}): "
                         "xarray needs one size per axis name"
                     )
@@ -141,7 +142,7 @@ class StoreSpec(BaseModel):
             self.model_copy(update={"shard_rows": better}).most_files(num_rows) > MAX_FILES
         ):
             better *= 2
-        raise ValueError(
+        raise InputError(
             f"{num_rows:,} rows in shards of {self.shard_rows} would make "
             f"{self.most_files(num_rows):,} files, more than {MAX_FILES:,}: set shard_rows to "
             f"{better}"

@@ -16,6 +16,8 @@ import fsspec
 import zarr.abc.store
 from zarr.storage import FsspecStore, LocalStore
 
+from gill_errors import GillError, InputError
+
 PARTIAL_SUFFIX = (
     ".partial"  # what zarr's local store calls a file that is not yet renamed into place
 )
@@ -34,7 +36,7 @@ class Location:
     @property
     def path(self) -> Path:
         if not self.is_local:
-            raise ValueError(f"{self.url} is not a local folder")
+            raise InputError(f"{self.url} is not a local folder")
         return Path(self.url)
 
     def beside(self, suffix: str) -> Location:
@@ -175,7 +177,7 @@ def locate(where: str | Path | Location) -> Location:
     return Location(os.path.abspath(text), is_local=True)
 
 
-class WriteFailedError(OSError):
+class WriteFailedError(GillError, OSError):
     """The store cannot be written: full disk, no permission, read-only."""
 
 

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 import psutil
 
 from cache.location import Location, explained
+from gill_errors import GillError
 
 
-class StoreLockedError(RuntimeError):
+class StoreLockedError(GillError, RuntimeError):
     """Another run is filling, repairing or removing this store."""
 
 

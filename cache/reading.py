@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cache.codec import decode
 from cache.store import EmbeddingStore, RowStatus, open_store
+from gill_errors import GillError
 
 
 class Batch(NamedTuple):
@@ -22,11 +23,11 @@ class Batch(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
-class RowsUnavailableError(LookupError):
+class RowsUnavailableError(GillError, LookupError):
     """Rows were asked for that are pending or failed, or do not exist."""
 
 
-class DamagedRowsError(RuntimeError):
+class DamagedRowsError(GillError, RuntimeError):
     """Stored rows do not match their checksums."""
 
 

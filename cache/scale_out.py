@@ -31,6 +31,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from gill_errors import GillError, InputError
+
 ATTEMPTS = 3  # times that a task may lose its worker before it is given up
 ROUND = 64  # tasks per worker that are handed to a local scheduler together
 WAVE = 64  # results that wait to be put in order
@@ -64,17 +66,17 @@ class ScaleOutParams(BaseModel):
     def _known(cls, value: str) -> str:
         local = ("single", "threads", "processes", "local-cluster")
         if value not in local and "://" not in value and not value.endswith(".json"):
-            raise ValueError(
+            raise InputError(
                 f"{value!r} is no scheduler: {', '.join(local)}, an address, a scheduler file"
             )
         return value
 
 
-class TasksLostError(RuntimeError):
+class TasksLostError(GillError, RuntimeError):
     """Some tasks could not be done, as their workers died under them; all others are done."""
 
 
-class UnfitWorkerError(RuntimeError):
+class UnfitWorkerError(GillError, RuntimeError):
     """A worker sees other files, or has other libraries, than the process that started the run."""
 
 

@@ -20,6 +20,7 @@ from zarr.storage import MemoryStore
 
 from cache.codec import zarr_compressors
 from cache.layout import StoreSpec
+from gill_errors import InputError
 
 INDEX_ENTRY = np.dtype([("offset", "<u8"), ("nbytes", "<u8")])
 NOT_STORED = 2**64 - 1  # an inner chunk of zeros has no bytes
@@ -28,7 +29,7 @@ NOT_STORED = 2**64 - 1  # an inner chunk of zeros has no bytes
 Buffer: TypeAlias = bytes | memoryview
 
 
-class DamagedShardError(ValueError):
+class DamagedShardError(InputError):
     """A shard file cannot be read as what it should be."""
 
 

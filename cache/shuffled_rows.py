@@ -24,10 +24,11 @@ from cache.reading import (
 )
 from cache.row_sources import RowSource, row_source
 from cache.store import EmbeddingStore, RowStatus
+from gill_errors import InputError
 
 
-class ReadingParams(BaseModel):
-    """How shuffled rows are read. block_rows and buffer_rows are part of the order of an epoch."""
+class ReadingOrder(BaseModel):
+    """What decides the order of an epoch, and which rows it has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +41,6 @@ class ReadingParams(BaseModel):
         description="Rows that are mixed: of compressed or remote stores two such buffers are held "
         "in memory, of others the system's page cache serves.",
     )
-    prefetch: int = Field(default=2, ge=1, description="Batches made ahead of the consumer.")
     on_damage: Literal["stop", "skip"] = Field(
         default="stop",
         description="A row that fails its checksum when it is first read, or when its file has "
@@ -48,7 +48,13 @@ class ReadingParams(BaseModel):
     )
 
 
-class StoresDifferError(ValueError):
+class ReadingParams(ReadingOrder):
+    """How shuffled rows are read."""
+
+    prefetch: int = Field(default=2, ge=1, description="Batches made ahead of the consumer.")
+
+
+class StoresDifferError(InputError):
     """Stores that should hold the same rows do not."""
 
 
@@ -86,7 +92,7 @@ class ShuffledRows:
         params: ReadingParams | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not below world_size {world_size}")
+            raise InputError(f"rank {rank} is not below world_size {world_size}")
         stores: dict[str, EmbeddingStore] = {}
         self._sources: dict[str, RowSource] = {}
         for output, (where, name) in sources.items():

@@ -28,6 +28,7 @@ from cache.layout import (
 )
 from cache.location import Location, explained, locate
 from cache.shards import ShardFile, create_data_array, shard_path
+from gill_errors import InputError
 
 ATTRIBUTE = "embedding_cache"
 FORMAT = 1
@@ -39,11 +40,11 @@ class RowStatus(IntEnum):
     FAILED = 2
 
 
-class NotAStoreError(ValueError):
+class NotAStoreError(InputError):
     """What lies there is no embedding store, or one whose making was interrupted."""
 
 
-class StoreMismatchError(ValueError):
+class StoreMismatchError(InputError):
     """The store was made by another model, preprocessing or layout than the one asked for."""
 
 
@@ -331,7 +332,7 @@ class EmbeddingStore:
         for name, dims in self.spec.constants.items():
             found = np.asarray(constants[name]).shape if name in constants else "nothing"
             if found != tuple(dims.values()):
-                raise ValueError(f"constant {name!r}: expected {tuple(dims.values())}, got {found}")
+                raise InputError(f"constant {name!r}: expected {tuple(dims.values())}, got {found}")
             with explained(self.location):
                 self._write_once(name, np.asarray(constants[name], np.float32), list(dims))
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from corpora import tar_shards
 from corpora.records import CorpusError, Exclusion
+from gill_errors import InputError
 
 MAX_LINE_BYTES = 2**20
 PICTURE_SUFFIXES = frozenset(
@@ -281,7 +282,7 @@ class _TarSource(CaptionSource):
         if part is None:
             return ""
         if part.size > MAX_LINE_BYTES:
-            raise ValueError(f"{part.name} has {part.size} bytes")
+            raise InputError(f"{part.name} has {part.size} bytes")
         text = tar_shards.read(shard, tar_shards.Location(part.offset, part.size, "")).decode()
         if "txt" in by_suffix:
             return text

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from corpora.caption_sources import CaptionTableError
 from corpora.records import CaptionRow
+from gill_errors import InputError
 
 SPLITS = ("train", "val", "test")
 _FORMAT = b"1"
@@ -209,13 +210,13 @@ class CaptionTable:
     def fingerprint_of(self, rows: int) -> str:
         """The fingerprint of the first `rows` rows alone. Raises ValueError for more than N."""
         if not 0 <= rows <= len(self):
-            raise ValueError(f"{self.path} has {len(self)} rows, not {rows}")
+            raise InputError(f"{self.path} has {len(self)} rows, not {rows}")
         return self.fingerprint if rows == len(self) else _fingerprint(self._keys(rows))
 
     def rows_of_split(self, split: str) -> np.ndarray:
         """int64 [n], ascending: the rows of one split. Raises ValueError for an unknown one."""
         if split not in SPLITS:
-            raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+            raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
         mask = pc.equal(self._whole("split").cast(pa.string()), split)
         return np.flatnonzero(mask.to_numpy())
 

@@ -34,6 +34,7 @@ from corpora.caption_table import SPLITS, CaptionTable, CaptionTableWriter, Chec
 from corpora.picture_checks import CheckLevel, PictureChecks, Verdict
 from corpora.pictures import MAX_PIXELS, is_url
 from corpora.records import Exclusion
+from gill_errors import InputError
 
 __all__ = [
     "CaptionParams",
@@ -83,14 +84,11 @@ class CaptionParams(BaseModel):
     allow_outside: bool = Field(
         default=False, description="accept absolute paths and paths that leave images_dir"
     )
-    workers: int = Field(
-        default=0, ge=0, description="threads that check pictures; 0: one per core"
-    )
 
     @model_validator(mode="after")
     def _leaves_something_to_train(self) -> "CaptionParams":
         if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction must be less than 1")
+            raise InputError("val_fraction + test_fraction must be less than 1")
         return self
 
 
@@ -146,16 +144,20 @@ def check_captions(
     params: CaptionParams,
     out: Path,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    journal: Path | None = None,
+    workers: int = 0,
 ) -> CaptionReport:
     """Checks a caption table and writes, beside each other and each of them atomically,
 
         OUT.parquet        the kept rows in the order of the source
         OUT.report.json    the CaptionReport
         OUT.excluded.tsv   file, row, reason and detail of each row that was left out
-        OUT.pictures.sqlite   the verdicts on the pictures, so that the next check is cheap
+    `out` names the first of them. The same source gives the same bytes. Rows added at the end of a
+    source leave the earlier rows of the table as they were.
 
-    `out` names the first of them. The same source gives the same bytes, except the last. Rows
-    added at the end of a source leave the earlier rows of the table as they were.
+    journal: keeps the verdicts on the pictures, so that the next check is cheap; by default
+        OUT.pictures.sqlite. workers: threads that check pictures; 0: one per core.
 
     Raises:
         CaptionTableError: the source cannot be used, or no row of it can.
@@ -165,7 +167,10 @@ def check_captions(
     tally = _Tally()
     with (
         PictureChecks(
-            out.with_suffix(".pictures.sqlite"), params.check, params.max_pixels, params.workers
+            journal or out.with_suffix(".pictures.sqlite"),
+            params.check,
+            params.max_pixels,
+            workers,
         ) as pictures,
         CaptionTableWriter(out, source.root) as table,
         _ExclusionWriter(out.with_suffix(".excluded.tsv")) as excluded,

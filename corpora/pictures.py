@@ -32,6 +32,7 @@ from PIL import (
 )
 
 from corpora import tar_shards
+from gill_errors import GillError
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20
@@ -72,7 +73,7 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
 }
 
 
-class PictureError(Exception):
+class PictureError(GillError):
     """A picture that cannot be shown: a short `kind` to count by, a `detail` to read, and the
     `reference` under which it was asked for."""
 

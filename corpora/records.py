@@ -13,8 +13,10 @@ It is None where the reader was given no folder of pictures.
 from collections import Counter
 from dataclasses import dataclass, field
 
+from gill_errors import InputError
 
-class CorpusError(ValueError):
+
+class CorpusError(InputError):
     """A file as a whole cannot be used: what is wrong, in which file, and what to do."""
 
 

@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gill_errors import InputError
+
 _REFERENCE = re.compile(r"(.+?\.tar)#(.+)", re.DOTALL | re.IGNORECASE)
 _MAX_CACHED_MEMBERS = 20_000_000  # 24 bytes each
 
 
-class ShardError(ValueError):
+class ShardError(InputError):
     """A shard that is not a readable, uncompressed tar file."""
 
 

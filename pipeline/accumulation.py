@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gill_errors import InputError
 from pipeline.batch import CaptionBatch, take_examples
 from pipeline.distribution import is_distributed, mean_over_processes
 from pipeline.multimodal_language_model import MultimodalLanguageModel
@@ -55,7 +56,7 @@ def backpropagate(
     """
     size = len(batch) if micro_batch_size is None else micro_batch_size
     if size < len(batch) and size % 2:
-        raise ValueError(f"micro_batch_size is {size}: an odd one would cut packed pairs in two")
+        raise InputError(f"micro_batch_size is {size}: an odd one would cut packed pairs in two")
     divisors = _shared(Divisors.of(gill, batch.lengths, objective, draws), objective)
     if size >= len(batch):
         losses = training_losses(gill, batch, objective, draws, divisors)

@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from gill_errors import InputError
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
 Role = Literal["language_model", "visual_encoder", "image_generator"]
@@ -28,7 +30,7 @@ _MODEL_FILE = {
 }
 
 
-class BackboneError(ValueError):
+class BackboneError(InputError):
     """A frozen model that cannot be found, loaded or used; the message says what to do."""
 
 
@@ -104,26 +106,39 @@ def resolve_backbone(
 
     Raises BackboneError naming the missing file or the missing permission.
     """
-    if Path(source).is_dir():
-        folder, commit = Path(source), None
-    else:
-        repository = _repository_of_tag(source) if role == "visual_encoder" else source
-        folder, commit = _from_hub(repository, revision, allow_download, role)
+    folder, commit = find_backbone(
+        role, source, revision=revision, allow_download=allow_download
+    )
     marker = folder / _MODEL_FILE[role]
     if not marker.is_file():
         raise BackboneError(f"{role} {source}: {marker.name} is missing in {folder}")
     path = f"local-dir:{folder}" if role == "visual_encoder" else str(folder)
-    kind = "" if quantization == "none" else f"{quantization}:"
     return Backbone(
         role=role,
         source=source,
         path=path,
         revision=commit,
-        fingerprint=kind + fingerprint_files(folder, _model_files(role, folder)),
+        fingerprint=fingerprint_backbone(role, folder, quantization),
         dtype=dtype,
         quantization=quantization,
         widths=_WIDTHS[role](folder),
     )
+
+
+def find_backbone(
+    role: Role, source: str, *, revision: str | None = None, allow_download: bool = False
+) -> tuple[Path, str | None]:
+    """The directory of a frozen model, and its commit on the hub; see `resolve_backbone`."""
+    if Path(source).is_dir():
+        return Path(source), None
+    repository = _repository_of_tag(source) if role == "visual_encoder" else source
+    return _from_hub(repository, revision, allow_download, role)
+
+
+def fingerprint_backbone(role: Role, folder: Path, quantization: Quantization = "none") -> str:
+    """SHA-256 over the files that decide a model's numbers, and how they are quantised."""
+    kind = "" if quantization == "none" else f"{quantization}:"
+    return kind + fingerprint_files(folder, _model_files(role, folder))
 
 
 def resolve_dtype(choice: Literal["auto", "float32", "bfloat16", "float16"], device: str) -> Dtype:

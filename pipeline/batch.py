@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gill_errors import InputError
+
 
 @dataclass(frozen=True)
 class CaptionBatch:
@@ -34,17 +36,17 @@ class CaptionBatch:
     def __post_init__(self) -> None:
         lengths = self.offsets.diff()
         if len(lengths) != len(self.pooled) or int(self.offsets[0]) != 0:
-            raise ValueError(
+            raise InputError(
                 f"offsets describe {len(lengths)} captions from token {int(self.offsets[0])}, "
                 f"but there are {len(self.pooled)} pooled vectors"
             )
         if int(self.offsets[-1]) != len(self.tokens):
-            raise ValueError(
+            raise InputError(
                 f"offsets end at {int(self.offsets[-1])}, but there are {len(self.tokens)} tokens"
             )
         if int(lengths.min()) < 1:
             empty = int(lengths.argmin())
-            raise ValueError(
+            raise InputError(
                 f"example {empty} (row {int(self.rows[empty])}): the caption has no tokens"
             )
 
@@ -67,7 +69,7 @@ class CaptionBatch:
             ValueError: a caption is empty, or the counts do not agree.
         """
         if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+            raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
         cut = [list(caption[:max_tokens]) for caption in captions]
         offsets = torch.tensor([0, *map(len, cut)], dtype=torch.int64).cumsum(0)
         tokens = torch.tensor([i for caption in cut for i in caption], dtype=torch.int64)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gill_errors import GillError
 from pipeline.heads import Heads, HeadSizes
 
 CurvePoint = dict[str, int | float]
@@ -34,7 +35,7 @@ _METADATA = "gill"
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
 
 
-class CheckpointError(Exception):
+class CheckpointError(GillError):
     """A checkpoint that is missing, damaged or made for something else; the message says what."""
 
 

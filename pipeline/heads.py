@@ -8,6 +8,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from gill_errors import InputError
 from pipeline.mapper import MAPPERS
 from pipeline.settings import MapperSizes
 
@@ -86,5 +87,5 @@ def word_image_embeddings(
     """
     ids = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) < r:
-        raise ValueError(f"{text!r} has {len(ids)} tokens; r = {r} [IMG] tokens need as many")
+        raise InputError(f"{text!r} has {len(ids)} tokens; r = {r} [IMG] tokens need as many")
     return language_model.embed(torch.tensor(ids[:r])).detach().float().cpu()

@@ -22,6 +22,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from gill_errors import InputError
 from pipeline.backbones import BackboneError, Quantization
 from pipeline.packing import ATTENTION, Packing, Prefix
 from pipeline.quantization import quantize, require_quantization
@@ -124,7 +125,7 @@ class LanguageModel:
             ValueError: a sequence is longer than the model's positions.
         """
         if packing.longest > self.max_positions:
-            raise ValueError(
+            raise InputError(
                 f"a sequence of {packing.longest} tokens exceeds the language model's "
                 f"{self.max_positions} positions: shorten the captions or contexts"
             )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gill_errors import InputError
 from pipeline.settings import MapperSizes
 
 
@@ -95,7 +96,7 @@ class _SharedOut(nn.Module):
     def __init__(self, r: int, L: int, D: int) -> None:
         super().__init__()
         if (L * D) % r:
-            raise ValueError(f"this mapper needs L * D = {L} * {D} to be divisible by r = {r}")
+            raise InputError(f"this mapper needs L * D = {L} * {D} to be divisible by r = {r}")
         self.share = L * D // r
         self.L, self.D = L, D
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gill_errors import InputError
 from pipeline.batch import CaptionBatch
 from pipeline.losses import (
     constant_cross_entropy_sum,
@@ -195,7 +196,7 @@ def example_losses(
         generation = share * distance(gill.generation_embedding(states), batch.targets)
         if gill.heads.pooled_projection is not None:
             if batch.pooled_targets is None:
-                raise ValueError(
+                raise InputError(
                     "the heads have a pooled projection, but the batch no pooled targets"
                 )
             pooled = share * distance(gill.generation_pooled(states), batch.pooled_targets)
@@ -251,14 +252,8 @@ def _supervises_captions(objective: Objective) -> bool:
 
 
 def _refuse_unfit(gill: MultimodalLanguageModel, objective: Objective) -> None:
-    sizes = gill.heads.sizes.mapper
-    if sizes.kind == "gill_mapper" and sizes.adds_embedding != objective.mapper_adds_embedding:
-        raise ValueError(
-            f"objective.mapper_adds_embedding is {objective.mapper_adds_embedding}, but the heads "
-            f"were made with mapper.adds_embedding = {sizes.adds_embedding}: set both alike"
-        )
     if gill.language_model.dtype == torch.float16:
-        raise ValueError(
+        raise InputError(
             "the language model is in float16, in which gradients underflow: train with bfloat16 "
             "or float32"
         )

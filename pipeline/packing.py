@@ -21,6 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gill_errors import InputError
+
 ATTENTION = "gill_packed"
 
 
@@ -72,7 +74,7 @@ class Packing:
         lengths = list(lengths)
         before = [0] * len(lengths) if prefix is None else prefix.lengths
         if record and min(before) < max(before):
-            raise ValueError(f"cannot record after prefixes of different lengths: {before}")
+            raise InputError(f"cannot record after prefixes of different lengths: {before}")
         longest = max(lengths)
         counts = torch.tensor(lengths)
         grid = torch.arange(longest).expand(len(lengths), longest)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
+from gill_errors import InputError
 from pipeline.metrics import Interval
 
 Claim = Literal["greater", "at_least", "equal"]
@@ -44,10 +45,10 @@ def paired_difference(
         ValueError: other shapes than one [S, N] for both, S or N of 0, NaN or infinity.
     """
     if first.shape != second.shape or first.ndim != 2 or first.size == 0:
-        raise ValueError(f"expected two tables [S, N] alike, got {first.shape}, {second.shape}")
+        raise InputError(f"expected two tables [S, N] alike, got {first.shape}, {second.shape}")
     d = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     if not np.isfinite(d).all():
-        raise ValueError("every score must be finite")
+        raise InputError("every score must be finite")
     S, N = d.shape
     generator = np.random.default_rng(seed)
     # How often each seed and each example was drawn, instead of the draws: one product per part.
@@ -69,7 +70,7 @@ def seed_difference(first: Float[np.ndarray, " S"], second: Float[np.ndarray, " 
         ValueError: fewer than 2 seeds, or other numbers of seeds in the two.
     """
     if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
-        raise ValueError(f"expected a number per seed, got {first.shape} and {second.shape}")
+        raise InputError(f"expected a number per seed, got {first.shape} and {second.shape}")
     d = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
     return Difference(float(d.mean()), float(d.mean() - half), float(d.mean() + half))
@@ -91,7 +92,7 @@ def judge(claim: Claim, difference: Difference, margin: float) -> Verdict:
     """
     _, low, high = difference
     if margin < 0 or low > high:
-        raise ValueError(f"no interval and margin: {difference}, {margin}")
+        raise InputError(f"no interval and margin: {difference}, {margin}")
     reverse = high < 0 and low <= -margin
     if claim == "greater":
         seen = low > 0

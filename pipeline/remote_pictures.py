@@ -21,12 +21,14 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from gill_errors import InputError
+
 _PORTS = {"http": 80, "https": 443}
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _REDIRECTS = 3
 
 
-class RemotePictureError(ValueError):
+class RemotePictureError(InputError):
     """A picture was not fetched: its address, and why."""
 
 

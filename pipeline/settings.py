@@ -33,9 +33,9 @@ class MapperSizes(BaseModel):
     feedforward: int = Field(default=4, ge=1, description="feed-forward width, in multiples of m")
     num_heads: int = Field(default=4, ge=1, description="attention heads")
     adds_embedding: bool = Field(
-        default=True,
+        default=False,
         description="gill_mapper only. true: its input is hidden state + input embedding of each "
-        "[IMG] token, as released; false: hidden states alone, as in Eq. 3",
+        "[IMG] token, as released (13); false: hidden states alone, as in Eq. 3",
     )
 
 
@@ -92,11 +92,6 @@ class Objective(BaseModel):
         "printed in Eq. 3 is L * D times this). distance: L2 norm per position, not squared, as "
         "released (6)",
     )
-    mapper_adds_embedding: bool = Field(
-        default=False,
-        description="the mapper reads hidden state + input embedding, as released (13); Eq. 3: "
-        "hidden states alone. A property of the trained heads: must agree with theirs",
-    )
     learn_temperature: bool = Field(
         default=True,
         description="train log(1/tau). As released (8); Eq. 5 does not list tau, but the paper "
@@ -149,7 +144,6 @@ class Objective(BaseModel):
             image_token_targets="caption_and_image_token",
             supervise_second=False,
             generation_loss="distance",
-            mapper_adds_embedding=True,
             packing_unit="batch",
             rescale_image_rows=True,
         )
@@ -189,8 +183,8 @@ class StepDecay(BaseModel):
         return self.to if step >= self.at else 1.0
 
 
-class TrainingSettings(BaseModel):
-    """How the objective is minimised."""
+class TrainingNumbers(BaseModel):
+    """How the objective is minimised: what decides the trained weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -211,12 +205,23 @@ class TrainingSettings(BaseModel):
     weight_decay: float = Field(
         default=0.0, ge=0, description="AdamW's, on every trained tensor; released: 0.01"
     )
+    validate_every: int = Field(
+        default=500,
+        ge=1,
+        description="steps between validations, of which the best is chosen and shown",
+    )
+    seed: int = Field(default=0, description="of the packing coins")
+
+
+class TrainingRun(BaseModel):
+    """How a training runs: memory, speed, what is written when. The same weights either way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     log_every: int = Field(default=10, ge=1, description="steps between points of the curve")
-    validate_every: int = Field(default=500, ge=1, description="steps between validations")
     checkpoint_every: int = Field(
         default=500, ge=1, description="steps between the states from which to resume"
     )
-    seed: int = Field(default=0, description="of the packing coins")
     micro_batch_size: int | None = Field(
         default=None,
         ge=2,
@@ -234,6 +239,15 @@ class TrainingSettings(BaseModel):
         description="spread the frozen decoder layers over the processes of torchrun (FSDP), for "
         "a language model larger than one card",
     )
+
+
+class TrainingSettings(TrainingNumbers, TrainingRun):
+    """Both: all that `pipeline.training` takes."""
+
+    @property
+    def numbers(self) -> TrainingNumbers:
+        """What decides the weights: a run goes on from a state with the same of these."""
+        return TrainingNumbers(**{n: getattr(self, n) for n in TrainingNumbers.model_fields})
 
     @classmethod
     def paper(cls) -> TrainingSettings:
@@ -321,8 +335,8 @@ class DecisionSettings(BaseModel):
     seed: int = Field(default=0, ge=0, description="seed of the split, the folds and the draws")
 
 
-class GenerationSettings(BaseModel):
-    """How the generator samples."""
+class GenerationNumbers(BaseModel):
+    """How the generator samples: what decides a picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -331,7 +345,18 @@ class GenerationSettings(BaseModel):
     scheduler: Literal["pipeline", "ddim", "dpm-solver", "euler"] = Field(
         "pipeline", description="`pipeline` keeps the scheduler that the pipeline came with"
     )
-    batch_size: int = Field(8, ge=1, description="pictures per forward of the UNet")
+    vae_tiling: bool = Field(
+        False,
+        description="decode large pictures in overlapping tiles: far less memory, and seams that "
+        "are hard to see. Pictures no larger than a tile are unchanged",
+    )
+
+
+class GenerationRun(BaseModel):
+    """How sampling runs: memory and speed. Pictures differ by rounding at most."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     preview_every: int = Field(
         default=0, ge=0, description="decode a half-made picture every so many steps; 0: never"
     )
@@ -341,13 +366,14 @@ class GenerationSettings(BaseModel):
         "attention, and slower. The numbers differ by rounding",
     )
     vae_slicing: bool = Field(False, description="decode one picture of a batch at a time")
-    vae_tiling: bool = Field(
-        False,
-        description="decode large pictures in overlapping tiles: far less memory, and seams that "
-        "are hard to see. Pictures no larger than a tile are unchanged",
-    )
     cpu_offload: Literal["none", "model", "sequential"] = Field(
         "none",
         description="model: UNet and decoder lie in main memory and come to the GPU in turn. "
         "sequential: layer by layer, least memory and slowest. Without a GPU: nothing to do",
     )
+
+
+class GenerationSettings(GenerationNumbers, GenerationRun):
+    """Both, and the batch: all that the image generator takes."""
+
+    batch_size: int = Field(8, ge=1, description="pictures per forward of the UNet")

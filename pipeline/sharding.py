@@ -22,13 +22,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM
 
+from gill_errors import GillError
 from pipeline.backbones import BackboneError
 from pipeline.distribution import from_first_process, is_distributed, num_processes, rank
 from pipeline.language_model import LanguageModel, load_language_model
 from pipeline.recomputation import decoder_layers
 
 
-class ShardingError(Exception):
+class ShardingError(GillError):
     """A language model cannot be sharded here; the message says why."""
 
 

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from gill_errors import InputError
 from pipeline.accumulation import backpropagate
 from pipeline.batch import CaptionBatch
 from pipeline.distribution import average_gradients, mean_over_processes
@@ -91,12 +92,12 @@ def _refuse_unfit_sharding(
 ) -> None:
     sharded = is_sharded(gill.language_model)
     if sharded != settings.shard_language_model:
-        raise ValueError(
+        raise InputError(
             f"training.shard_language_model is {settings.shard_language_model}, but the language "
             f"model was loaded {'sharded' if sharded else 'whole'}: see pipeline.sharding"
         )
     if sharded and objective.separate_image_draws:
-        raise ValueError(
+        raise InputError(
             "objective.separate_image_draws lets processes run different numbers of passes, but "
             "those of a sharded language model run all passes together: turn one of them off"
         )

@@ -11,6 +11,8 @@ Examples are grouped into rows: `(i,)` alone, or a packed pair `(i, i + 1)` (sec
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gill_errors import InputError
+
 FILLED = -1
 
 Row = tuple[int, ...]
@@ -25,7 +27,7 @@ def pair_rows(num_examples: int, packed: Sequence[bool]) -> list[Row]:
         ValueError: not one entry of `packed` per complete pair.
     """
     if len(packed) != num_examples // 2:
-        raise ValueError(
+        raise InputError(
             f"{num_examples} examples make {num_examples // 2} pairs, got {len(packed)}"
         )
     rows: list[Row] = []

@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 
+from gill_errors import GillError, InputError
 from pipeline.batch import CaptionBatch, take_examples
 from pipeline.checkpoint import (
     BEST,
@@ -103,7 +104,7 @@ class TrainingResult:
     best_step: int | None
 
 
-class NonFiniteLossError(Exception):
+class NonFiniteLossError(GillError):
     """A loss or gradient that is not a number; names the rows of the caption table behind it."""
 
     def __init__(self, step: int, parts: dict[str, float], rows: Sequence[int], files: str) -> None:
@@ -160,7 +161,7 @@ def train(
         parameters={
             **(parameters or {}),
             "objective": objective.model_dump(mode="json"),
-            "training": settings.model_dump(mode="json"),
+            "training": settings.numbers.model_dump(mode="json"),
         },
     )
     run = _Run(gill, batches, objective, settings, directory, record)
@@ -228,12 +229,12 @@ class _Run:
         try:
             batch = next(iterator)
         except StopIteration:
-            raise ValueError(
+            raise InputError(
                 f"the batches ended after step {self.step} of {self.settings.steps}; their source "
                 "has to go on with the next epoch"
             ) from None
         if len(batch) * num_processes() != self.settings.batch_size:
-            raise ValueError(
+            raise InputError(
                 f"batch_size is {self.settings.batch_size}, but each of {num_processes()} "
                 f"processes got {len(batch)} examples"
             )
@@ -333,7 +334,7 @@ def _own_draws(draws: PackingDraws) -> PackingDraws:
         return draws
     pairs, processes = len(draws.captioning), num_processes()
     if pairs % processes:
-        raise ValueError(
+        raise InputError(
             f"{pairs} pairs of examples cannot be dealt to {processes} processes: batch_size must "
             f"be a multiple of {2 * processes}"
         )

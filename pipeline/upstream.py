@@ -25,6 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from gill_errors import GillError
 from pipeline.heads import Heads, HeadSizes
 from pipeline.settings import MapperSizes
 
@@ -36,7 +37,7 @@ DECISION_CLASSES = ("generate", "retrieve")
 """The released classifier's outputs 0 and 1; its input is the hidden state of [IMG1]."""
 
 
-class UpstreamError(Exception):
+class UpstreamError(GillError):
     """A released file that is missing, unreadable or of another layout; the message says which."""
 
 

@@ -2,131 +2,95 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from functools import partial
+import time
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import torch
-from jaxtyping import Int64
-from torch import Tensor
 
 from app.artifacts import Artifacts
-from app.gill import CHECKPOINTS, fingerprint_heads
-from cache import RowStatus, ScaleOutParams, map_in_order, open_store, read_rows
 from corpora.caption_table import CaptionTable
-from corpora.captions import check_captions
-from pipeline.backbones import Backbones
-from pipeline.checkpoint import load_heads
-from pipeline.retrieval import build_index
-from stages.devices import set_up
 from stages.failures import StageError
-from stages.params import Params, RunParams
-from stages.paths import ARTIFACTS
-from stages.precompute_features import fill_features
-from stages.progress import Ticker
-from stages.versions import library_versions
-
-BLOCK_ROWS = 8192  # candidates per task
-
-
-def make_projection(
-    store: Path, checkpoint: Path, fingerprint: str, backbones: Path, run: RunParams
-) -> Callable[[np.ndarray], np.ndarray]:
-    """rows int64 [b] -> W_i2t of their features, float32 [b, p] of norm 1.
-
-    Raises StageError where this machine sees another checkpoint than the fingerprinted one.
-    """
-    set_up(run)
-    if fingerprint_heads(checkpoint) != fingerprint:
-        raise StageError(
-            f"{checkpoint} on {socket.gethostname()} is not the file that the index is built with: "
-            "all machines of a cluster need the same files"
-        )
-    found = Backbones.read(backbones).fingerprints
-    heads = load_heads(checkpoint, backbones=found)[0].float()
-    features = open_store(store)
-
-    @torch.no_grad()
-    def project(rows: np.ndarray) -> np.ndarray:
-        pooled = torch.from_numpy(read_rows(features, rows, ["pooled"])["pooled"]).float()
-        return torch.nn.functional.normalize(heads.image_to_text(pooled), dim=-1).numpy()
-
-    return project
+from stages.params import Params
+from stages.paths import ARTIFACTS, INPUTS
+from stages.precompute_features import features_entry
+from stages.prepare_captions import check_table, watch_table
+from stages.stores import link_store, settle
+from workfolder import (
+    WorkFolder,
+    bring_from_repository,
+    code_fingerprint,
+    file_md5,
+    place,
+    watch_files,
+)
 
 
-class _Blocks:
-    """Rows and their retrieval vectors, block by block, as often as they are asked for.
+def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFACTS) -> None:
+    """Make artifacts/index, unless exactly this index is in the work folder."""
+    work = WorkFolder.open(params.run.work)
+    heads = artifacts.model / f"{params.training.checkpoint}.safetensors"
+    if not heads.is_file():
+        raise StageError(f"{heads} is missing: run `stages train`")
+    own = _own_candidates(work, params, artifacts, rebuild)
+    table = artifacts.candidates if own else artifacts.captions
+    store = artifacts.candidate_features if own else artifacts.features
+    entry = work.entry(
+        "index",
+        {
+            "heads": file_md5(heads),
+            "features": file_md5(store.with_suffix(".manifest.json")),
+            "captions": file_md5(table),
+            "training_only": not own,
+            "index": params.index.settings.model_dump(mode="json"),
+            "code": code_fingerprint("stages.candidate_index", work),
+        },
+    )
+    with entry.alone():
+        if entry.finished is None:
+            from app.dimensions import check_dimensions
+            from stages.candidate_index import make_index
 
-    W_i2t runs wherever `index.scheduler` says; the vectors come back in the order of the rows. They
-    are added here, for a FAISS index is one object in one memory, and adding is what costs least.
-    """
-
-    def __init__(
-        self, rows: Int64[np.ndarray, " N"], make: Callable[[], Any], params: ScaleOutParams
-    ) -> None:
-        self._make, self._params = make, params
-        self._blocks = [rows[i : i + BLOCK_ROWS] for i in range(0, len(rows), BLOCK_ROWS)]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        keys = map_in_order(
-            self._make, self._blocks, self._params, versions=library_versions("torch", "zarr")
-        )
-        for rows, block in zip(self._blocks, keys, strict=True):
-            yield torch.from_numpy(rows), torch.from_numpy(block)
-
-
-def run(params: Params, *, rebuild: bool, artifacts: Artifacts = ARTIFACTS) -> None:
-    """Index the candidates' pictures, each once."""
-    set_up(params.run)
-    checkpoint = artifacts.model / CHECKPOINTS[params.run.checkpoint]
-    fingerprint = fingerprint_heads(checkpoint)
-    table, store = _candidates(params, rebuild, artifacts)
-    rows = _first_of_each_picture(table, params.index.candidates is None)
-    rows = rows[open_store(store).status()[rows] == RowStatus.DONE]
-    make = partial(make_projection, store, checkpoint, fingerprint, artifacts.backbones, params.run)
-    with Ticker("index") as ticker:
-        index = build_index(
-            _Blocks(rows, make, params.index.scale_out),
-            params.index.settings,
-            heads=fingerprint,
-            features=open_store(store).meta["rows_fingerprint"],
-            candidates=pa.table(
-                {"row": rows, "image": table.images(rows), "caption": table.captions(rows)}
-            ),
-            progress=lambda done: ticker.show(f"{done} of {len(rows)} pictures"),
-        )
-    index.save(artifacts.index)
-    print(f"{len(index)} pictures in a {params.index.kind} index of width {index.width}")
+            if not own:
+                link_store(work, store)
+            wanted = params.backbones.model_dump()
+            check_dimensions(artifacts, ("features", "heads"), wanted, heads.name)
+            entry.begin()
+            began = time.monotonic()
+            make_index(
+                CaptionTable(table),
+                store,
+                entry.folder / "index",
+                params,
+                artifacts,
+                training_only=not own,
+            )
+            entry.finish(["index"], time.monotonic() - began)
+        else:
+            print(f"nothing to do: indexed before, in {entry.folder}")
+    place(entry.folder / "index", artifacts.index)
+    work.note_use("build-index", entry)
 
 
-def _candidates(params: Params, rebuild: bool, artifacts: Artifacts) -> tuple[CaptionTable, Path]:
-    """The table and the features of the pictures to retrieve from; shared ones are only read."""
+def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebuild: bool) -> bool:
+    """Have the candidates' own table and features there, if they are not the training pictures."""
     source = params.index.candidates
-    if source is None and params.captions.table == "miniature":
-        source = str(artifacts.miniature / "candidates.tsv")
-    if source is None:
-        return CaptionTable(artifacts.captions), artifacts.features
-    checked, store = artifacts.candidates, artifacts.candidate_features
-    if artifacts.shared is not None:
-        return CaptionTable(checked), store
-    report = check_captions(params.captions.for_table(source), checked)
+    if source is None and not params.is_miniature:
+        watch_files(INPUTS / "candidates", {})
+        return False
+    if artifacts.shared is not None:  # a cell reads those of the main run
+        return True
+    named = source or str(artifacts.miniature / "candidates.tsv")
+    bring_from_repository([source])
+    report = check_table(work, params, named, artifacts.candidates)
     print(report.source, report.kept, "candidates,", report.excluded, "excluded")
-    table = CaptionTable(checked)
-    print(fill_features(store, table, params, rebuild=rebuild))
-    return table, store
+    table = CaptionTable(artifacts.candidates)
+    notes = watch_table(INPUTS / "candidates", source, table) if source else []
+    for note in notes or ([] if source else watch_files(INPUTS / "candidates", {})):
+        print(f"  {note}")
 
+    def fill(store: Path):  # type: ignore[no-untyped-def]
+        from stages.feature_store import fill_features
 
-def _first_of_each_picture(table: CaptionTable, training_only: bool) -> np.ndarray:
-    """Rows int64 [N], one per picture: several captions of one picture are one candidate."""
-    rows = table.rows_of_split("train") if training_only else range(len(table))
-    seen: set[bytes] = set()
-    kept = []
-    for row, picture in zip(rows, table.pictures(rows), strict=True):
-        if picture not in seen:
-            seen.add(picture)
-            kept.append(int(row))
-    return np.asarray(kept, np.int64)
+        return fill_features(store, table, params)
+
+    entry = features_entry(work, "candidates", artifacts.candidates, params)
+    settle(entry, artifacts.candidate_features, fill, rebuild=rebuild)
+    return True

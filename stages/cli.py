@@ -9,13 +9,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from app.dimensions import Part
-    from stages.params import Params
+from gill_errors import GillError
 
 # Nothing calls home: hub ids are fetched only where backbones.allow_download says so.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -34,37 +32,17 @@ ParamsFile = Annotated[
 PARAMS = Path("params.yaml")
 
 
-# An exception class that one of our rooms defines has a message for the person who runs the stage.
-_OUR_ROOMS = {"pipeline", "cache", "corpora", "miniature", "app", "stages"}
-
-
 def _run(stage: Callable[[], None]) -> None:
     """Run a stage; what a person can mend is one clear line and exit code 1, not a traceback."""
     try:
         stage()
-    except typer.Exit:
-        raise
-    except Exception as failure:
-        if type(failure).__module__.split(".")[0] not in _OUR_ROOMS:
-            raise
+    except GillError as failure:
         hint = " (here: --rebuild)" if type(failure).__name__ == "StoreMismatchError" else ""
         typer.secho(f"error: {failure}{hint}", fg="red", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.secho("stopped; the next run goes on from here", err=True)
         raise typer.Exit(130) from None
-
-
-def _fitting(params: Path, *reads: Part) -> Params:
-    """The params, once what the stage is to read was found to fit the frozen models, by name."""
-    from app.dimensions import check_dimensions
-    from stages.params import read_params
-    from stages.paths import ARTIFACTS
-
-    read = read_params(params)
-    checkpoint, wanted = f"{read.run.checkpoint}.safetensors", read.backbones.model_dump()
-    check_dimensions(ARTIFACTS, reads, checkpoint, wanted)
-    return read
 
 
 @app.command()
@@ -155,8 +133,9 @@ def precompute_features(
     artifacts/features.json.
     """
     from stages import precompute_features as stage
+    from stages.params import read_params
 
-    _run(lambda: stage.run(_fitting(params), rebuild=rebuild))
+    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
 
 
 @app.command()
@@ -169,19 +148,25 @@ def precompute_targets(
     Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest artifacts/targets.json.
     """
     from stages import precompute_targets as stage
+    from stages.params import read_params
 
-    _run(lambda: stage.run(_fitting(params), rebuild=rebuild))
+    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
 
 
 @app.command()
-def train(params: ParamsFile = PARAMS) -> None:
-    """Train the heads against the frozen language model; goes on where a killed run stopped.
+def train(
+    params: ParamsFile = PARAMS,
+    anew: Annotated[bool, typer.Option(help="Put what is trained aside and start over.")] = False,
+) -> None:
+    """Train the heads against the frozen language model, or take `training.weights` as they are.
 
-    Reads both stores and artifacts/captions. Writes artifacts/model and metrics/train.
+    Goes on where a killed run stopped; a finished one with the same inputs is not made again. Reads
+    both stores and artifacts/captions. Writes artifacts/model and metrics/train.
     """
     from stages import train as stage
+    from stages.params import read_params
 
-    _run(lambda: stage.run(_fitting(params, "features", "targets")))
+    _run(lambda: stage.run(read_params(params), anew=anew))
 
 
 @app.command()
@@ -195,8 +180,9 @@ def build_index(
     features go to artifacts/candidates.zarr. Writes artifacts/index.
     """
     from stages import build_index as stage
+    from stages.params import read_params
 
-    _run(lambda: stage.run(_fitting(params, "features", "heads"), rebuild=rebuild))
+    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
 
 
 @app.command()
@@ -207,8 +193,9 @@ def fit_decision(params: ParamsFile = PARAMS) -> None:
     metrics/decision.json.
     """
     from stages import fit_decision as stage
+    from stages.params import read_params
 
-    _run(lambda: stage.run(_fitting(params, "features", "targets", "heads")))
+    _run(lambda: stage.run(read_params(params)))
 
 
 @app.command()
@@ -219,8 +206,9 @@ def evaluate(params: ParamsFile = PARAMS) -> None:
     metrics/evaluation.json.
     """
     from stages import evaluate as stage
+    from stages.params import read_params
 
-    _run(lambda: stage.run(_fitting(params, "features", "targets", "heads")))
+    _run(lambda: stage.run(read_params(params)))
 
 
 @app.command()
@@ -380,8 +368,9 @@ def export_released(
     Reads artifacts/model and artifacts/decision. Writes the directory.
     """
     from stages import released_checkpoint as command
+    from stages.params import read_params
 
-    _run(lambda: command.export_released(directory, _fitting(params, "heads")))
+    _run(lambda: command.export_released(directory, read_params(params)))
 
 
 @app.command()
@@ -396,8 +385,9 @@ def make_pairs(
     --out; `gill annotate` shows them.
     """
     from stages import make_pairs as command
+    from stages.params import read_params
 
-    _run(lambda: command.run(prompts, out, _fitting(params, "features", "targets", "heads")))
+    _run(lambda: command.run(prompts, out, read_params(params)))
 
 
 def main() -> None:

@@ -166,13 +166,6 @@ def _check_dimensions(models: Models, params: Params) -> None:
             f"batches.max_caption_tokens: a packed pair takes up to {longest} positions, "
             f"{params.backbones.language_model} has {shallow.max_positions}"
         )
-    if (
-        model.mapper.kind == "gill_mapper"
-        and model.mapper.adds_embedding != params.objective.mapper_adds_embedding
-    ):
-        models.problems.append(
-            "model.mapper.adds_embedding and objective.mapper_adds_embedding differ: set both alike"
-        )
     if shallow.dtype == torch.float16:
         models.problems.append(
             "backbones.language_model_dtype: gradients underflow in float16: train with bfloat16 "

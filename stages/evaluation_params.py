@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cache import ScaleOutParams
 from pipeline.settings import GenerationSettings
 
 TableName = Literal[
@@ -95,7 +94,7 @@ TABLE_FILES: dict[str, tuple[str, ...]] = {
 _ABLATIONS = ("table_3", "table_4")
 
 
-class EvaluationParams(ScaleOutParams):
+class EvaluationParams(Section):
     """Which tables of the paper are measured, on which files, and where pictures are generated."""
 
     tables: tuple[TableName, ...] | None = Field(
@@ -132,11 +131,6 @@ class EvaluationParams(ScaleOutParams):
     )
     examples_shown: int = Field(12, ge=1, description="rows per grid of the report")
     seed: int = Field(0, ge=0, description="of the pictures: example i has seed + i; and of draws")
-
-    @property
-    def scale_out(self) -> ScaleOutParams:
-        """Where pictures are generated."""
-        return ScaleOutParams(scheduler=self.scheduler, num_workers=self.num_workers)
 
     def chosen(self, miniature: bool) -> tuple[TableName, ...]:
         """The tables to measure."""

@@ -6,3 +6,5 @@ from app.artifacts import Artifacts
 
 ARTIFACTS = Artifacts(Path("artifacts"))
 METRICS = Path("metrics")
+INPUTS = Path("inputs")
+"""Links to the user's own files, by stage; see workfolder.inputs."""

@@ -2,76 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cache import ArraySpec, FillReport, Roles, StoreSpec, fill
-from corpora.caption_table import CaptionTable
-from corpora.pictures import open_picture
-from pipeline.backbones import Backbone, Backbones
-from pipeline.devices import Arriving, sent
-from pipeline.visual_encoder import load_visual_encoder
-from stages.caption_rows import KeyedRow, KeyedRows
-from stages.devices import set_up
-from stages.params import Params, RunParams
+from stages.params import Params
 from stages.paths import ARTIFACTS
-from stages.progress import Ticker
-from stages.versions import library_versions
+from stages.stores import settle
+from workfolder import Entry, WorkFolder, code_fingerprint, file_md5
 
 
-def run(params: Params, *, rebuild: bool) -> None:
-    """Fill the feature store with the rows of the caption table that are not in it yet."""
-    table = CaptionTable(ARTIFACTS.captions)
-    report = fill_features(ARTIFACTS.features, table, params, rebuild=rebuild)
-    print(report)
+def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
+    """Make artifacts/features.zarr, unless exactly this store is in the work folder."""
+
+    def fill(store: Path) -> Any:
+        from app.dimensions import check_dimensions
+        from corpora.caption_table import CaptionTable
+        from stages.feature_store import fill_features
+
+        check_dimensions(ARTIFACTS, (), params.backbones.model_dump())
+        return fill_features(store, CaptionTable(ARTIFACTS.captions), params)
+
+    entry = features_entry(WorkFolder.open(params.run.work), "features", ARTIFACTS.captions, params)
+    settle(entry, ARTIFACTS.features, fill, rebuild=rebuild, again=again)
 
 
-def fill_features(
-    store: Path, table: CaptionTable, params: Params, *, rebuild: bool = False
-) -> FillReport:
-    """Fill any feature store from any caption table: the training pictures, or other candidates."""
-    encoder = Backbones.read(ARTIFACTS.backbones).visual_encoder
-    with Ticker("features") as ticker:
-        return fill(
-            store,
-            KeyedRows(table, "images"),
-            StoreSpec(
-                arrays={
-                    "pooled": ArraySpec(
-                        dims={"visual": encoder.widths["d"]}, codec=params.features.codec
-                    )
-                },
-                shard_rows=params.features.shard_rows,
-            ),
-            partial(make_roles, encoder, params.run),
-            provenance={
-                "vector": "pooled vector before the projection",
-                "model": encoder.source,
-                "revision": encoder.revision,
-                "weights": encoder.fingerprint,
-                "dtype": encoder.dtype,
-            },
-            params=params.features.filling,
-            key=lambda row: row.key,
-            versions=library_versions("torch", "open_clip_torch", "pillow", "zarr"),
-            rebuild=rebuild,
-            progress=ticker.show,
-        )
-
-
-def make_roles(encoder: Backbone, run: RunParams) -> Roles:
-    """Read: open and preprocess a picture. Encode: pooled vectors [b, d]."""
-    device = set_up(run)
-    model = load_visual_encoder(encoder.path, dtype=encoder.torch_dtype, device=device)
-
-    def read(row: KeyedRow) -> Any:
-        return model.preprocess(open_picture(row.value))
-
-    def encode(pixels: list[Any]) -> Mapping[str, Any]:
-        return {"pooled": Arriving(model.pooled(sent(torch.stack(pixels), device)))}
-
-    return Roles(read=read, encode=encode)
+def features_entry(work: WorkFolder, kind: str, table: Path, params: Params) -> Entry:
+    """The store of the pictures of a checked table, in this run's visual encoder."""
+    encoder = json.loads(ARTIFACTS.backbones.read_text(encoding="utf-8"))["visual_encoder"]
+    return work.entry(
+        kind,
+        {
+            "captions": file_md5(table),
+            "weights": encoder["fingerprint"],
+            "dtype": encoder["dtype"],
+            "layout": params.features.model_dump(mode="json"),
+            "code": code_fingerprint("stages.feature_store", work),
+        },
+    )

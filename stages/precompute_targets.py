@@ -2,92 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+import json
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from cache import ArraySpec, Codec, Roles, StoreSpec, fill
-from corpora.caption_table import CaptionTable
-from pipeline.backbones import Backbone, Backbones
-from pipeline.devices import Arriving
-from pipeline.text_conditioner import Conditioning, load_text_conditioner
-from stages.caption_rows import KeyedRow, KeyedRows
-from stages.devices import set_up
-from stages.params import Params, RunParams
+from stages.params import Params
 from stages.paths import ARTIFACTS
-from stages.progress import Ticker
-from stages.versions import library_versions
+from stages.stores import settle
+from workfolder import WorkFolder, code_fingerprint, file_md5
 
 
-def run(params: Params, *, rebuild: bool) -> None:
-    """Fill the target store with the captions that are not in it yet."""
-    generator = Backbones.read(ARTIFACTS.backbones).image_generator
-    widths = generator.widths
-    dims = {"position": widths["L"], "channel": widths["text_width"]}
-    table: Sequence[KeyedRow] = KeyedRows(CaptionTable(ARTIFACTS.captions), "captions")
-    codec = params.targets.codec
-    if params.targets.source == "online":
-        # Only the empty prompt is kept, so there is nothing to fit a codec to.
-        table, codec = [], Codec()
-    arrays = {"embedding": ArraySpec(dims=dims, codec=codec)}
-    constants = {"empty_embedding": dims}
-    if "pooled_width" in widths:
-        pooled = {"pooled_channel": widths["pooled_width"]}
-        # One small vector: whole where the codec keeps targets whole, else in half.
-        exact = codec.dtype == "float32"
-        arrays["pooled"] = ArraySpec(
-            dims=pooled, codec=Codec(dtype="float32" if exact else "float16")
-        )
-        constants["empty_pooled"] = pooled
-    with Ticker("targets") as ticker:
-        report = fill(
-            ARTIFACTS.targets,
-            table,
-            StoreSpec(arrays=arrays, constants=constants, shard_rows=params.targets.shard_rows),
-            partial(make_roles, generator, params.run, codec),
-            provenance={
-                "model": generator.source,
-                "revision": generator.revision,
-                "weights": generator.fingerprint,
-                "dtype": generator.dtype,
-            },
-            params=params.targets.filling,
-            key=lambda row: row.key,
-            versions=library_versions("torch", "diffusers", "transformers", "zarr"),
-            rebuild=rebuild,
-            progress=ticker.show,
-        )
-    print(report)
+def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
+    """Make artifacts/targets.zarr, unless exactly this store is in the work folder."""
 
+    def fill(store: Path) -> Any:
+        from app.dimensions import check_dimensions
+        from stages.target_store import fill_targets
 
-def make_roles(generator: Backbone, run: RunParams, codec: Codec) -> Roles:
-    """Encode: captions to [b, L, D] and, for some generators, [b, D_pooled].
+        check_dimensions(ARTIFACTS, (), params.backbones.model_dump())
+        return fill_targets(store, params)
 
-    What NumPy cannot hold (bfloat16) is widened only where the store keeps more than 16 bits.
-    """
-    device = set_up(run)
-    conditioner = load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device)
-
-    narrowed = torch.float16 if codec.dtype == "float16" else torch.float32
-
-    def encode(captions: list[str]) -> Mapping[str, Any]:
-        return _arrays(conditioner.encode(captions), narrowed)
-
-    def constants() -> Mapping[str, np.ndarray]:
-        empty = _arrays(conditioner.unconditional(), torch.float32)
-        return {f"empty_{name}": np.asarray(values)[0] for name, values in empty.items()}
-
-    def read(row: KeyedRow) -> str:
-        return row.value
-
-    return Roles(read=read, encode=encode, constants=constants)
-
-
-def _arrays(conditioning: Conditioning, narrowed: torch.dtype) -> dict[str, Arriving]:
-    found = {"embedding": Arriving(conditioning.embedding, narrowed)}
-    if conditioning.pooled is not None:
-        found["pooled"] = Arriving(conditioning.pooled)
-    return found
+    work = WorkFolder.open(params.run.work)
+    generator = json.loads(ARTIFACTS.backbones.read_text(encoding="utf-8"))["image_generator"]
+    entry = work.entry(
+        "targets",
+        {
+            "captions": file_md5(ARTIFACTS.captions),
+            "weights": generator["fingerprint"],
+            "dtype": generator["dtype"],
+            "layout": params.targets.model_dump(mode="json"),
+            "code": code_fingerprint("stages.target_store", work),
+        },
+    )
+    settle(entry, ARTIFACTS.targets, fill, rebuild=rebuild, again=again)

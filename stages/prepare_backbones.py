@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
+from app.frozen import MINIATURE
 from miniature import backbones as miniature_backbones
 from pipeline.backbones import (
+    Backbone,
     Backbones,
     Quantization,
     Role,
@@ -16,48 +19,55 @@ from pipeline.backbones import (
 from pipeline.devices import pick_device
 from pipeline.language_model import check_language_model
 from pipeline.quantization import require_quantization
-from stages.params import Params
-from stages.paths import ARTIFACTS
+from stages.params import BackbonesParams, Params
+from stages.paths import ARTIFACTS, INPUTS
+from workfolder import WorkFolder, bring_from_repository, watch_files
 
 
 def run(params: Params, *, retrain: bool) -> None:
-    """Unpack (or retrain) the miniature models where they are asked for; write the manifest."""
+    """Pin what `backbones` names in the manifest; `retrain` makes the miniature's anew first."""
     wanted = params.backbones
-    sources = {role: getattr(wanted, role) for role in get_args(Role)}
-    if "miniature" in sources.values():
-        folder = ARTIFACTS.backbones.parent / "miniature"
-        if retrain:
-            miniature_backbones.train(folder)
-        else:
-            miniature_backbones.unpack(folder)
+    sources: dict[Role, str] = {role: getattr(wanted, role) for role in get_args(Role)}
+    bring_from_repository(sources.values())
+    if retrain:
+        folder = WorkFolder.open(params.run.work).root / "backbones"
+        trained = miniature_backbones.train(folder)
         sources = {
-            role: str(folder / role) if source == "miniature" else source
+            role: str(getattr(trained, role)) if source == MINIATURE else source
             for role, source in sources.items()
         }
     if wanted.language_model_quantization != "none":
         require_quantization(wanted.language_model_quantization)
     device = pick_device(params.run.device).type
-    found = {
-        role: resolve_backbone(
-            role,
-            source,
-            revision=getattr(wanted, f"{role}_revision"),
-            allow_download=wanted.allow_download,
-            dtype=resolve_dtype(getattr(wanted, f"{role}_dtype"), device),
-            quantization=_quantization(role, params),
-        )
-        for role, source in sources.items()
-    }
+    found = {role: _pinned(role, source, wanted, device) for role, source in sources.items()}
     manifest = Backbones(**found)
     check_widths(manifest)
-    if wanted.language_model != "miniature":  # tests prove that one
+    if wanted.language_model != MINIATURE:  # tests prove that one
         check_language_model(manifest.language_model.path)
-    manifest.write(ARTIFACTS.backbones)
+    # The manifest says what the params say, not where this machine keeps it.
+    Backbones(**{role: b.model_copy(update={"path": b.source}) for role, b in found.items()}).write(
+        ARTIFACTS.backbones
+    )
+    local = {role: Path(s) for role, s in sources.items() if Path(s).is_dir() and s != MINIATURE}
+    for note in watch_files(INPUTS / "backbones", {str(r): p for r, p in local.items()}):
+        print(note)
     for backbone in found.values():
         widths = ", ".join(f"{name} {value}" for name, value in backbone.widths.items())
         how = backbone.dtype if backbone.quantization == "none" else backbone.quantization
         print(f"{backbone.role}: {backbone.source} ({widths}; {how}) {backbone.fingerprint[:12]}")
 
 
-def _quantization(role: Role, params: Params) -> Quantization:
-    return params.backbones.language_model_quantization if role == "language_model" else "none"
+def _pinned(role: Role, source: str, wanted: BackbonesParams, device: str) -> Backbone:
+    where = str(getattr(miniature_backbones.SHIPPED, role)) if source == MINIATURE else source
+    quantization: Quantization = (
+        wanted.language_model_quantization if role == "language_model" else "none"
+    )
+    pinned = resolve_backbone(
+        role,
+        where,
+        revision=getattr(wanted, f"{role}_revision"),
+        allow_download=wanted.allow_download,
+        dtype=resolve_dtype(getattr(wanted, f"{role}_dtype"), device),
+        quantization=quantization,
+    )
+    return pinned.model_copy(update={"source": source})

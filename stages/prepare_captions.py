@@ -2,42 +2,103 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import shutil
+import time
 from pathlib import Path
 
-from corpora.captions import check_captions
-from miniature import corpus
-from stages.params import Params
-from stages.paths import ARTIFACTS
+from corpora.caption_table import CaptionTable
+from corpora.captions import CaptionReport, check_captions
+from stages.params import CaptionsParams, Params
+from stages.paths import ARTIFACTS, INPUTS
 from stages.progress import Ticker
+from workfolder import (
+    MOST_FILES,
+    WorkFolder,
+    bring_from_repository,
+    code_fingerprint,
+    place_link,
+    watch_files,
+)
 
 
 def run(params: Params) -> None:
     """Write the checked caption table, its report, and the list of excluded rows."""
     section = params.captions
-    if section.table == "miniature":
-        table = str(_draw_miniature(params))
+    work = WorkFolder.open(params.run.work)
+    if params.is_miniature:
+        table = draw_miniature(work, section)
+        notes = watch_files(INPUTS / "captions", {})
     else:
         table = section.table
-    ARTIFACTS.captions.parent.mkdir(parents=True, exist_ok=True)
-    with Ticker("checking captions") as ticker:
-        report = check_captions(section.for_table(table), ARTIFACTS.captions, ticker.show)
+        bring_from_repository([table, section.images_dir])
+        notes = []
+    report = check_table(work, params, table, ARTIFACTS.captions)
+    if not params.is_miniature:
+        notes = watch_table(INPUTS / "captions", table, CaptionTable(ARTIFACTS.captions))
     print(f"{report.source}: {report.kept} rows kept, {report.excluded} excluded")
     for reason, count in report.reasons.items():
         print(f"  {reason}: {count}")
-    for example in report.examples:
-        print(f"  {example}")
+    for line in (*report.examples, *notes):
+        print(f"  {line}")
     if report.excluded > len(report.examples):
         print(f"  all of them: {ARTIFACTS.captions.with_suffix('.excluded.tsv')}")
 
 
-def _draw_miniature(params: Params) -> Path:
-    """Draw the world unless exactly this one is there already."""
-    wanted = params.captions.miniature.model_dump()
-    drawn = ARTIFACTS.miniature / "drawn.json"
-    if drawn.is_file():
-        found = json.loads(drawn.read_text(encoding="utf-8"))
-        if all(found.get(name) == value for name, value in wanted.items()):
-            return ARTIFACTS.miniature / "captions.tsv"
-    print(f"drawing {wanted['pictures']} pictures of the miniature world")
-    return corpus.draw(ARTIFACTS.miniature, **wanted)
+def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> CaptionReport:
+    """Check a caption table; the verdicts on its pictures are kept in the work folder."""
+    where = f"{Path(table).resolve()} {params.captions.images_dir}"
+    journal = work.root / "pictures" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.sqlite"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with Ticker("checking captions") as ticker:
+        return check_captions(
+            params.captions.for_table(table),
+            out,
+            ticker.show,
+            journal=journal,
+            workers=params.run.readers,
+        )
+
+
+def draw_miniature(work: WorkFolder, section: CaptionsParams) -> str:
+    """Have artifacts/miniature lead to exactly the world that was asked for; gives its table."""
+    wanted = section.miniature.model_dump()
+    entry = work.entry(
+        "miniature", {"world": wanted, "code": code_fingerprint("miniature.corpus", work)}
+    )
+    world = entry.folder / "world"
+    with entry.alone():
+        if not entry.finished:
+            from miniature import corpus
+
+            print(f"drawing {wanted['pictures']} pictures of the miniature world")
+            entry.begin()
+            began = time.monotonic()
+            shutil.rmtree(world, ignore_errors=True)  # of a run that was killed while drawing
+            corpus.draw(world, **wanted)
+            entry.finish(["world/drawn.json"], time.monotonic() - began)
+    if ARTIFACTS.miniature.is_dir() and not ARTIFACTS.miniature.is_symlink():
+        earlier = ARTIFACTS.miniature.with_name("miniature.earlier")
+        print(f"the world of an earlier version is kept as {ARTIFACTS.miniature.rename(earlier)}")
+    place_link(world, ARTIFACTS.miniature)
+    work.note_use("miniature", entry)
+    return str(ARTIFACTS.miniature / "captions.tsv")
+
+
+def watch_table(folder: Path, source: str, table: CaptionTable) -> list[str]:
+    """Have DVC watch a table file, or shards, and the pictures of its rows; notes for people."""
+    files: dict[str, Path] = {}
+    if Path(source).is_file():
+        files["table"] = Path(source)
+    for start in range(0, len(table), 8192):
+        for reference in table.images(range(start, min(start + 8192, len(table)))):
+            file = reference.partition("#")[0]  # a picture in a shard is shard.tar#offset...
+            files[f"pictures/{hashlib.sha256(file.encode()).hexdigest()[:16]}"] = Path(file)
+        if len(files) > MOST_FILES:
+            kept = {"table": files["table"]} if "table" in files else {}
+            return [
+                f"more than {MOST_FILES:,} pictures: DVC watches the table alone. After replacing "
+                "pictures: dvc repro --force --single-item prepare-captions, then dvc repro",
+                *watch_files(folder, kept),
+            ]
+    return watch_files(folder, files)

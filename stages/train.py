@@ -1,163 +1,202 @@
-"""Stage train: the heads against the frozen language model."""
+"""Stage train: the heads against the frozen language model, or weights that exist."""
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from contextlib import nullcontext
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from app.artifacts import Artifacts
-from corpora.caption_table import CaptionTable
-from pipeline.backbones import Backbone, Backbones
-from pipeline.checkpoint import STATE, read_record
-from pipeline.gill import Gill
-from pipeline.heads import (
-    Heads,
-    HeadSizes,
-    mean_image_embeddings,
-    word_image_embeddings,
-)
-from pipeline.language_model import LanguageModel, load_language_model
-from pipeline.sharding import load_sharded_language_model
-from pipeline.text_conditioner import load_text_conditioner
-from pipeline.training import DvcliveLog, from_first_process, processes, show_progress, train
-from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
-from stages.devices import set_up
 from stages.failures import StageError
-from stages.params import ModelParams, Params
-from stages.paths import ARTIFACTS, METRICS
+from stages.params import Params
+from stages.paths import ARTIFACTS, INPUTS, METRICS
+from stages.stores import link_store
+from workfolder import (
+    Entry,
+    WorkFolder,
+    bring_from_repository,
+    code_fingerprint,
+    file_md5,
+    place,
+    signature,
+    watch_files,
+)
+
+STATE = "state.safetensors"
 
 
-def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
-    """Train, or go on where an unfinished run with the same params stopped."""
-    device = set_up(params.run)
-    backbones = Backbones.read(artifacts.backbones)
-    table = CaptionTable(artifacts.captions)
-    with processes() as rank:
-        language_model = _language_model(
-            backbones.language_model, device, params.training.shard_language_model
-        )
-        heads = new_heads(params.model, backbones, language_model).to(device)
-        maker = BatchMaker(
-            table,
-            language_model,
-            params.batches.max_caption_tokens,
-            _online_encoder(params, backbones, device),
-            artifacts,
-        )
-        batches = CachedBatches(
-            maker,
-            table.rows_of_split("train"),
-            batch_size=params.training.batch_size,
-            seed=params.training.seed,
-            rank=rank,
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
-            reading=params.batches.reading,
-        )
-        held_out = table.rows_of_split("val")[: params.batches.validation_rows]
-        part = params.training.micro_batch_size or max(len(held_out), 1)
-        validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
-        parameters = {"model": params.model.model_dump(mode="json")}
-        resume = from_first_process(_may_resume(params, artifacts) if rank == 0 else False)
-        with DvcliveLog(metrics / "train") if rank == 0 else nullcontext() as log:
-            result = train(
-                Gill(language_model, heads),
-                batches,
-                params.objective,
-                params.training,
-                directory=artifacts.model,
-                validation=validation,
-                backbones=backbones.fingerprints,
-                parameters=parameters,
-                resume=resume,
-                log=log,
-                on_progress=show_progress,
-            )
-        if rank == 0:
-            for name, value in result.metrics.items():
-                print(f"{name}: {value:.4f}")
+def run(
+    params: Params,
+    artifacts: Artifacts = ARTIFACTS,
+    metrics: Path = METRICS,
+    *,
+    anew: bool = False,
+) -> None:
+    """Put trained heads into artifacts/model: finished ones, trained ones, or given ones.
 
-
-def _language_model(backbone: Backbone, device: torch.device, sharded: bool) -> LanguageModel:
-    if sharded and backbone.quantization != "none":
-        raise StageError(
-            f"training.shard_language_model does not go with a language model in "
-            f"{backbone.quantization}: set backbones.language_model_quantization to none"
-        )
-    if sharded:
-        return load_sharded_language_model(backbone.path, backbone.torch_dtype, device)
-    return load_language_model(
-        backbone.path, backbone.torch_dtype, device, quantization=backbone.quantization
-    )
-
-
-def _online_encoder(
-    params: Params, backbones: Backbones, device: torch.device
-) -> EncodeCaptions | None:
-    """The generator's text encoder, where targets are not to come from the cache."""
-    if params.targets.source == "cache":
-        return None
-    generator = backbones.image_generator
-    return load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device).encode
-
-
-def new_heads(params: ModelParams, backbones: Backbones, language_model: LanguageModel) -> Heads:
-    """Untrained heads whose widths come from the frozen models.
-
-    Raises StageError where words for the [IMG] rows are too few.
+    Training goes on where a run with the same inputs was killed, however either was started. With
+    `anew` what there is of it is put aside first.
     """
-    generator = backbones.image_generator.widths
-    sizes = HeadSizes(
-        d=backbones.visual_encoder.widths["d"],
-        e=language_model.width,
-        k=params.k,
-        r=params.r,
-        L=generator["L"],
-        D=generator["text_width"],
-        m=params.m,
-        p=params.p,
-        D_pooled=generator.get("pooled_width"),
-        mapper=params.mapper,
-    )
-    torch.manual_seed(params.seed)
-    heads = Heads(sizes)
-    init = params.image_token_init
-    if init.kind == "words":
-        try:
-            rows = word_image_embeddings(language_model, params.r, init.text)
-        except ValueError as error:
-            raise StageError(f"model.image_token_init.text: {error}") from None
+    chosen = params.training.weights
+    named = chosen or params.training.start_from
+    bring_from_repository([named])
+    if not _is_worker():
+        local = Path(named) if named is not None and Path(named).exists() else None
+        watch_files(INPUTS / "train", {"weights": local})
+    if chosen is not None:
+        _use_weights(chosen, params, artifacts, metrics)
+        return
+    work = WorkFolder.open(params.run.work)
+    entry = training_entry(work, params, artifacts)
+    curve = metrics / "train"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _train_together(entry, params, artifacts, curve, anew)
     else:
-        rows = mean_image_embeddings(language_model, params.r)
-    heads.set_image_embeddings(rows)
-    return heads
+        with entry.alone():
+            _put_aside(entry, anew)
+            if entry.finished is None:
+                _train(entry, params, artifacts, curve)
+            else:
+                print(f"nothing to do: trained before, in {entry.folder}")
+                place(entry.folder / "curve", curve)
+    if not _is_worker():
+        _place_heads(entry, params, artifacts)
 
 
-def _may_resume(params: Params, artifacts: Artifacts) -> bool:
-    """Whether an unfinished run with these params lies there; one with others is put aside."""
-    state = artifacts.model / STATE
-    if not state.exists():
-        return False
-    record = read_record(state)
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if record.step >= params.training.steps and not restarted:
-        state.unlink()  # of an earlier run: a restart of this one must not take it for its own
-        return False
-    ours = {
-        "model": params.model.model_dump(mode="json"),
-        "objective": params.objective.model_dump(mode="json"),
-        "training": params.training.model_dump(mode="json"),
-    }
-    changed = sorted(name for name in ours if record.parameters.get(name) != ours[name])
-    if changed:
-        aside = state.with_name("unfinished.safetensors")
-        state.replace(aside)
-        print(
-            f"an unfinished run with other params ({', '.join(changed)}) was put aside as {aside}; "
-            "starting over"
+def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> Entry:
+    """The training of exactly these inputs."""
+    backbones = _read(artifacts.backbones, "stages prepare-backbones")
+    numbers = params.training.model_dump(mode="json", exclude={"checkpoint", "weights"})
+    stores = ["features"] + (["targets"] if params.targets.source == "cache" else [])
+    content = {
+        name: _read(
+            getattr(artifacts, name).with_suffix(".manifest.json"), f"stages precompute-{name}"
         )
-        return False
-    print(f"going on at step {record.step} of {params.training.steps}")
-    return True
+        for name in stores
+    }
+    decided_by: dict[str, Any] = {
+        "captions": file_md5(artifacts.captions),
+        "stores": {name: manifest["content"] for name, manifest in content.items()},
+        "backbones": {
+            role: f"{found['fingerprint']} {found['dtype']}" for role, found in backbones.items()
+        },
+        "model": params.model.model_dump(mode="json"),
+        "batches": params.batches.model_dump(mode="json"),
+        "objective": params.objective.model_dump(mode="json"),
+        "training": numbers,
+        "code": code_fingerprint("stages.head_training", work),
+    }
+    if params.training.start_from is not None:
+        decided_by["start_from"] = signature(INPUTS / "train")
+    return work.entry("training", decided_by)
+
+
+def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> None:
+    """Train in this process, and record that it is finished."""
+    from app.dimensions import check_dimensions
+    from pipeline.distribution import rank
+    from stages.head_training import train_heads
+
+    for name in entry.decided_by["stores"]:
+        link_store(entry.work, getattr(artifacts, name))
+    check_dimensions(artifacts, ("features", "targets"), params.backbones.model_dump())
+    first = rank() == 0
+    resume = (entry.folder / STATE).is_file()
+    if first:
+        if resume:
+            print(f"going on from the last state in {entry.folder}")
+        elif why := entry.explain_absence("train"):
+            print(f"train: {why}")
+        entry.begin()
+        entry.work.note_use("train", entry)
+    began = time.monotonic()
+    train_heads(params, artifacts, entry.folder, curve, resume=resume)
+    if first:
+        place(curve, entry.folder / "curve")
+        heads = sorted(path.name for path in entry.folder.glob("[lb]*st.safetensors"))
+        entry.finish(heads, time.monotonic() - began, steps=params.training.steps)
+
+
+def _train_together(
+    entry: Entry, params: Params, artifacts: Artifacts, curve: Path, anew: bool
+) -> None:
+    """The same in every process of torchrun: the first decides, and writes."""
+    from pipeline.distribution import from_first_process, processes
+
+    with processes() as rank, entry.alone() if rank == 0 else nullcontext():
+        if rank == 0:
+            # torchrun starts all processes anew when one of them dies: that is no new training.
+            restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+            _put_aside(entry, anew and not restarted)
+        if from_first_process(entry.finished is not None):
+            if rank == 0:
+                print(f"nothing to do: trained before, in {entry.folder}")
+                place(entry.folder / "curve", curve)
+            return
+        _train(entry, params, artifacts, curve)
+
+
+def _put_aside(entry: Entry, anew: bool) -> None:
+    if anew and entry.begun:
+        aside = entry.put_aside()
+        print(
+            f"what was trained is put aside as {aside}; "
+            f"`stages work --restore {aside.relative_to(entry.work.root)}` brings it back"
+        )
+
+
+def _place_heads(entry: Entry, params: Params, artifacts: Artifacts) -> None:
+    """Put the heads that every later stage uses into artifacts/model, and nothing else."""
+    name = f"{params.training.checkpoint}.safetensors"
+    source = entry.folder / name
+    if not source.is_file():
+        raise StageError(
+            f"training.checkpoint is {params.training.checkpoint}, but {entry.folder} has no {name}: "  # noqa: E501
+            "nothing was validated (captions.val_fraction, batches.validation_rows)"
+        )
+    _place_alone(source, artifacts.model / name)
+    entry.work.note_use("train", entry)
+
+
+def _place_alone(source: Path, target: Path) -> None:
+    """Make a file the only one in its folder."""
+    if target.parent.is_dir():
+        for old in target.parent.iterdir():
+            if old.is_file():
+                old.unlink()
+    place(source, target)
+
+
+def _use_weights(source: str, params: Params, artifacts: Artifacts, metrics: Path) -> None:
+    """Put given heads into artifacts/model, and say whose they are."""
+    from app.frozen import read_backbones
+    from pipeline.checkpoint import save_heads
+    from stages.trained_weights import read_weights
+
+    found = read_weights(source, params, read_backbones(artifacts))
+    target = artifacts.model / f"{params.training.checkpoint}.safetensors"
+    part = target.with_name("weights.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_heads(part, found.heads, found.record)
+    _place_alone(part, target)
+    part.unlink(missing_ok=True)
+    curve = metrics / "train"
+    curve.mkdir(parents=True, exist_ok=True)
+    (curve / "plots").mkdir(exist_ok=True)
+    (curve / "metrics.json").write_text(json.dumps({"weights": source}) + "\n", encoding="utf-8")
+    print(f"{source} is used as it is (training.weights): nothing is trained")
+
+
+def _read(path: Path, command: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: run `{command}`") from None
+
+
+def _is_worker() -> bool:
+    """Whether this is another process of torchrun than the first."""
+    return int(os.environ.get("RANK", "0")) > 0

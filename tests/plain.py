@@ -189,7 +189,7 @@ class Plain(nn.Module):
     def _generation(self, hidden: Tensor, targets: Tensor, objective: Objective) -> Tensor:
         mapper: Any = self.heads.mapper
         inputs = hidden
-        if objective.mapper_adds_embedding:
+        if self.heads.sizes.mapper.adds_embedding:
             inputs = inputs + self.input_table[-self.r :]
         queries = mapper.queries.expand(len(hidden), -1, -1)
         inputs = mapper.input(inputs.to(mapper.queries.dtype))

@@ -26,7 +26,7 @@ def build(
 ) -> MultimodalLanguageModel:
     language_model = LanguageModel(tiny_model(name, dtype), tiny_tokenizer(start))
     mapper = MapperSizes(
-        encoder_layers=1, decoder_layers=1, adds_embedding=objective.mapper_adds_embedding
+        encoder_layers=1, decoder_layers=1, adds_embedding=objective.token_reduction == "tokens"
     )
     torch.manual_seed(1)
     heads = Heads(HeadSizes(e=language_model.width, mapper=mapper, **SIZES)).to(dtype)

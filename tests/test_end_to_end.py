@@ -67,7 +67,6 @@ def world(tmp_path_factory):
         changes: dict[str, dict] = {
             "captions": {"miniature": {**sizes, "prompts": 40}},
             "model": {"mapper": {"adds_embedding": True}},
-            "objective": {"mapper_adds_embedding": True},
         }
         _write_params("miniature.yaml", **changes)
         for stage in STAGES:
@@ -129,9 +128,9 @@ def test_the_generator_alone_is_good_even_here(world, monkeypatch):
     captions = [r for r in records if r.set == "captions"]
     conditioner = load_text_conditioner("artifacts/backbones/miniature/image_generator")
     pictures = generate_pictures(
-        gill.speaker.generator,
+        gill.generator,
         text_conditioning(conditioner, [r.prompt for r in captions]),
-        gill.speaker.empty_prompt,
+        gill.empty_prompt,
         GenerationSettings(steps=12, guidance=2.5),
         seed=0,
     )

@@ -49,7 +49,7 @@ def build(
     torch.manual_seed(1)
     heads = Heads(
         small_sizes(
-            model.get_input_embeddings().weight.shape[1], r, objective.mapper_adds_embedding
+            model.get_input_embeddings().weight.shape[1], r, objective.token_reduction == "tokens"
         )
     ).to(dtype)
     with torch.no_grad():
@@ -296,7 +296,6 @@ def test_released_differs_from_paper_where_documented() -> None:
         "image_token_targets",
         "supervise_second",
         "generation_loss",
-        "mapper_adds_embedding",
         "packing_unit",
         "rescale_image_rows",
     }
@@ -316,13 +315,6 @@ def test_coins_fall_per_pair_or_per_batch() -> None:
     assert any(
         d.retrieval != d.generation for d in (draw_packing(8, apart, generator) for _ in range(50))
     )
-
-
-def test_mapper_input_must_agree_with_the_heads() -> None:
-    gill, _ = build("opt", 2, Objective.paper(), torch.float32)
-    batch = example_batch([3, 4], torch.float32)
-    with pytest.raises(ValueError, match="adds_embedding = False: set both alike"):
-        training_losses(gill, batch, Objective.released(), PackingDraws.same(2, False))
 
 
 def test_pooled_target_is_part_of_the_generation_loss() -> None:

@@ -130,7 +130,7 @@ def _step(kind: str, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tens
         torch.arange(4),
         32,
     )
-    objective, draws = Objective(mapper_adds_embedding=True), PackingDraws.same(4, False)
+    objective, draws = Objective(), PackingDraws.same(4, False)
     losses = training_losses(MultimodalLanguageModel(model, heads), batch, objective, draws)
     losses.total.backward()
     found = {name: p.grad for name, p in heads.named_parameters() if p.grad is not None}

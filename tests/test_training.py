@@ -61,7 +61,7 @@ def tiny_gill(
 ) -> MultimodalLanguageModel:
     language_model = LanguageModel(tiny_model("opt", dtype), tiny_tokenizer())
     mapper = MapperSizes(
-        encoder_layers=1, decoder_layers=1, adds_embedding=objective.mapper_adds_embedding
+        encoder_layers=1, decoder_layers=1, adds_embedding=objective == Objective.released()
     )
     torch.manual_seed(1)
     return MultimodalLanguageModel(

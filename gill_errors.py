@@ -1,0 +1,9 @@
+"""What a person can mend, in every room: the command lines show it as one line, no traceback."""
+
+
+class GillError(Exception):
+    """Something about inputs, files or settings; the message says what is wrong and what to do."""
+
+
+class InputError(GillError, ValueError):
+    """A value that cannot be used, alone or beside another."""

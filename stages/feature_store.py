@@ -1,0 +1,68 @@
+"""What a feature store holds: the visual encoder over every picture of a caption table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.frozen import read_backbones
+from cache import ArraySpec, FillReport, Roles, StoreSpec, fill
+from corpora.caption_table import CaptionTable
+from corpora.pictures import open_picture
+from pipeline.backbones import Backbone
+from pipeline.devices import Arriving, sent
+from pipeline.visual_encoder import load_visual_encoder
+from stages.caption_rows import KeyedRow, KeyedRows
+from stages.devices import set_up
+from stages.params import Params, RunParams
+from stages.paths import ARTIFACTS
+from stages.progress import Ticker
+from stages.versions import library_versions
+
+
+def fill_features(store: Path, table: CaptionTable, params: Params) -> FillReport:
+    """Fill any feature store from any caption table: the training pictures, or other candidates."""
+    encoder = read_backbones(ARTIFACTS).visual_encoder
+    with Ticker("features") as ticker:
+        return fill(
+            store,
+            KeyedRows(table, "images"),
+            StoreSpec(
+                arrays={
+                    "pooled": ArraySpec(
+                        dims={"visual": encoder.widths["d"]}, codec=params.features.codec
+                    )
+                },
+                shard_rows=params.features.shard_rows,
+            ),
+            partial(make_roles, encoder, params.run),
+            provenance={
+                "vector": "pooled vector before the projection",
+                "model": encoder.source,
+                "revision": encoder.revision,
+                "weights": encoder.fingerprint,
+                "dtype": encoder.dtype,
+            },
+            params=params.run.filling(params.run.batch_sizes.features),
+            key=lambda row: row.key,
+            versions=library_versions("torch", "open_clip_torch", "pillow", "zarr"),
+            progress=ticker.show,
+        )
+
+
+def make_roles(encoder: Backbone, run: RunParams) -> Roles:
+    """Read: open and preprocess a picture. Encode: pooled vectors [b, d]."""
+    device = set_up(run)
+    model = load_visual_encoder(encoder.path, dtype=encoder.torch_dtype, device=device)
+
+    def read(row: KeyedRow) -> Any:
+        return model.preprocess(open_picture(row.value))
+
+    def encode(pixels: list[Any]) -> Mapping[str, Any]:
+        return {"pooled": Arriving(model.pooled(sent(torch.stack(pixels), device)))}
+
+    return Roles(read=read, encode=encode)

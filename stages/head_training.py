@@ -1,0 +1,143 @@
+"""How the heads are trained: the frozen language model, rows of both stores, what is recorded."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from app.artifacts import Artifacts
+from app.frozen import read_backbones
+from corpora.caption_table import CaptionTable
+from pipeline.backbones import Backbone, Backbones
+from pipeline.distribution import num_processes, rank
+from pipeline.heads import (
+    Heads,
+    HeadSizes,
+    mean_image_embeddings,
+    word_image_embeddings,
+)
+from pipeline.language_model import LanguageModel, load_language_model
+from pipeline.multimodal_language_model import MultimodalLanguageModel
+from pipeline.sharding import load_sharded_language_model
+from pipeline.text_conditioner import load_text_conditioner
+from pipeline.training import DvcliveLog, show_progress, train
+from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
+from stages.devices import set_up
+from stages.failures import StageError
+from stages.params import ModelParams, Params
+from stages.trained_weights import read_weights
+
+
+def train_heads(
+    params: Params, artifacts: Artifacts, folder: Path, curve: Path, *, resume: bool
+) -> None:
+    """Train, or go on from the state in `folder`; this is one process of torchrun, or all.
+
+    Writes `last.safetensors`, `best.safetensors` and `state.safetensors` to `folder`, and the curve
+    to the folder `curve`. To be called within `pipeline.training.processes()`.
+    """
+    device = set_up(params.run)
+    backbones = read_backbones(artifacts)
+    table = CaptionTable(artifacts.captions)
+    settings = params.training_settings
+    language_model = _language_model(
+        backbones.language_model, device, settings.shard_language_model
+    )
+    heads = _first_heads(params, backbones, language_model).to(device)
+    maker = BatchMaker(
+        table,
+        language_model,
+        params.batches.max_caption_tokens,
+        _online_encoder(params, backbones, device),
+        artifacts,
+    )
+    batches = CachedBatches(
+        maker,
+        table.rows_of_split("train"),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        rank=rank(),
+        world_size=num_processes(),
+        reading=params.reading,
+    )
+    held_out = table.rows_of_split("val")[: params.batches.validation_rows]
+    part = settings.micro_batch_size or max(len(held_out), 1)
+    validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
+    with DvcliveLog(curve) if rank() == 0 else nullcontext() as log:
+        result = train(
+            MultimodalLanguageModel(language_model, heads),
+            batches,
+            params.objective,
+            settings,
+            directory=folder,
+            validation=validation,
+            backbones=backbones.fingerprints,
+            parameters={"model": params.model.model_dump(mode="json")},
+            resume=resume,
+            log=log,
+            on_progress=show_progress,
+        )
+    if rank() == 0:
+        for name, value in result.metrics.items():
+            print(f"{name}: {value:.4f}")
+
+
+def _first_heads(params: Params, backbones: Backbones, language_model: LanguageModel) -> Heads:
+    """Untrained heads, or those that `training.start_from` names."""
+    heads = new_heads(params.model, backbones, language_model)
+    if params.training.start_from is not None:
+        found = read_weights(params.training.start_from, params, backbones).heads
+        heads.load_state_dict(found.state_dict())
+    return heads
+
+
+def _language_model(backbone: Backbone, device: torch.device, sharded: bool) -> LanguageModel:
+    if sharded:
+        return load_sharded_language_model(backbone.path, backbone.torch_dtype, device)
+    return load_language_model(
+        backbone.path, backbone.torch_dtype, device, quantization=backbone.quantization
+    )
+
+
+def _online_encoder(
+    params: Params, backbones: Backbones, device: torch.device
+) -> EncodeCaptions | None:
+    """The generator's text encoder, where targets are not to come from the cache."""
+    if params.targets.source == "cache":
+        return None
+    generator = backbones.image_generator
+    return load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device).encode
+
+
+def new_heads(params: ModelParams, backbones: Backbones, language_model: LanguageModel) -> Heads:
+    """Untrained heads whose widths come from the frozen models.
+
+    Raises StageError where words for the [IMG] rows are too few.
+    """
+    generator = backbones.image_generator.widths
+    sizes = HeadSizes(
+        d=backbones.visual_encoder.widths["d"],
+        e=language_model.width,
+        k=params.k,
+        r=params.r,
+        L=generator["L"],
+        D=generator["text_width"],
+        m=params.m,
+        p=params.p,
+        D_pooled=generator.get("pooled_width"),
+        mapper=params.mapper,
+    )
+    torch.manual_seed(params.seed)
+    heads = Heads(sizes)
+    init = params.image_token_init
+    if init.kind == "words":
+        try:
+            rows = word_image_embeddings(language_model, params.r, init.text)
+        except ValueError as error:
+            raise StageError(f"model.image_token_init.text: {error}") from None
+    else:
+        rows = mean_image_embeddings(language_model, params.r)
+    heads.set_image_embeddings(rows)
+    return heads

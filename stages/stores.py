@@ -1,0 +1,133 @@
+"""Stores in the work folder: filled once, found by what decides them, linked in artifacts/."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.failures import StageError
+from workfolder import Entry, WorkFolder, file_md5, place, place_link
+
+if TYPE_CHECKING:
+    from cache import FillReport
+
+ROWS = "captions"
+"""The part of `decided_by` that names the rows: stores that differ in nothing else share shards."""
+
+
+def settle(
+    entry: Entry,
+    where: Path,
+    fill: Callable[[Path], FillReport],
+    *,
+    rebuild: bool = False,
+    again: bool = False,
+) -> None:
+    """Fill the entry's store unless it is finished, and make `where` (artifacts/NAME.zarr) lead
+    to it, with its manifest beside.
+
+    A new store begins with the rows that another one has of the same models and layout. A store of
+    an earlier version that lies at `where` is taken over.
+
+    Args:
+        rebuild: put what is there aside and encode every row anew.
+        again: look for rows that are not done, although the store was finished (after a repair).
+    """
+    with entry.alone():
+        if rebuild and entry.begun:
+            print(f"{entry.kind}: what was there is put aside as {entry.put_aside()}")
+        finished = entry.finished
+        if finished and not again and (entry.folder / where.name).is_dir():
+            summary = finished["summary"]
+            print(f"{entry.kind}: nothing to do, {summary['rows']:,} rows lie in {entry.folder}")
+        else:
+            _fill(entry, where, fill)
+    place_link(entry.folder / where.name, where)
+    place(entry.folder / _manifest(where).name, _manifest(where))
+    entry.work.note_use(where.stem, entry)
+
+
+def link_store(work: WorkFolder, where: Path) -> None:
+    """Make `where` lead to the store that its manifest describes.
+
+    DVC brings back a manifest without running the stage; the link beside it then follows here.
+
+    Raises StageError where there is no manifest, or the work folder lacks the store.
+    """
+    manifest = _manifest(where)
+    stage = f"stages precompute-{where.stem}"
+    if not manifest.is_file():
+        raise StageError(f"{manifest} is missing: run `{stage}`")
+    if where.is_dir() and not where.is_symlink():
+        raise StageError(
+            f"{where} was made by an earlier version: run `{stage}`, which takes it over"
+        )
+    md5 = file_md5(manifest)
+    beside = where.resolve().parent / manifest.name if where.is_symlink() else None
+    if beside is not None and beside.is_file() and file_md5(beside) == md5:
+        return
+    entry = work.with_output(where.stem, manifest.name, md5)
+    if entry is None:
+        raise StageError(
+            f"the store of {manifest} is not in the work folder {work.root}: run `{stage}` to "
+            "encode its rows here, or copy the work folder that has it (see Experiments in the README)"
+        )
+    place_link(entry.folder / where.name, where)
+
+
+def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport]) -> None:
+    from cache import StoreMismatchError
+
+    store = entry.folder / where.name
+    if not entry.begun:
+        if why := entry.explain_absence(where.stem):
+            print(f"{entry.kind}: {why}")
+        entry.begin()
+    if not store.exists():
+        _take_over(where, store) or _share_rows(entry, where.name)
+    began = time.monotonic()
+    try:
+        report = fill(store)
+    except StoreMismatchError as error:
+        other = store.with_name(f"{store.stem}.earlier.zarr")
+        store.rename(other)
+        print(
+            f"{entry.kind}: what lay at {where} was made otherwise, it is kept as {other}: {error}"
+        )
+        report = fill(store)
+    print(report)
+    entry.finish(
+        [_manifest(where).name], time.monotonic() - began, rows=report.num_rows, done=report.done
+    )
+
+
+def _take_over(where: Path, store: Path) -> bool:
+    """Move a store of an earlier version, a folder in artifacts/, to its place."""
+    if not where.is_dir() or where.is_symlink():
+        return False
+    where.rename(store)
+    print(f"{where} is taken over into {store.parent}")
+    return True
+
+
+def _share_rows(entry: Entry, name: str) -> bool:
+    """Begin with the shards of a store that differs in its rows alone."""
+    from cache import share_store
+
+    for other in entry.work.entries(entry.kind):
+        alike = {**other.decided_by, ROWS: None} == {**entry.decided_by, ROWS: None}
+        if other.key == entry.key or not alike or not (other.folder / name).is_dir():
+            continue
+        if other.is_held():  # being filled now: its tables change while they are read
+            continue
+        share_store(other.folder / name, entry.folder / name)
+        print(f"{entry.kind}: begins with the rows of {other.folder}")
+        return True
+    return False
+
+
+def _manifest(where: Path) -> Path:
+    """artifacts/features.zarr -> artifacts/features.manifest.json."""
+    return where.with_suffix(".manifest.json")

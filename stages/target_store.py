@@ -1,0 +1,93 @@
+"""What the target store holds: T_psi(y) of Eq. 3, the generator's text encoder over captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.frozen import read_backbones
+from cache import ArraySpec, Codec, FillReport, Roles, StoreSpec, fill
+from corpora.caption_table import CaptionTable
+from pipeline.backbones import Backbone
+from pipeline.devices import Arriving
+from pipeline.text_conditioner import Conditioning, load_text_conditioner
+from stages.caption_rows import KeyedRow, KeyedRows
+from stages.devices import set_up
+from stages.params import Params, RunParams
+from stages.paths import ARTIFACTS
+from stages.progress import Ticker
+from stages.versions import library_versions
+
+
+def fill_targets(store: Path, params: Params) -> FillReport:
+    """Fill the store with the captions of the checked table that are not in it yet."""
+    generator = read_backbones(ARTIFACTS).image_generator
+    widths = generator.widths
+    dims = {"position": widths["L"], "channel": widths["text_width"]}
+    table: Sequence[KeyedRow] = KeyedRows(CaptionTable(ARTIFACTS.captions), "captions")
+    codec = params.targets.codec
+    if params.targets.source == "online":
+        # Only the empty prompt is kept, so there is nothing to fit a codec to.
+        table, codec = [], Codec()
+    arrays = {"embedding": ArraySpec(dims=dims, codec=codec)}
+    constants = {"empty_embedding": dims}
+    if "pooled_width" in widths:
+        pooled = {"pooled_channel": widths["pooled_width"]}
+        # One small vector: whole where the codec keeps targets whole, else in half.
+        exact = codec.dtype == "float32"
+        arrays["pooled"] = ArraySpec(
+            dims=pooled, codec=Codec(dtype="float32" if exact else "float16")
+        )
+        constants["empty_pooled"] = pooled
+    with Ticker("targets") as ticker:
+        return fill(
+            store,
+            table,
+            StoreSpec(arrays=arrays, constants=constants, shard_rows=params.targets.shard_rows),
+            partial(make_roles, generator, params.run, codec),
+            provenance={
+                "model": generator.source,
+                "revision": generator.revision,
+                "weights": generator.fingerprint,
+                "dtype": generator.dtype,
+            },
+            params=params.run.filling(params.run.batch_sizes.targets),
+            key=lambda row: row.key,
+            versions=library_versions("torch", "diffusers", "transformers", "zarr"),
+            progress=ticker.show,
+        )
+
+
+def make_roles(generator: Backbone, run: RunParams, codec: Codec) -> Roles:
+    """Encode: captions to [b, L, D] and, for some generators, [b, D_pooled].
+
+    What NumPy cannot hold (bfloat16) is widened only where the store keeps more than 16 bits.
+    """
+    device = set_up(run)
+    conditioner = load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device)
+
+    narrowed = torch.float16 if codec.dtype == "float16" else torch.float32
+
+    def encode(captions: list[str]) -> Mapping[str, Any]:
+        return _arrays(conditioner.encode(captions), narrowed)
+
+    def constants() -> Mapping[str, np.ndarray]:
+        empty = _arrays(conditioner.unconditional(), torch.float32)
+        return {f"empty_{name}": np.asarray(values)[0] for name, values in empty.items()}
+
+    def read(row: KeyedRow) -> str:
+        return row.value
+
+    return Roles(read=read, encode=encode, constants=constants)
+
+
+def _arrays(conditioning: Conditioning, narrowed: torch.dtype) -> dict[str, Arriving]:
+    found = {"embedding": Arriving(conditioning.embedding, narrowed)}
+    if conditioning.pooled is not None:
+        found["pooled"] = Arriving(conditioning.pooled)
+    return found

@@ -1,0 +1,107 @@
+"""Trained heads that exist: a checkpoint of ours, a released folder, or the hub's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.backbones import Backbones
+from pipeline.checkpoint import BEST, LAST, CheckpointRecord, load_heads
+from pipeline.decision import DecisionModel
+from pipeline.heads import Heads
+from pipeline.upstream import DECISION_FILE, import_decision, import_heads
+from stages.failures import StageError
+from stages.params import Params
+
+RELEASED = "model_args.json"
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """Heads, what is known of how they were made, and a classifier where there is one."""
+
+    heads: Heads
+    record: CheckpointRecord
+    decision: DecisionModel | None
+
+
+def read_weights(source: str, params: Params, backbones: Backbones) -> TrainedWeights:
+    """Read `training.weights` or `training.start_from`, and check that they fit the run.
+
+    Raises StageError naming every size and frozen model that differs, CheckpointError and
+    UpstreamError for damaged files, HubError for a name that the hub does not have.
+    """
+    found = _read(source, params, backbones)
+    wrong = _misfits(found, params, backbones)
+    if wrong:
+        raise StageError(f"{source} does not fit: " + "; ".join(wrong))
+    return found
+
+
+def _read(source: str, params: Params, backbones: Backbones) -> TrainedWeights:
+    path = Path(source)
+    if path.is_file():
+        heads, record = load_heads(path)
+        return TrainedWeights(heads, record, None)
+    if (path / RELEASED).is_file():
+        heads, arguments = import_heads(path)
+        record = CheckpointRecord(
+            sizes=heads.sizes,
+            backbones=backbones.fingerprints,
+            parameters={"released": arguments.model_dump(mode="json")},
+        )
+        decision = None
+        if (path / DECISION_FILE).is_file():
+            linear = import_decision(path)
+            decision = DecisionModel.from_linear(linear.weight.detach(), linear.bias.detach())
+        return TrainedWeights(heads, record, decision)
+    for name in (f"{params.training.checkpoint}.safetensors", LAST, BEST):
+        if (path / name).is_file():
+            heads, record = load_heads(path / name)
+            return TrainedWeights(heads, record, None)
+    return _saved_pretrained(source, params)
+
+
+def _saved_pretrained(source: str, params: Params) -> TrainedWeights:
+    """What `Gill.save_pretrained` wrote, here or on the hub."""
+    from app.hub import find_folder, load_trained
+
+    if Path(source).exists() and not (Path(source) / "config.json").is_file():
+        raise StageError(
+            f"{source} holds no trained heads: neither *.safetensors of `stages train`, nor "
+            f"{RELEASED} of a released checkpoint, nor config.json of save_pretrained"
+        )
+    folder = find_folder(source, None, not params.backbones.allow_download)
+    _, heads, record = load_trained(folder)
+    decision = DecisionModel.load(folder) if (folder / "decision.json").is_file() else None
+    return TrainedWeights(heads, record, decision)
+
+
+def _misfits(found: TrainedWeights, params: Params, backbones: Backbones) -> list[str]:
+    """What the heads and this run say differently, for people."""
+    sizes, model = found.heads.sizes, params.model
+    generator = backbones.image_generator.widths
+    here = {
+        "d (visual width)": (sizes.d, backbones.visual_encoder.widths["d"]),
+        "e (language model's width)": (sizes.e, backbones.language_model.widths["e"]),
+        "L (text positions)": (sizes.L, generator["L"]),
+        "D (generator's text width)": (sizes.D, generator["text_width"]),
+        "D_pooled": (sizes.D_pooled, generator.get("pooled_width")),
+        **{f"model.{n}": (getattr(sizes, n), getattr(model, n)) for n in ("k", "r", "m", "p")},
+        **{
+            f"model.mapper.{name}": (value, getattr(model.mapper, name))
+            for name, value in sizes.mapper.model_dump().items()
+        },
+    }
+    wrong = [
+        f"{name} is {theirs} in the weights, {ours} here"
+        for name, (theirs, ours) in here.items()
+        if theirs != ours
+    ]
+    ours = backbones.fingerprints
+    wrong += [
+        f"they were trained with another {role} ({theirs[:12]}, here {ours[role][:12]})"
+        for role, theirs in found.record.backbones.items()
+        if role in ours and theirs != ours[role]
+    ]
+    return wrong

@@ -1,0 +1,49 @@
+"""What is expensive, kept outside DVC's outputs and found by what decides it.
+
+    WorkFolder   one folder: stores, trainings, indexes, evaluations of many workspaces
+    Entry        one of them: a folder named by the fingerprint of what decides its numbers
+
+    work/format.json
+         KIND/KEY/decided_by.json     rows, weights, params, deciding code: the key is its hash
+                  finished.json       written last: MD5 of each output, seconds, a summary
+                  ...                 what is being made, or was
+         locks/KIND-KEY.lock          who makes it now
+         uses/WORKSPACE.json          which entries a workspace used last, by stage
+         accepted.json                code whose edits were said to change no number
+
+A stage asks for the entry of its inputs. A finished one is placed into `artifacts/` without
+computing; an unfinished one is gone on with, however the stage was started; other inputs are
+another entry, so nothing finished is ever overwritten. Only `stages work --prune` deletes.
+This room knows no model, no store and no picture.
+"""
+
+from workfolder.code import accept_code, code_fingerprint, deciding_modules
+from workfolder.entries import (
+    Entry,
+    WorkFolder,
+    WorkFolderError,
+    file_md5,
+    place,
+    place_link,
+)
+from workfolder.inputs import MOST_FILES, bring_from_repository, signature, watch_files
+from workfolder.uses import EntryState, list_entries, prune
+
+__all__ = [
+    "MOST_FILES",
+    "Entry",
+    "EntryState",
+    "WorkFolder",
+    "WorkFolderError",
+    "accept_code",
+    "bring_from_repository",
+    "code_fingerprint",
+    "deciding_modules",
+    "file_md5",
+    "list_entries",
+    "place",
+    "place_link",
+    "prune",
+    "signature",
+    "watch_files",
+]

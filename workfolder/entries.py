@@ -1,0 +1,323 @@
+"""The work folder and its entries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gill_errors import GillError
+
+FORMAT = 1
+VARIABLE = "GILL_WORK"
+_TEMPORARY = Path(".dvc/tmp/exps")
+"""Where DVC lays the workspace of an experiment with --temp or --queue, below the repository."""
+
+
+class WorkFolderError(GillError):
+    """The work folder cannot be used; the message says why and what to do."""
+
+
+class WorkFolder:
+    """One work folder, as seen from one workspace (the folder with params.yaml)."""
+
+    def __init__(self, root: Path, workspace: Path | None = None) -> None:
+        self.root, self.workspace = root, (workspace or Path.cwd()).resolve()
+
+    @classmethod
+    def open(cls, named: str | None, workspace: Path | None = None) -> WorkFolder:
+        """The folder that $GILL_WORK or else `run.work` names; else `work/` of the repository.
+
+        DVC runs queued experiments in a copy of the repository below its `.dvc/tmp/exps`; there the
+        default, and a relative name, is the repository's own folder.
+
+        Raises WorkFolderError where it cannot be written or was made by another version.
+        """
+        here = (workspace or Path.cwd()).resolve()
+        root = repository_of(here) / (os.environ.get(VARIABLE) or named or "work")
+        marker = root / "format.json"
+        try:
+            found = json.loads(marker.read_text(encoding="utf-8"))["format"]
+        except FileNotFoundError:
+            found = FORMAT
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                write_json(marker, {"format": FORMAT})
+            except OSError as error:
+                raise WorkFolderError(
+                    f"the work folder {root} cannot be written ({error.strerror}): give permission "
+                    f"or room, or name another by run.work or {VARIABLE}"
+                ) from None
+        except (ValueError, KeyError, TypeError):
+            found = "an unknown version"
+        if found != FORMAT:
+            raise WorkFolderError(
+                f"the work folder {root} is of format {found}, this version reads {FORMAT}: name "
+                f"another by run.work or {VARIABLE}"
+            )
+        return cls(root, here)
+
+    def entry(self, kind: str, decided_by: Mapping[str, Any]) -> Entry:
+        """The entry of exactly these inputs, whether or not anything is there yet."""
+        content = json.loads(json.dumps(decided_by))
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return Entry(self, kind, key, content)
+
+    def entries(self, kind: str | None = None) -> Iterator[Entry]:
+        """All that lie here, newest first."""
+        found = []
+        for record in self.root.glob(f"{kind or '*'}/*/decided_by.json"):
+            folder = record.parent
+            try:
+                content = json.loads(record.read_text(encoding="utf-8"))
+                found.append((record.stat().st_mtime, folder, content))
+            except (OSError, ValueError):
+                continue  # removed or written at this moment
+        for _, folder, content in sorted(found, key=lambda row: row[0], reverse=True):
+            yield Entry(self, folder.parent.name, folder.name, content)
+
+    def with_output(self, kind: str, name: str, md5: str) -> Entry | None:
+        """The finished entry whose output `name` has these bytes."""
+        for entry in self.entries(kind):
+            finished = entry.finished
+            if finished and finished["outputs"].get(name) == md5:
+                return entry
+        return None
+
+    # Which workspace uses what
+
+    @property
+    def _uses(self) -> Path:
+        name = hashlib.sha256(str(self.workspace).encode()).hexdigest()[:16]
+        return self.root / "uses" / f"{name}.json"
+
+    def used(self) -> dict[str, str]:
+        """Stage -> KIND/KEY that this workspace used last."""
+        try:
+            return json.loads(self._uses.read_text(encoding="utf-8"))["entries"]
+        except (OSError, ValueError, KeyError):
+            return {}
+
+    def note_use(self, stage: str, entry: Entry) -> None:
+        """Remember that this workspace uses the entry for a stage."""
+        entries = {**self.used(), stage: entry.name}
+        write_json(self._uses, {"workspace": str(self.workspace), "entries": entries})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that is expensive to make."""
+
+    work: WorkFolder
+    kind: str
+    key: str
+    decided_by: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """KIND/KEY."""
+        return f"{self.kind}/{self.key}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is made and kept."""
+        return self.work.root / self.kind / self.key
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """outputs (name -> MD5), summary, seconds; None while it is not finished."""
+        try:
+            return json.loads((self.folder / "finished.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of it is there."""
+        return (self.folder / "decided_by.json").is_file()
+
+    def begin(self) -> None:
+        """Make its folder, with what decides it."""
+        try:
+            write_json(self.folder / "decided_by.json", self.decided_by)
+        except OSError as error:
+            raise WorkFolderError(f"{self.folder} cannot be written: {error.strerror}") from None
+
+    def finish(self, outputs: Iterable[str], seconds: float, **summary: Any) -> None:
+        """Record that `outputs` (files or folders in it) are whole; always the last step."""
+        hashes = {}
+        for name in outputs:
+            path = self.folder / name
+            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            for file in files:
+                hashes[file.relative_to(self.folder).as_posix()] = file_md5(file)
+        write_json(
+            self.folder / "finished.json",
+            {"outputs": hashes, "seconds": round(seconds, 1), "summary": summary},
+        )
+
+    def put_aside(self) -> Path:
+        """Rename what is there, so that it can be made anew; gives its new place."""
+        number = 1
+        while (aside := self.folder.with_name(f"{self.key}.aside-{number}")).exists():
+            number += 1
+        self.folder.rename(aside)
+        return aside
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process makes this entry, saying for whom; then be the one."""
+        lock = self._lock
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        holder = lock.with_suffix(".json")
+        held = FileLock(lock)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            try:
+                other = json.loads(holder.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                other = {"pid": "?", "host": "?", "workspace": "?"}
+            print(
+                f"{self.kind}: waiting for process {other['pid']} on {other['host']}, which makes "
+                f"the same for {other['workspace']}",
+                flush=True,
+            )
+            held.acquire()
+        try:
+            write_json(
+                holder,
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "workspace": str(self.work.workspace),
+                    "since": time.time(),
+                },
+            )
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            held.release()
+
+    def is_held(self) -> bool:
+        """Whether a process makes this entry now."""
+        held = FileLock(self._lock)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            return True
+        held.release()
+        return False
+
+    @property
+    def _lock(self) -> Path:
+        return self.work.root / "locks" / f"{self.kind}-{self.key}.lock"
+
+    def differences(self, other: Entry) -> list[str]:
+        """`key: theirs -> ours` wherever another entry was decided by something else."""
+        return list(_differences(other.decided_by, self.decided_by))
+
+    def explain_absence(self, stage: str) -> str:
+        """Why nothing finished can be taken: what differs from what this workspace used last."""
+        last = self.work.used().get(stage, "")
+        before = next((e for e in self.work.entries(self.kind) if e.name == last), None)
+        if before is None or before.key == self.key:
+            return ""
+        what = "; ".join(self.differences(before)[:6]) or "nothing that is recorded"
+        return f"the one used before stays in {before.folder}; changed since: {what}"
+
+
+def repository_of(workspace: Path) -> Path:
+    """The folder itself, or the repository whose temporary copy for an experiment it is."""
+    for parent in workspace.parents:
+        if parent.parts[-3:] == _TEMPORARY.parts:
+            return parent.parents[2]
+    return workspace
+
+
+def place(source: Path, target: Path) -> None:
+    """Put a finished file or folder at `target`, replacing what is there: links where they can be.
+
+    Both names then share their bytes; whoever writes replaces files whole, so neither changes the
+    other. Where the file system has no hard links, or is another one, files are copied.
+    """
+    remove(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_or_copy)
+    else:
+        _link_or_copy(str(source), str(target))
+
+
+def place_link(source: Path, target: Path) -> None:
+    """Make `target` a symbolic link to `source`, in one step.
+
+    Raises WorkFolderError where something that is no link lies there, or there are no links.
+    """
+    if target.exists() and not target.is_symlink():
+        raise WorkFolderError(
+            f"{target} is not a link into the work folder, and is left as it is: move it away"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.link")
+    part.unlink(missing_ok=True)
+    try:
+        part.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+    except OSError as error:
+        raise WorkFolderError(
+            f"{target.parent} lies on a file system without symbolic links ({error.strerror}): put "
+            "the workspace on another"
+        ) from None
+    os.replace(part, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_md5(path: Path) -> str:
+    """MD5 in hex, as DVC writes it in dvc.lock."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+    elif old != new:
+        yield f"{where} {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
