@@ -30,12 +30,17 @@ def read_backbones(artifacts: Artifacts) -> Backbones:
 
     Raises BackboneError where a model is missing, or other weights than the pinned ones lie there.
     """
-    pinned = Backbones.read(artifacts.backbones)
-    seen = _Seen(artifacts.backbones.with_name("checked.json"))
+    return locate_backbones(artifacts.backbones, artifacts.common.parent)
+
+
+def locate_backbones(manifest: Path, beside: Path) -> Backbones:
+    """The models of a manifest; relative directories may lie below `beside`."""
+    pinned = Backbones.read(manifest)
+    seen = _Seen(manifest.with_name("checked.json"))
     found = {}
     for role in Backbones.model_fields:
         backbone: Backbone = getattr(pinned, role)
-        folder = folder_of(backbone, artifacts.common.parent)
+        folder = folder_of(backbone, beside)
         seen.check(backbone, folder)
         prefix = "local-dir:" if role == "visual_encoder" else ""
         found[role] = backbone.model_copy(update={"path": f"{prefix}{folder}"})

@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 from app.artifacts import Artifacts
+from app.world import have_world
 from corpora.caption_table import CaptionTable
+from stages.deciding_code import code_of
 from stages.failures import StageError
 from stages.params import Params
 from stages.paths import ARTIFACTS, INPUTS
@@ -16,7 +18,6 @@ from stages.stores import link_store, settle
 from workfolder import (
     WorkFolder,
     bring_from_repository,
-    code_fingerprint,
     file_md5,
     place,
     watch_files,
@@ -40,7 +41,7 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
             "captions": file_md5(table),
             "training_only": not own,
             "index": params.index.settings.model_dump(mode="json"),
-            "code": code_fingerprint("stages.candidate_index", work),
+            "code": code_of("index", work),
         },
     )
     with entry.alone():
@@ -77,6 +78,8 @@ def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebu
         return False
     if artifacts.shared is not None:  # a cell reads those of the main run
         return True
+    if source is None:
+        have_world(work, artifacts.miniature, params.captions.miniature.model_dump())
     named = source or str(artifacts.miniature / "candidates.tsv")
     bring_from_repository([source])
     report = check_table(work, params, named, artifacts.candidates)

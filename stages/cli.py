@@ -223,6 +223,45 @@ def report(params: ParamsFile = PARAMS) -> None:
     _run(lambda: stage.run(read_params(params)))
 
 
+@app.command()
+def work(
+    params: ParamsFile = PARAMS,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete what no commit, experiment, workspace names.")
+    ] = False,
+    restore: Annotated[
+        str | None, typer.Option(help="Bring back what --anew or --rebuild put aside.")
+    ] = None,
+) -> None:
+    """List the work folder: stores, trainings, indexes, evaluations, and who uses them.
+
+    Reads the work folder, and dvc.lock of every commit and experiment of its workspaces. Writes
+    nothing, but for --prune and --restore.
+    """
+    from stages import work as command
+    from stages.params import read_params
+
+    def act() -> None:
+        if restore is not None:
+            command.restore(read_params(params), restore)
+        else:
+            command.show(read_params(params), delete=prune)
+
+    _run(act)
+
+
+@app.command()
+def accept(params: ParamsFile = PARAMS) -> None:
+    """Say that the edits of code since the last run change no number: nothing runs again.
+
+    Reads the code and the work folder. Writes work/accepted.json, and dvc.lock by `dvc commit`.
+    """
+    from stages import work as command
+    from stages.params import read_params
+
+    _run(lambda: command.accept(read_params(params)))
+
+
 StudyFile = Annotated[
     Path, typer.Option("--variants", help="The variants to train.", dir_okay=False)
 ]

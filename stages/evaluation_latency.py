@@ -35,41 +35,40 @@ def latency(gill: Gill, text: str, settings: GenerationSettings, seed: int) -> l
             ("generation", "A generated picture", _PICTURE_REPEATS),
         )
     }
-    device = gill.speaker.gill.language_model.device
+    device = gill.language_model.device
     results = []
     for method, say in (("language_model", _alone(gill, text)), ("gill", _with_heads(gill, text))):
         seconds = _timed(say, _TEXT_REPEATS, device)
         speeds = Found(values={"tokens_per_second": [_TOKENS / one for one in seconds]})
         results += rows["text"].results(method, speeds)
 
-    speaker = gill.speaker
-    hidden = read_contexts(speaker.gill, speaker.encoder, [[text]])
-    index = speaker.index
+    hidden = read_contexts(gill.model, gill.encoder, [[text]])
+    index = gill.index
     if index is None:
         results.append(rows["retrieval"].absent("gill", "seconds", "there is no candidate index"))
     else:
 
         def retrieve() -> None:
-            index.nearest(speaker.gill.text_query(hidden).float().cpu(), 1)
+            index.nearest(gill.model.text_query(hidden).float().cpu(), 1)
 
         seconds = _timed(retrieve, _RETRIEVAL_REPEATS, device)
         results += rows["retrieval"].results("gill", Found(values={"seconds": seconds}))
 
-    generator = speaker.generator
+    generator = gill.generator
     if generator is None:
         results.append(rows["generation"].absent("gill", "seconds", "no image generator is loaded"))
         return results
 
     def generate() -> None:
-        conditioning = gill_conditioning(speaker.gill, hidden)
-        generator.generate(conditioning, speaker.empty_prompt, seeds=[seed], settings=settings)
+        conditioning = gill_conditioning(gill.model, hidden)
+        generator.generate(conditioning, gill.empty_prompt, seeds=[seed], settings=settings)
 
     seconds = _timed(generate, _PICTURE_REPEATS, device)
     return results + rows["generation"].results("gill", Found(values={"seconds": seconds}))
 
 
 def _with_heads(gill: Gill, text: str) -> Callable[[], object]:
-    model = gill.speaker.gill
+    model = gill.model
     language_model = model.language_model
     prompt = language_model.embed(torch.tensor(_ids(gill, text)))
     settings = DecodingSettings(max_tokens=_TOKENS, max_images=0)
@@ -77,7 +76,7 @@ def _with_heads(gill: Gill, text: str) -> Callable[[], object]:
 
 
 def _alone(gill: Gill, text: str) -> Callable[[], object]:
-    model = gill.speaker.gill.language_model.model
+    model = gill.language_model.model
     ids = torch.tensor([_ids(gill, text)], device=model.device)
     count = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS}
     mask = torch.ones_like(ids)
@@ -87,7 +86,7 @@ def _alone(gill: Gill, text: str) -> Callable[[], object]:
 
 
 def _ids(gill: Gill, text: str) -> Sequence[int]:
-    language_model = gill.speaker.gill.language_model
+    language_model = gill.language_model
     words = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
     room = language_model.max_positions - _TOKENS - len(language_model.start_ids)
     return [*language_model.start_ids, *words[:room]]

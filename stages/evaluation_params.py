@@ -153,6 +153,16 @@ class EvaluationParams(Section):
                 changes |= overrides[table].model_dump(exclude_none=True)  # type: ignore[index]
         return base.model_copy(update=changes)
 
+    def files(self) -> dict[str, str]:
+        """Every file and folder that is named, by its key."""
+        named = {"lpips_weights": self.lpips_weights, "inception_weights": self.inception_weights}
+        for group in type(self).model_fields:
+            section = getattr(self, group)
+            if isinstance(section, EvaluationFiles):
+                paths = section.model_dump(exclude={"limit"})
+                named |= {f"{group}.{key}": path for key, path in paths.items()}
+        return {key: path for key, path in named.items() if path is not None}
+
     def unnamed_files(self, miniature: bool) -> list[str]:
         """One line per file that a chosen table needs and that no key names."""
         lines = []

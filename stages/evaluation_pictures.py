@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from PIL import Image
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 from app.artifacts import Artifacts
+from app.frozen import read_backbones
 from app.gill import (
     CHECKPOINTS,
     Gill,
@@ -27,10 +27,9 @@ from app.gill import (
     load_encoder,
     load_generator,
     load_model,
-    read_backbones,
     read_empty_prompt,
 )
-from cache import Crew, ScaleOutParams
+from cache import Crew
 from corpora.pictures import open_picture, read_picture
 from pipeline.evaluation import (
     generate_pictures,
@@ -39,6 +38,7 @@ from pipeline.evaluation import (
     text_conditioning,
 )
 from pipeline.image_generator import ImageGenerator
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
 from pipeline.visual_encoder import VisualEncoder
@@ -46,7 +46,7 @@ from stages.devices import set_up
 from stages.evaluation_sets import EvaluationSet, Example, Picture
 from stages.evaluation_store import EvaluationStore, key_for
 from stages.failures import StageError
-from stages.params import RunParams
+from stages.params import Params
 from stages.progress import Ticker
 from stages.versions import library_versions
 
@@ -121,10 +121,10 @@ class PictureMaker:
 
 
 class PictureModels(Protocol):
-    """What pictures are made with: a Speaker has it loaded, a worker loads what it comes to use."""
+    """What pictures are made with: a Gill has it loaded, a worker loads what it comes to use."""
 
     @property
-    def gill(self) -> MultimodalLanguageModel: ...
+    def model(self) -> MultimodalLanguageModel: ...
     @property
     def encoder(self) -> VisualEncoder: ...
     @property
@@ -138,12 +138,12 @@ class PictureModels(Protocol):
 class WorkerModels:
     """The models of a worker: the baseline alone needs no language model, so none is loaded."""
 
-    def __init__(self, artifacts: Artifacts, run: RunParams) -> None:
-        self._artifacts, self._checkpoint = artifacts, run.checkpoint
-        self._device, self._backbones = set_up(run), read_backbones(artifacts)
+    def __init__(self, artifacts: Artifacts, params: Params) -> None:
+        self._artifacts, self._checkpoint = artifacts, params.training.checkpoint
+        self._device, self._backbones = set_up(params.run), read_backbones(artifacts)
 
     @cached_property
-    def gill(self) -> MultimodalLanguageModel:
+    def model(self) -> MultimodalLanguageModel:
         return load_model(self._artifacts, self._device, self._checkpoint)
 
     @cached_property
@@ -156,7 +156,7 @@ class WorkerModels:
 
     @cached_property
     def empty_prompt(self) -> Conditioning:
-        return read_empty_prompt(self._artifacts)
+        return read_empty_prompt(self._artifacts, self.conditioner)
 
     def conditioner(self) -> TextConditioner:
         found = self._backbones.image_generator
@@ -187,8 +187,8 @@ class PictureWorker:
         if batch.method == "generator":
             return text_conditioning(self._conditioner, [e.prompt for e in batch.examples])
         contexts = [opened(example.context) for example in batch.examples]
-        hidden = read_contexts(self._models.gill, self._models.encoder, contexts)
-        return gill_conditioning(self._models.gill, hidden)
+        hidden = read_contexts(self._models.model, self._models.encoder, contexts)
+        return gill_conditioning(self._models.model, hidden)
 
     @cached_property
     def _conditioner(self) -> TextConditioner:
@@ -198,28 +198,28 @@ class PictureWorker:
         return self._models.conditioner()
 
 
-def load_worker(artifacts: Artifacts, run: RunParams, heads: str) -> PictureWorker:
+def load_worker(artifacts: Artifacts, params: Params, heads: str) -> PictureWorker:
     """Called on every worker, once.
 
     Raises StageError where it sees other heads than those of the fingerprint `heads`.
     """
-    checkpoint = artifacts.model / CHECKPOINTS[run.checkpoint]
+    checkpoint = artifacts.model / CHECKPOINTS[params.training.checkpoint]
     if fingerprint_heads(checkpoint) != heads:
         raise StageError(
             f"{checkpoint} on {socket.gethostname()} is not the file that is evaluated: all "
             "machines of a cluster need the same files"
         )
-    return PictureWorker(WorkerModels(artifacts, run))
+    return PictureWorker(WorkerModels(artifacts, params))
 
 
-def picture_crew(
-    gill: Gill, artifacts: Artifacts, run: RunParams, heads: str, params: ScaleOutParams
-) -> Crew:
+def picture_crew(gill: Gill, artifacts: Artifacts, params: Params, heads: str) -> Crew:
     """Who makes the pictures: this process with the models that it has, or workers."""
-    make: Callable[[], PictureWorker] = partial(load_worker, artifacts, run, heads)
-    if params.scheduler in ("single", "threads"):
-        make = partial(PictureWorker, gill.speaker)
-    return Crew(make, params, versions=library_versions("torch", "diffusers", "transformers"))
+    make: Callable[[], PictureWorker] = partial(load_worker, artifacts, params, heads)
+    if params.run.scheduler in ("single", "threads"):
+        make = partial(PictureWorker, gill)
+    return Crew(
+        make, params.run.scale_out, versions=library_versions("torch", "diffusers", "transformers")
+    )
 
 
 class Meter:

@@ -55,7 +55,7 @@ def table_5(gill: Gill, source: StorySource, section: EvaluationParams) -> list[
         [place[name] for name in pictures[one.id][:-1] if name != pictures[one.id][-1]]
         for one in asked
     ]
-    encoder, model = gill.speaker.encoder, gill.speaker.gill
+    encoder, model = gill.encoder, gill.model
     pooled = pooled_of(encoder, candidates, "candidates of the stories")
     keys, joint = _in_batches(model.image_key, pooled), _in_batches(encoder.project, pooled)
     last = _texts(gill, [one.captions[-1] for one in asked]) @ joint.T
@@ -84,9 +84,7 @@ def caption_retrieval(gill: Gill, sources: Sources, section: EvaluationParams) -
     """
     if not sources.is_miniature:
         one = caption_set(sources.captions, 1000)
-        pooled = pooled_of(
-            gill.speaker.encoder, [e.real for e in one.examples], "held-out pictures"
-        )
+        pooled = pooled_of(gill.encoder, [e.real for e in one.examples], "held-out pictures")
         rows = Rows("held_out_pictures", "Held-out pictures", len(pooled), one.of, section.seed)
         return _both_ways(gill, [e.prompt for e in one.examples], pooled, rows)
     rng = np.random.default_rng(section.seed)
@@ -115,7 +113,7 @@ def recalls(
 def _both_ways(
     gill: Gill, captions: Sequence[str], pooled: Float[Tensor, "N d"], rows: Rows
 ) -> list[Result]:
-    model, encoder = gill.speaker.gill, gill.speaker.encoder
+    model, encoder = gill.model, gill.encoder
     hidden = [
         read_contexts(model, encoder, [[text] for text in captions[i : i + _BATCH]])
         for i in range(0, len(captions), _BATCH)
@@ -138,7 +136,7 @@ def _drawn(gill: Gill, scenes: Sequence[Scene], seed: int) -> tuple[list[str], T
     """Complete captions and pooled vectors of scenes drawn anew."""
     rng = random.Random(seed)
     pictures = [Image.fromarray(pixels) for pixels in render(scenes, seed + 1)]
-    encoder = gill.speaker.encoder
+    encoder = gill.encoder
     pooled = [
         encoder.encode_pictures(pictures[i : i + _BATCH]).float().cpu()
         for i in range(0, len(pictures), _BATCH)
@@ -148,22 +146,22 @@ def _drawn(gill: Gill, scenes: Sequence[Scene], seed: int) -> tuple[list[str], T
 
 def _queries(gill: Gill, one: EvaluationSet) -> Float[Tensor, "B p"]:
     """W_t2i of the [IMG1] after each context; pictures are opened a batch at a time."""
-    speaker, parts = gill.speaker, []
+    parts: list[Tensor] = []
     with Ticker(f"{one.title}, retrieval") as ticker:
         meter = Meter(len(one.examples), "stories")
         for first in range(0, len(one.examples), _BATCH):
             examples = one.examples[first : first + _BATCH]
             hidden = read_contexts(
-                speaker.gill, speaker.encoder, [opened(example.context) for example in examples]
+                gill.model, gill.encoder, [opened(example.context) for example in examples]
             )
-            parts.append(speaker.gill.text_query(hidden).float().cpu())
+            parts.append(gill.model.text_query(hidden).float().cpu())
             ticker.show(meter.after(len(examples)))
     return torch.cat(parts)
 
 
 def _texts(gill: Gill, texts: Sequence[str]) -> Float[Tensor, "B c"]:
     """CLIP's own text vectors."""
-    encoder = gill.speaker.encoder
+    encoder = gill.encoder
     parts = [encoder.encode_text(texts[i : i + _BATCH]).cpu() for i in range(0, len(texts), _BATCH)]
     return torch.cat(parts)
 

@@ -23,7 +23,6 @@ from corpora.vist import read_stories
 from corpora.vqa import read_questions
 from miniature.language import question_prompt
 from miniature.world import Scene
-from stages.evaluation_params import EvaluationFiles
 from stages.params import Params, ParamsError
 
 Truth = dict[str, Scene]
@@ -193,16 +192,10 @@ def _refuse_absent_files(params: Params) -> None:
     """Raise ParamsError for keys that name nothing, before hours are spent."""
     section = params.evaluation
     lines = section.unnamed_files(params.captions.table == "miniature")
-    named = {"lpips_weights": section.lpips_weights, "inception_weights": section.inception_weights}
-    for group in type(section).model_fields:
-        files = getattr(section, group)
-        if isinstance(files, EvaluationFiles):
-            paths = files.model_dump(exclude={"limit"})
-            named |= {f"{group}.{key}": path for key, path in paths.items()}
     lines += [
         f"evaluation.{key}: there is no {path}"
-        for key, path in named.items()
-        if path is not None and not Path(path).exists()
+        for key, path in section.files().items()
+        if not Path(path).exists()
     ]
     if lines:
         raise ParamsError("\n".join(lines))

@@ -1,176 +1,51 @@
-"""Stage fit-decision: the retrieve-or-generate classifier (section 3.3, appendix C).
-
-Labels are votes of people in the released TSV format (`decision.votes`), or on the miniature world
-of the oracle, written in the same format.
-"""
+"""Stage fit-decision: the retrieve-or-generate classifier (section 3.3, appendix C)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import time
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from app.artifacts import Artifacts
-from app.gill import CHECKPOINTS, Gill, fingerprint_heads
-from corpora.parti_prompts import (
-    PartiPrompt,
-    VotedPrompt,
-    agreed_label,
-    paper_split,
-    read_prompts,
-    read_votes,
-    write_votes,
-)
-from corpora.pictures import open_picture
-from miniature import oracle
-from miniature.world import Scene
-from pipeline.decision_fitting import fit_decision
-from pipeline.evaluation import generate_pictures, gill_conditioning, read_contexts
-from pipeline.metrics import mean_and_deviation
-from pipeline.retrieval import RetrievalIndex
-from pipeline.settings import DecisionSettings
-from stages.devices import set_up
-from stages.failures import StageError
+from stages.deciding_code import code_of
+from stages.models_in_use import models_in_use
 from stages.params import Params
-from stages.paths import ARTIFACTS, METRICS
-from stages.progress import Ticker
-from stages.published import TABLE_6
+from stages.paths import ARTIFACTS, INPUTS, METRICS
+from workfolder import (
+    WorkFolder,
+    bring_from_repository,
+    file_md5,
+    place,
+    watch_files,
+)
 
 
 def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
-    """Fit on the labelled prompts; without any, say so and leave no classifier."""
-    device = set_up(params.run)
-    gill = Gill.load(artifacts, device=str(device), checkpoint=params.run.checkpoint)
-    index = gill.speaker.index
-    if index is None:
-        raise StageError(f"{artifacts.index} is missing: run `stages build-index`")
-    heads = fingerprint_heads(artifacts.model / CHECKPOINTS[params.run.checkpoint])
-    artifacts.decision.mkdir(parents=True, exist_ok=True)
-    votes_file = params.decision.votes
-    if votes_file is None and params.captions.table != "miniature":
-        _write_metrics(
-            artifacts, metrics, {"fitted": False, "why": "decision.votes names no labelled prompts"}
-        )
-        print("no labelled prompts (decision.votes): no classifier; `auto` will generate")
-        return
-    if votes_file is not None:
-        voted = read_votes(Path(votes_file))
-        hidden, similarity = _read_prompts(gill, index, [row.prompt for row in voted])
-        labels = [agreed_label(row.votes) for row in voted]
-        by = "people"
-        test_rows: set[int] | None = set(paper_split(labels)[1])
-    else:
-        prompts = read_prompts(artifacts.miniature / "prompts.tsv")
-        hidden, similarity = _read_prompts(gill, index, prompts)
-        labels = _oracle_labels(gill, index, hidden, params, artifacts)
-        voted = [VotedPrompt(p, (label,)) for p, label in zip(prompts, labels, strict=True)]
-        write_votes(artifacts.decision / "oracle_votes.tsv", voted)
-        by = "the oracle of the miniature world"
-        test_rows = None
-    kept = [i for i, label in enumerate(labels) if label != "same"]
-    model, scores = fit_decision(
-        hidden[kept],
-        similarity[kept],
-        [labels[i] for i in kept],
-        params.decision.settings,
-        test=None if test_rows is None else torch.tensor([i in test_rows for i in kept]),
-        votes=[voted[i].votes for i in kept] if by == "people" else None,
-        heads=heads,
-    )
-    model.save(artifacts.decision)
-    scores["over_seeds"] = _over_seeds(
-        hidden[kept], similarity[kept], [labels[i] for i in kept], params.decision.settings
-    )
-    counts = {name: labels.count(name) for name in ("gen", "ret", "same")}
-    _write_metrics(
-        artifacts, metrics, {"fitted": True, "labels_by": by, "labels": counts, **scores}
-    )
-    for name in TABLE_6:
-        if name in scores:
-            print(f"{name}: macro F1 {scores[name]['macro_f1']:.3f}")
-
-
-def _over_seeds(
-    hidden: Float[Tensor, "N r e"],
-    similarity: Float[Tensor, " N"],
-    labels: list[str],
-    settings: DecisionSettings,
-) -> dict[str, dict[str, float | None]]:
-    """Mean and deviation of the macro F1 over splits drawn with five seeds."""
-    scores: dict[str, list[float]] = {}
-    for seed in range(5):
-        _, found = fit_decision(
-            hidden, similarity, labels, settings.model_copy(update={"seed": seed})
-        )
-        for name in TABLE_6:
-            if name in found:
-                scores.setdefault(name, []).append(found[name]["macro_f1"])
-    return {
-        name: dict(zip(("mean", "deviation"), mean_and_deviation(values), strict=True))
-        for name, values in scores.items()
+    """Make artifacts/decision, unless exactly this classifier is in the work folder."""
+    work = WorkFolder.open(params.run.work)
+    votes = params.decision.votes
+    bring_from_repository([votes])
+    watch_files(INPUTS / "decision", {"votes": votes})
+    decided_by = {
+        **models_in_use(work, params, artifacts),
+        "votes": file_md5(Path(votes)) if votes is not None and Path(votes).is_file() else votes,
+        "decision": params.decision.settings.model_dump(mode="json"),
+        "weights": params.training.weights,
+        "code": code_of("decision", work),
     }
+    if params.is_miniature and votes is None:
+        decided_by["generation"] = params.generation.model_dump(mode="json")
+    entry = work.entry("decision", decided_by)
+    with entry.alone():
+        if entry.finished is None:
+            from stages.decision_labels import make_decision
 
-
-@torch.no_grad()
-def _read_prompts(
-    gill: Gill, index: RetrievalIndex, prompts: Sequence[PartiPrompt]
-) -> tuple[Float[Tensor, "N r e"], Float[Tensor, " N"]]:
-    """Hidden states of the [IMG] tokens after each prompt, and the best candidate's cosine."""
-    speaker = gill.speaker
-    hidden = read_contexts(speaker.gill, speaker.encoder, [[p.prompt] for p in prompts])
-    queries = speaker.gill.text_query(hidden).float().cpu()
-    return hidden.float().cpu(), index.max_similarity(queries)
-
-
-def _oracle_labels(
-    gill: Gill,
-    index: RetrievalIndex,
-    hidden: Float[Tensor, "N r e"],
-    params: Params,
-    artifacts: Artifacts,
-) -> list[str]:
-    """Which of the two pictures shows more of the prompt; alike and complete: the real one."""
-    speaker = gill.speaker
-    assert speaker.generator is not None
-    truth = json.loads((artifacts.miniature / "truth.json").read_text(encoding="utf-8"))
-    codes = np.array([Scene(*scene).codes for scene in truth["prompts"]])
-    queries = speaker.gill.text_query(hidden).float().cpu()
-    found = [hits[0] for hits in index.search(queries, 1)]
-    retrieved = [open_picture(hit.image) for hit in found if hit.image is not None]
-    with Ticker("pictures to judge") as ticker:
-        generated = generate_pictures(
-            speaker.generator,
-            gill_conditioning(speaker.gill, hidden),
-            speaker.empty_prompt,
-            params.generation,
-            params.decision.seed,
-            lambda done, total: ticker.show(f"{done} of {total}"),
-        )
-    gen = (oracle.read_scenes(generated) == codes).sum(1)
-    ret = (oracle.read_scenes(retrieved) == codes).sum(1)
-    return [_vote(int(g), int(r), codes.shape[1]) for g, r in zip(gen, ret, strict=True)]
-
-
-def _vote(generated_right: int, retrieved_right: int, attributes: int) -> str:
-    if generated_right == retrieved_right:
-        return "ret" if retrieved_right == attributes else "same"
-    return "gen" if generated_right > retrieved_right else "ret"
-
-
-def _write_metrics(artifacts: Artifacts, metrics: Path, scores: dict[str, Any]) -> None:
-    """Everything beside the classifier; one number per method for `dvc metrics show`."""
-    metrics.mkdir(parents=True, exist_ok=True)
-    short = {
-        name: round(scores[name]["macro_f1"], 4) for name in TABLE_6 if name in scores
-    } or scores
-    for path, content in (
-        (artifacts.decision / "evaluation.json", scores),
-        (metrics / "decision.json", short),
-    ):
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            entry.begin()
+            began = time.monotonic()
+            folder = entry.folder / "decision"
+            make_decision(params, artifacts, folder, entry.folder / "decision.json")
+            entry.finish(["decision", "decision.json"], time.monotonic() - began)
+        else:
+            print(f"nothing to do: fitted before, in {entry.folder}")
+    place(entry.folder / "decision", artifacts.decision)
+    place(entry.folder / "decision.json", metrics / "decision.json")
+    work.note_use("fit-decision", entry)

@@ -28,8 +28,8 @@ _BLOCK = 32
 def run(prompts: Path, folder: Path, params: Params) -> None:
     """Write the pictures and pairs.json to `folder`. Raises StageError without an index."""
     device = set_up(params.run)
-    gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.run.checkpoint)
-    if gill.speaker.index is None:
+    gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.training.checkpoint)
+    if gill.index is None:
         raise StageError(f"{ARTIFACTS.index} is missing: run `stages build-index`")
     rows = read_prompts(prompts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,18 +59,17 @@ def _make_block(
     names = [f"{number:05d}_{kind}.png" for number in span for kind in ("retrieved", "generated")]
     if all((folder / name).is_file() for name in names):
         return
-    speaker = gill.speaker
-    assert speaker.index is not None
-    assert speaker.generator is not None
-    hidden = read_contexts(speaker.gill, speaker.encoder, [[rows[i].prompt] for i in span])
+    assert gill.index is not None
+    assert gill.generator is not None
+    hidden = read_contexts(gill.model, gill.encoder, [[rows[i].prompt] for i in span])
     generated = generate_pictures(
-        speaker.generator,
-        gill_conditioning(speaker.gill, hidden),
-        speaker.empty_prompt,
-        params.generation,
+        gill.generator,
+        gill_conditioning(gill.model, hidden),
+        gill.empty_prompt,
+        params.generation_settings,
         params.decision.seed + span.start,
     )
-    hits = speaker.index.search(speaker.gill.text_query(hidden).float().cpu(), 1)
+    hits = gill.index.search(gill.model.text_query(hidden).float().cpu(), 1)
     for number, picture, found in zip(span, generated, hits, strict=True):
         if found[0].image is None:
             raise StageError("the index knows no pictures: build it with a candidate table")

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages.deciding_code import code_of
 from stages.params import Params
 from stages.paths import ARTIFACTS
 from stages.stores import settle
-from workfolder import Entry, WorkFolder, code_fingerprint, file_md5
+from workfolder import Entry, WorkFolder, file_md5
 
 
 def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
@@ -37,6 +38,6 @@ def features_entry(work: WorkFolder, kind: str, table: Path, params: Params) -> 
             "weights": encoder["fingerprint"],
             "dtype": encoder["dtype"],
             "layout": params.features.model_dump(mode="json"),
-            "code": code_fingerprint("stages.feature_store", work),
+            "code": code_of(kind, work),
         },
     )

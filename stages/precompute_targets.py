@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages.deciding_code import code_of
 from stages.params import Params
 from stages.paths import ARTIFACTS
 from stages.stores import settle
-from workfolder import WorkFolder, code_fingerprint, file_md5
+from workfolder import WorkFolder, file_md5
 
 
 def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
@@ -31,7 +32,7 @@ def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
             "weights": generator["fingerprint"],
             "dtype": generator["dtype"],
             "layout": params.targets.model_dump(mode="json"),
-            "code": code_fingerprint("stages.target_store", work),
+            "code": code_of("targets", work),
         },
     )
     settle(entry, ARTIFACTS.targets, fill, rebuild=rebuild, again=again)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import time
 from pathlib import Path
 
+from app.world import have_world
 from corpora.caption_table import CaptionTable
 from corpora.captions import CaptionReport, check_captions
-from stages.params import CaptionsParams, Params
+from stages.params import Params
 from stages.paths import ARTIFACTS, INPUTS
 from stages.progress import Ticker
 from workfolder import (
     MOST_FILES,
     WorkFolder,
     bring_from_repository,
-    code_fingerprint,
-    place_link,
     watch_files,
 )
 
@@ -27,7 +24,7 @@ def run(params: Params) -> None:
     section = params.captions
     work = WorkFolder.open(params.run.work)
     if params.is_miniature:
-        table = draw_miniature(work, section)
+        table = str(have_world(work, ARTIFACTS.miniature, section.miniature.model_dump()))
         notes = watch_files(INPUTS / "captions", {})
     else:
         table = section.table
@@ -58,31 +55,6 @@ def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> Capt
             journal=journal,
             workers=params.run.readers,
         )
-
-
-def draw_miniature(work: WorkFolder, section: CaptionsParams) -> str:
-    """Have artifacts/miniature lead to exactly the world that was asked for; gives its table."""
-    wanted = section.miniature.model_dump()
-    entry = work.entry(
-        "miniature", {"world": wanted, "code": code_fingerprint("miniature.corpus", work)}
-    )
-    world = entry.folder / "world"
-    with entry.alone():
-        if not entry.finished:
-            from miniature import corpus
-
-            print(f"drawing {wanted['pictures']} pictures of the miniature world")
-            entry.begin()
-            began = time.monotonic()
-            shutil.rmtree(world, ignore_errors=True)  # of a run that was killed while drawing
-            corpus.draw(world, **wanted)
-            entry.finish(["world/drawn.json"], time.monotonic() - began)
-    if ARTIFACTS.miniature.is_dir() and not ARTIFACTS.miniature.is_symlink():
-        earlier = ARTIFACTS.miniature.with_name("miniature.earlier")
-        print(f"the world of an earlier version is kept as {ARTIFACTS.miniature.rename(earlier)}")
-    place_link(world, ARTIFACTS.miniature)
-    work.note_use("miniature", entry)
-    return str(ARTIFACTS.miniature / "captions.tsv")
 
 
 def watch_table(folder: Path, source: str, table: CaptionTable) -> list[str]:

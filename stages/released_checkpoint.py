@@ -64,7 +64,7 @@ def export_released(directory: Path, params: Params) -> None:
     """The trained heads in the released layout, and the classifier where it fits that layout."""
     backbones = Backbones.read(ARTIFACTS.backbones)
     heads, _ = load_heads(
-        ARTIFACTS.model / CHECKPOINTS[params.run.checkpoint], backbones=backbones.fingerprints
+        ARTIFACTS.model / CHECKPOINTS[params.training.checkpoint], backbones=backbones.fingerprints
     )
     model = load_language_model(backbones.language_model.path)
     arguments = released_arguments(

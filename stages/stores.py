@@ -72,7 +72,7 @@ def link_store(work: WorkFolder, where: Path) -> None:
     if entry is None:
         raise StageError(
             f"the store of {manifest} is not in the work folder {work.root}: run `{stage}` to "
-            "encode its rows here, or copy the work folder that has it (see Experiments in the README)"
+            "encode its rows here, or copy it from the work folder that has it"
         )
     place_link(entry.folder / where.name, where)
 

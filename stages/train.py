@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.artifacts import Artifacts
+from stages.deciding_code import code_of
 from stages.failures import StageError
 from stages.params import Params
 from stages.paths import ARTIFACTS, INPUTS, METRICS
@@ -18,7 +19,6 @@ from workfolder import (
     Entry,
     WorkFolder,
     bring_from_repository,
-    code_fingerprint,
     file_md5,
     place,
     signature,
@@ -87,7 +87,7 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
         "batches": params.batches.model_dump(mode="json"),
         "objective": params.objective.model_dump(mode="json"),
         "training": numbers,
-        "code": code_fingerprint("stages.head_training", work),
+        "code": code_of("training", work),
     }
     if params.training.start_from is not None:
         decided_by["start_from"] = signature(INPUTS / "train")

@@ -23,7 +23,10 @@ DOES_NOT_DECIDE = (
     "gill_errors", "workfolder", "cluster", "doctor", "app", "benchmarks",
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
     "cache.progress", "cache.verifying", "cache.cluster", "cache.scale_out",
-    "stages.devices", "stages.failures", "stages.paths", "stages.progress", "stages.versions",
+    "stages.deciding_code", "stages.devices", "stages.failures", "stages.paths",
+    "stages.progress", "stages.stores", "stages.versions",
+    # Reads weights that exist, exactly or not at all.
+    "stages.trained_weights",
     "pipeline.devices", "pipeline.memory", "pipeline.throughput", "pipeline.training_progress",
     # Values of params are in the key themselves.
     "stages.params", "stages.evaluation_params", "pipeline.settings",

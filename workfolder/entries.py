@@ -155,12 +155,10 @@ class Entry:
 
     def finish(self, outputs: Iterable[str], seconds: float, **summary: Any) -> None:
         """Record that `outputs` (files or folders in it) are whole; always the last step."""
-        hashes = {}
+        hashes: dict[str, str] = {}
         for name in outputs:
-            path = self.folder / name
-            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            for file in files:
-                hashes[file.relative_to(self.folder).as_posix()] = file_md5(file)
+            found = content_of(self.folder / name)
+            hashes |= {f"{name}/{inside}" if inside else name: h for inside, h in found.items()}
         write_json(
             self.folder / "finished.json",
             {"outputs": hashes, "seconds": round(seconds, 1), "summary": summary},
@@ -293,6 +291,14 @@ def file_md5(path: Path) -> str:
     """MD5 in hex, as DVC writes it in dvc.lock."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def content_of(path: Path) -> dict[str, str]:
+    """MD5 of a file (under the empty name), or of every file in a folder by its name there."""
+    if not path.is_dir():
+        return {"": file_md5(path)}
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): file_md5(file) for file in files}
 
 
 def write_json(path: Path, content: Any) -> None:

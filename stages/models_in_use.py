@@ -1,0 +1,44 @@
+"""What a result follows from besides its own settings: heads, index, classifier, frozen models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from app.artifacts import Artifacts
+from app.world import have_world
+from stages.failures import StageError
+from stages.params import Params
+from workfolder import WorkFolder, content_of, file_md5
+
+
+def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dict[str, Any]:
+    """Fingerprints of the trained heads, the index, the frozen models and the caption table.
+
+    The miniature world is drawn where it is not here, as in a clone that pulled the rest.
+
+    Raises StageError naming what is missing and the stage that makes it.
+    """
+    heads = artifacts.model / f"{params.training.checkpoint}.safetensors"
+    for path, stage in (
+        (artifacts.captions, "prepare-captions"),
+        (artifacts.backbones, "prepare-backbones"),
+        (heads, "train"),
+        (artifacts.index, "build-index"),
+    ):
+        if not path.exists():
+            raise StageError(f"{path} is missing: run `stages {stage}`")
+    backbones = json.loads(artifacts.backbones.read_text(encoding="utf-8"))
+    world = None
+    if params.is_miniature:
+        have_world(work, artifacts.miniature, params.captions.miniature.model_dump())
+        world = file_md5(artifacts.miniature / "drawn.json")
+    return {
+        "world": world,
+        "heads": file_md5(heads),
+        "index": content_of(artifacts.index),
+        "captions": file_md5(artifacts.captions),
+        "backbones": {
+            role: f"{found['fingerprint']} {found['dtype']}" for role, found in backbones.items()
+        },
+    }
