@@ -17,13 +17,13 @@ import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 from PIL import Image
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pydantic import ValidationError
 
 from app.artifacts import Artifacts
@@ -40,6 +40,7 @@ from pipeline.evaluation import read_contexts
 from pipeline.image_generator import ImageGenerator, load_image_generator
 from pipeline.language_model import load_language_model
 from pipeline.likelihood import Likelihood, log_likelihoods
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.retrieval import Retrieved, load_index
 from pipeline.settings import GenerationSettings
 from pipeline.speaker import Speaker
@@ -54,22 +55,17 @@ class GillError(Exception):
     """A model that cannot be put together, or a question it cannot take; the message says why."""
 
 
-class Gill:
+@dataclass(eq=False)
+class Gill(Speaker):
     """A loaded model; `reply` answers one turn, `conversation` begins a dialogue that remembers.
 
     Wherever `settings` are taken, single knobs may be given by name instead: see `settings`.
     """
 
-    def __init__(
-        self,
-        speaker: Speaker,
-        backbones: Backbones | None = None,
-        record: CheckpointRecord | None = None,
-        caption_prompt: str = CAPTION_PROMPT,
-    ) -> None:
-        self.speaker = speaker
-        self.backbones, self.record = backbones, record
-        self.caption_prompt = caption_prompt
+    backbones: Backbones | None = None
+    record: CheckpointRecord | None = None
+    caption_prompt: str = CAPTION_PROMPT
+    """What stands between a picture and its caption."""
 
     @classmethod
     def load(
@@ -95,15 +91,15 @@ class Gill:
         beside, heads_file = artifacts.common.parent, artifacts.model / CHECKPOINTS[checkpoint]
         place = pick_device(device)
         backbones = read_backbones(artifacts)
-        gill = load_model(artifacts, place, checkpoint)
+        model = load_model(artifacts, place, checkpoint)
         index = decision = None
         heads = fingerprint_heads(heads_file)
         if artifacts.index.is_dir():
             index = load_index(artifacts.index, heads=heads)
         if (artifacts.decision / "decision.json").is_file():
             decision = DecisionModel.load(artifacts.decision, heads=heads)
-        speaker = Speaker(
-            gill=gill,
+        return cls(
+            model=model,
             encoder=load_encoder(backbones, place),
             generator=load_generator(backbones, place),
             empty_prompt=read_empty_prompt(artifacts),
@@ -112,9 +108,10 @@ class Gill:
             open_picture=lambda reference: open_picture(_beside(reference, beside)),
             conditioner=_text_side(backbones, place),
             generation=read_generation(beside / "params.yaml"),
+            backbones=backbones,
+            record=read_record(heads_file),
+            caption_prompt=read_caption_prompt(beside / "params.yaml"),
         )
-        prompt = read_caption_prompt(beside / "params.yaml")
-        return cls(speaker, backbones, read_record(heads_file), prompt)
 
     @classmethod
     def from_pretrained(
@@ -151,8 +148,8 @@ class Gill:
         if (folder / "decision.json").is_file():
             decision = DecisionModel.load(folder)
         conditioner = _text_side(found, place)
-        speaker = Speaker(
-            gill=MultimodalLanguageModel(language_model, heads.to(place).eval()),
+        return cls(
+            model=MultimodalLanguageModel(language_model, heads.to(place).eval()),
             encoder=load_encoder(found, place),
             generator=load_generator(found, place),
             empty_prompt=conditioner().unconditional(),
@@ -161,8 +158,10 @@ class Gill:
             open_picture=open_picture,
             conditioner=conditioner,
             generation=config.generation,
+            backbones=found,
+            record=record,
+            caption_prompt=config.caption_prompt,
         )
-        return cls(speaker, found, record, config.caption_prompt)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the trained part with its configuration and model card; see `app.hub`.
@@ -173,14 +172,13 @@ class Gill:
 
         if self.backbones is None or self.record is None:
             raise GillError("nothing to save: this model was not loaded from a checkpoint")
-        speaker = self.speaker
         save_trained(
             Path(folder),
-            speaker.gill.heads,
+            self.heads,
             self.record,
             self.backbones,
-            speaker.decision,
-            speaker.generation,
+            self.decision,
+            self.generation,
             self.caption_prompt,
         )
         return Path(folder)
@@ -199,7 +197,7 @@ class Gill:
 
     def conversation(self) -> Conversation:
         """A new conversation."""
-        return Conversation(self.speaker)
+        return Conversation(self)
 
     def settings(self, base: ReplySettings | None = None, **knobs: Any) -> ReplySettings:
         """Reply settings with some knobs changed; None leaves a knob as it is.
@@ -215,7 +213,7 @@ class Gill:
         changed = {name: value for name, value in knobs.items() if value is not None}
         parts = {
             "decoding": base.decoding.model_dump(),
-            "generation": (base.generation or self.speaker.generation).model_dump(),
+            "generation": (base.generation or self.generation).model_dump(),
         }
         whole = base.model_dump() | parts
         for name, value in changed.items():
@@ -251,8 +249,8 @@ class Gill:
         `caption_prompt`, up to the first full stop."""
         if not pictures:
             return []
-        pooled = self.speaker.encoder.encode_pictures(pictures).float()
-        return caption_pictures(self.speaker.gill, pooled, self.caption_prompt, max_tokens)
+        pooled = self.encoder.encode_pictures(pictures).float()
+        return caption_pictures(self.model, pooled, self.caption_prompt, max_tokens)
 
     def retrieve(
         self, context: Sequence[Part], n: int = 1, exclude: Sequence[int] = ()
@@ -261,19 +259,18 @@ class Gill:
 
         Raises ConversationError without an index.
         """
-        speaker = self.speaker
-        if speaker.index is None:
+        if self.index is None:
             raise ConversationError("nothing to retrieve from: there is no candidate index")
-        hidden = read_contexts(speaker.gill, speaker.encoder, [list(context)])
+        hidden = read_contexts(self.model, self.encoder, [list(context)])
         with torch.no_grad():
-            query = speaker.gill.text_query(hidden).float().cpu()
-        return speaker.index.search(query, n, exclude=exclude)[0]
+            query = self.model.text_query(hidden).float().cpu()
+        return self.index.search(query, n, exclude=exclude)[0]
 
     def log_likelihoods(
         self, sequences: Sequence[Sequence[Part]], given: Sequence[Part] = ()
     ) -> list[Likelihood]:
         """How likely the words of each sequence are after `given`; see the function in pipeline."""
-        return log_likelihoods(self.speaker, sequences, given)
+        return log_likelihoods(self, sequences, given)
 
 
 def read_generation(params: Path) -> GenerationSettings:

@@ -122,7 +122,7 @@ def create_app(
     """
     worker = Worker(max_waiting=16)
     if settings is None:
-        generation = gill.speaker.generation.model_copy(update={"preview_every": 3})
+        generation = gill.generation.model_copy(update={"preview_every": 3})
         settings = ReplySettings(generation=generation)
     annotation = AnnotationRoutes(artifacts, gill, worker, hosts)
     blocks = build_page(gill, artifacts, worker, annotation, settings)
@@ -235,7 +235,7 @@ def _talk_tab(
             settings = last.settings
             seen = state.conversation.shown
             state.conversation = fork(state.before)
-            speaker = gill.speaker
+            speaker = gill
             if wanted == "retrieve":
                 speaker = replace(speaker, generator=None)
             elif wanted == "generate":
@@ -250,7 +250,7 @@ def _talk_tab(
             try:
                 yield from _answer(state, worker)
             finally:
-                state.conversation.speaker = gill.speaker
+                state.conversation.speaker = gill
 
         return redo
 
@@ -279,7 +279,7 @@ def _talk_tab(
 def fork(conversation: Conversation) -> Conversation:
     """A copy that goes its own way: what was read is copied, the models are shared."""
     speaker = conversation.speaker
-    shared = [speaker, speaker.gill, speaker.gill.language_model]
+    shared = [speaker, speaker.model, speaker.language_model]
     return copy.deepcopy(conversation, {id(one): one for one in shared})
 
 

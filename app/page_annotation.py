@@ -106,8 +106,8 @@ def write_study(routes: AnnotationRoutes, number: int, report: Callable[[int, in
 
     ValueError where there is no index, no generator or no prompt, or where a picture is refused.
     """
-    speaker = routes.gill.speaker
-    if speaker.index is None or speaker.generator is None:
+    gill = routes.gill
+    if gill.index is None or gill.generator is None:
         raise ValueError("a study needs both a candidate index and an image generator")
     prompts = _prompts(routes.artifacts, number)
     if not prompts:

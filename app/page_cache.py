@@ -79,7 +79,7 @@ class Browser:
         store = self.store(name)
         if "pooled" not in store.spec.arrays:
             raise ValueError(f"{name} holds no visual vectors: search features.zarr instead")
-        query = self._gill.speaker.encoder.encode_pictures([picture])[0].float().cpu().numpy()
+        query = self._gill.encoder.encode_pictures([picture])[0].float().cpu().numpy()
         query /= np.linalg.norm(query)
         rows, cosines = [], []
         for block in iterate_blocks(store, ["pooled"], subset=self.sample(store)):

@@ -30,7 +30,7 @@ def examples_of(artifacts: Artifacts, gill: Gill) -> list[Example]:
             Example("", (str(held_out[23]),)),
         ]
     examples = [Example("a dog running on the beach"), Example("a red double-decker bus")]
-    index = gill.speaker.index
+    index = gill.index
     if index is not None and index.candidates is not None:
         images = index.candidates["image"].slice(0, 200).to_pylist()
         shown = [path for path in images if Path(path).is_file()][:2]

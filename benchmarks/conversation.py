@@ -28,7 +28,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from torch.nn.functional import normalize
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -39,6 +38,7 @@ from pipeline.decoding import DecodingSettings
 from pipeline.heads import Heads, HeadSizes
 from pipeline.image_generator import load_image_generator
 from pipeline.language_model import LanguageModel, load_language_model
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.packing import Packing
 from pipeline.retrieval import RetrievalIndex, build_index
 from pipeline.settings import GenerationSettings, IndexSettings
@@ -54,7 +54,7 @@ WIDTH = 256
 def speaker_of(gill: MultimodalLanguageModel, encoder: Any = None, **parts: Any) -> Speaker:
     """A speaker with the given parts and no others."""
     absent: dict[str, Any] = dict.fromkeys(("generator", "empty_prompt", "index", "decision"))
-    return Speaker(gill=gill, encoder=encoder, open_picture=_no_picture, **(absent | parts))
+    return Speaker(model=gill, encoder=encoder, open_picture=_no_picture, **(absent | parts))
 
 
 def _no_picture(name: str) -> Any:
@@ -89,7 +89,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 def first_piece(speaker: Speaker, length: int, times: int) -> dict[str, float]:
     """A conversation's first words, beside one pass of the language model over its prompt."""
-    model, text = speaker.gill.language_model, some_words(length, 1)
+    model, text = speaker.language_model, some_words(length, 1)
     inputs = torch.cat([speaker.start(), *(vectors for _, vectors in speaker.embed([text]))])
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ class ReplySettings(BaseModel):
     )
     decoding: DecodingSettings = DecodingSettings(stop_at_newline=True, stop_after_images=True)
     generation: GenerationSettings | None = Field(
-        None, description="how pictures are sampled; none: as the run was set up (Speaker)"
+        None, description="how pictures are sampled; none: as the run was set up"
     )
     candidates: int = Field(
         1,

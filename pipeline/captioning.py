@@ -25,7 +25,7 @@ CAPTION_TOKENS = 32
 
 
 def caption_pictures(
-    gill: MultimodalLanguageModel,
+    model: MultimodalLanguageModel,
     pooled: Float[Tensor, "N d"],
     prompt: str = CAPTION_PROMPT,
     max_tokens: int = CAPTION_TOKENS,
@@ -37,13 +37,13 @@ def caption_pictures(
         prompt: empty where captions are to come right after the picture, as in training.
         max_tokens: longest caption.
     """
-    said = words_after_pictures(gill, pooled, [prompt] * len(pooled), max_tokens)
+    said = words_after_pictures(model, pooled, [prompt] * len(pooled), max_tokens)
     return [first_sentence(text) for text in said]
 
 
 @torch.no_grad()
 def words_after_pictures(
-    gill: MultimodalLanguageModel,
+    model: MultimodalLanguageModel,
     pooled: Float[Tensor, "N d"],
     prompts: Sequence[str],
     max_tokens: int,
@@ -60,15 +60,15 @@ def words_after_pictures(
     """
     if len(prompts) != len(pooled):
         raise ValueError(f"{len(pooled)} pictures and {len(prompts)} prompts")
-    model = gill.language_model
-    start = model.embed(torch.tensor(model.start_ids, dtype=torch.int64))
+    language_model = model.language_model
+    start = language_model.embed(torch.tensor(language_model.start_ids, dtype=torch.int64))
     embedded = []
-    for prefix, prompt in zip(gill.visual_prefix(pooled), prompts, strict=True):
-        ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        words = model.embed(torch.tensor(ids, dtype=torch.int64))
+    for prefix, prompt in zip(model.visual_prefix(pooled), prompts, strict=True):
+        ids = language_model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        words = language_model.embed(torch.tensor(ids, dtype=torch.int64))
         embedded.append(torch.cat([prefix, start, words]))
     settings = DecodingSettings(max_tokens=max_tokens, max_images=0, stop_at_newline=True)
-    answers = decode(gill, Context(model, len(embedded)), embedded, settings)
+    answers = decode(model, Context(language_model, len(embedded)), embedded, settings)
     return [answer.text.strip().partition("\n")[0].strip() for answer in answers]
 
 

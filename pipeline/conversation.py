@@ -76,7 +76,7 @@ class Conversation:
         """Rows already retrieved: they are not shown again."""
         self.num_generated = 0
         self._exchanges: list[Tensor] = []
-        self._context: Context | None = Context(speaker.gill.language_model)
+        self._context: Context | None = Context(speaker.language_model)
         self._max_positions = self._context.max_positions
         self._ends_with_text = False
         self._busy = False
@@ -127,7 +127,7 @@ class Conversation:
             raise ConversationError("the turn is empty: say something or show a picture")
         embeddings = torch.cat([embedding for _, embedding in parts])
         limit = self._max_positions - len(self.speaker.start())
-        shortest = self.speaker.gill.heads.sizes.r if settings.decoding.max_images else 1
+        shortest = self.speaker.heads.sizes.r if settings.decoding.max_images else 1
         if len(embeddings) + shortest > limit:
             raise ConversationError(
                 f"the turn takes {len(embeddings)} positions of the language model, which has "
@@ -175,17 +175,17 @@ class Conversation:
         if self._busy:
             raise ConversationError("this conversation is still answering its last turn")
         self._busy = True
-        gill, decoding = self.speaker.gill, turn.settings.decoding
+        speaker, decoding = self.speaker, turn.settings.decoding
         context, self._context = self._context, None
-        context = context or Context(gill.language_model)
-        longest = decoding.max_tokens + decoding.max_images * (gill.heads.sizes.r - 1)
-        start = self.speaker.start()
+        context = context or Context(speaker.language_model)
+        longest = decoding.max_tokens + decoding.max_images * (speaker.heads.sizes.r - 1)
+        start = speaker.start()
         free = context.max_positions - len(start) - len(turn.embeddings) - longest
         before = len(self._exchanges)
         if self.num_positions > max(free, 0):
             while self._exchanges and self.num_positions > free // 2:
                 self._exchanges.pop(0)
-            context = Context(gill.language_model)
+            context = Context(speaker.language_model)
         unread = [] if context.lengths[0] else [start, *self._exchanges]
         return context, torch.cat([*unread, turn.embeddings]), before - len(self._exchanges)
 
@@ -251,7 +251,6 @@ class _Row:
 
 def _answer(turns: Sequence[Turn], begun: list[Turn]) -> Iterator[tuple[int, Event]]:
     speaker = turns[0].conversation.speaker
-    gill = speaker.gill
     contexts, prompts, rows = [], [], []
     for index, turn in enumerate(turns):
         context, prompt, forgotten = turn.conversation._begin(turn)
@@ -263,7 +262,7 @@ def _answer(turns: Sequence[Turn], begun: list[Turn]) -> Iterator[tuple[int, Eve
     lengths = [context.lengths[0] + len(prompt) for context, prompt in zip(contexts, prompts)]
     together = contexts[0] if len(turns) == 1 else Context.join(contexts)
     pieces = stream(
-        gill,
+        speaker.model,
         together,
         prompts,
         [turn.settings.decoding for turn in turns],
@@ -302,7 +301,7 @@ def _answer(turns: Sequence[Turn], begun: list[Turn]) -> Iterator[tuple[int, Eve
     for index, (turn, row, part) in enumerate(zip(turns, rows, parts)):
         reason: EndReason = "cancelled" if row.held else reasons[index]
         if reason != "cancelled":
-            words = gill.language_model.embed(torch.tensor(row.words, dtype=torch.int64))
+            words = speaker.language_model.embed(torch.tensor(row.words, dtype=torch.int64))
             if row.words_before_picture is not None:
                 part.rewind(lengths[index] + row.words_before_picture)
                 part.note(0, words[row.words_before_picture :])
@@ -326,7 +325,7 @@ def _choose_picture(
     speaker = conversation.speaker
     best: Retrieved | None = None
     if speaker.index is not None and settings.want != "generate":
-        query = speaker.gill.text_query(hidden).float().cpu()
+        query = speaker.model.text_query(hidden).float().cpu()
         hits = speaker.index.search(query, 1, exclude=conversation.shown)[0]
         best = hits[0] if hits else None
     probability = _generate_probability(speaker, hidden, best, settings.want)

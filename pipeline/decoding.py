@@ -305,7 +305,7 @@ class Context:
 
 
 def decode(
-    gill: MultimodalLanguageModel,
+    model: MultimodalLanguageModel,
     context: Context,
     prompts: Sequence[Float[Tensor, "_ e"]],
     settings: DecodingSettings | Sequence[DecodingSettings],
@@ -316,14 +316,14 @@ def decode(
 ) -> list[Answer]:
     """The whole answers of `stream`, one per row.
 
-    >>> context = Context(gill.language_model)
-    >>> [answer] = decode(gill, context, [prompt], DecodingSettings(max_tokens=32))
+    >>> context = Context(model.language_model)
+    >>> [answer] = decode(model, context, [prompt], DecodingSettings(max_tokens=32))
     >>> answer.text, [image.hidden for image in answer.images]
     """
     pieces: list[list[TextPiece | ImagePiece]] = [[] for _ in prompts]
     ends: dict[int, EndPiece] = {}
     for piece in stream(
-        gill,
+        model,
         context,
         prompts,
         settings,
@@ -345,7 +345,7 @@ def decode(
 
 @torch.no_grad()
 def stream(
-    gill: MultimodalLanguageModel,
+    model: MultimodalLanguageModel,
     context: Context,
     prompts: Sequence[Float[Tensor, "_ e"]],
     settings: DecodingSettings | Sequence[DecodingSettings],
@@ -375,10 +375,10 @@ def stream(
     if isinstance(settings, DecodingSettings):
         settings = [settings] * len(prompts)
     _check_request(context, prompts, settings, seeds)
-    language_model, tokenizer = gill.language_model, gill.language_model.tokenizer
+    language_model, tokenizer = model.language_model, model.language_model.tokenizer
     if stop_ids is None:
         stop_ids = [tokenizer.eos_token_id]
-    image_embeddings = gill.heads.image_embeddings
+    image_embeddings = model.heads.image_embeddings
     image_ids = tuple(image_token_ids(language_model.num_rows, len(image_embeddings)))
     image_id = image_ids[0]
     rows = [
@@ -397,7 +397,7 @@ def stream(
         active = [row for row in active if row.reason is None]
         if not active:
             return
-        logits = _next_logits(gill, context.last_hidden[[row.index for row in active]])
+        logits = _next_logits(model, context.last_hidden[[row.index for row in active]])
         if image_logit is not None:
             logits[:, image_id] = image_logit(logits[:, image_id])
         logits[:, image_id] += torch.tensor([row.settings.image_bias for row in active]).to(logits)
@@ -525,11 +525,11 @@ def _check_request(
 
 
 def _next_logits(
-    gill: MultimodalLanguageModel, hidden: Float[Tensor, "B e"]
+    model: MultimodalLanguageModel, hidden: Float[Tensor, "B e"]
 ) -> Float[Tensor, "B C"]:
     """Logits of the V frozen rows and of [IMG1], float32."""
-    words = gill.language_model.logits(hidden)
-    return append_image_logits(words, hidden, gill.heads.image_embeddings[:1]).float()
+    words = model.language_model.logits(hidden)
+    return append_image_logits(words, hidden, model.heads.image_embeddings[:1]).float()
 
 
 def _image_allowed(row: _Row, context: Context, r: int) -> bool:

@@ -22,7 +22,7 @@ from pipeline.visual_encoder import VisualEncoder
 
 @torch.no_grad()
 def read_contexts(
-    gill: MultimodalLanguageModel,
+    model: MultimodalLanguageModel,
     encoder: VisualEncoder,
     contexts: Sequence[Sequence[str | Image.Image]],
     batch_size: int = 32,
@@ -32,21 +32,21 @@ def read_contexts(
     Neighbouring texts are joined by one space. A context that passes the language model's positions
     loses tokens of its beginning, never the end.
     """
-    model = gill.language_model
-    room = model.max_positions - gill.heads.sizes.r - len(model.start_ids)
-    start = torch.tensor(model.start_ids, dtype=torch.int64)
+    language_model = model.language_model
+    room = language_model.max_positions - model.heads.sizes.r - len(language_model.start_ids)
+    start = torch.tensor(language_model.start_ids, dtype=torch.int64)
     hidden: list[Tensor] = []
     for first in range(0, len(contexts), batch_size):
         batch = []
-        for parts in _embedded(gill, encoder, contexts[first : first + batch_size]):
+        for parts in _embedded(model, encoder, contexts[first : first + batch_size]):
             kept = _drop_beginning(parts, room)
             batch.append([start, *kept] if len(start) else kept)
-        hidden.append(gill.image_hidden(batch))
+        hidden.append(model.image_hidden(batch))
     return torch.cat(hidden)
 
 
 def _embedded(
-    gill: MultimodalLanguageModel,
+    model: MultimodalLanguageModel,
     encoder: VisualEncoder,
     contexts: Sequence[Sequence[str | Image.Image]],
 ) -> list[list[Tensor]]:
@@ -54,9 +54,9 @@ def _embedded(
     pictures = [part for context in contexts for part in context if not isinstance(part, str)]
     prefixes: Iterator[Tensor] = iter(())
     if pictures:
-        pooled = encoder.encode_pictures(pictures).to(gill.language_model.device, torch.float32)
-        prefixes = iter(gill.visual_prefix(pooled))
-    tokenizer = gill.language_model.tokenizer
+        pooled = encoder.encode_pictures(pictures).to(model.language_model.device, torch.float32)
+        prefixes = iter(model.visual_prefix(pooled))
+    tokenizer = model.language_model.tokenizer
 
     def embed(part: str | Image.Image) -> Tensor:
         if not isinstance(part, str):
@@ -97,14 +97,14 @@ def _drop_beginning(parts: list[Tensor], room: int) -> list[Tensor]:
 
 @torch.no_grad()
 def gill_conditioning(
-    gill: MultimodalLanguageModel, hidden: Float[Tensor, "N r e"], batch_size: int = 64
+    model: MultimodalLanguageModel, hidden: Float[Tensor, "N r e"], batch_size: int = 64
 ) -> Conditioning:
     """What the trained mapper gives the generator."""
     batches = hidden.split(batch_size)
-    embedding = torch.cat([gill.generation_embedding(part) for part in batches])
-    if gill.heads.pooled_projection is None:
+    embedding = torch.cat([model.generation_embedding(part) for part in batches])
+    if model.heads.pooled_projection is None:
         return Conditioning(embedding)
-    return Conditioning(embedding, torch.cat([gill.generation_pooled(part) for part in batches]))
+    return Conditioning(embedding, torch.cat([model.generation_pooled(part) for part in batches]))
 
 
 def text_conditioning(

@@ -42,7 +42,7 @@ def log_likelihoods(
 
     Raises ConversationError when a sequence has no word to score or passes the last position.
     """
-    model = speaker.gill.language_model
+    model = speaker.language_model
     before = Context(model)
     prefix = speaker.embed(given)
     before.note(0, torch.cat([speaker.start(), *(embedding for _, embedding in prefix)]))

@@ -60,7 +60,7 @@ def _make_batch(
     generator = speaker.generator
     assert generator is not None
     generation, negative_prompt = jobs[0][0].generation, jobs[0][0].negative_prompt
-    prompts = _conditioning(speaker.gill, torch.cat([picture.hidden for picture, _ in jobs]))
+    prompts = _conditioning(speaker.model, torch.cat([picture.hidden for picture, _ in jobs]))
     away = speaker.empty_prompt
     if negative_prompt:
         assert speaker.conditioner is not None
@@ -99,11 +99,11 @@ def _make_batch(
 
 
 @torch.no_grad()
-def _conditioning(gill: MultimodalLanguageModel, hidden: Float[Tensor, "B r e"]) -> Conditioning:
+def _conditioning(model: MultimodalLanguageModel, hidden: Float[Tensor, "B r e"]) -> Conditioning:
     pooled = None
-    if gill.heads.pooled_projection is not None:
-        pooled = gill.generation_pooled(hidden)
-    return Conditioning(gill.generation_embedding(hidden), pooled)
+    if model.heads.pooled_projection is not None:
+        pooled = model.generation_pooled(hidden)
+    return Conditioning(model.generation_embedding(hidden), pooled)
 
 
 @torch.no_grad()
@@ -111,10 +111,9 @@ def _best(speaker: Speaker, picture: PendingPicture) -> GeneratedImage:
     """Of several candidates the one whose key is closest to the text query."""
     best, score = 0, None
     if len(picture.made) > 1:
-        gill = speaker.gill
         pooled = speaker.encoder.encode_pictures(picture.made)
-        keys = gill.image_key(pooled.to(gill.language_model.device, torch.float32))
-        scores = (keys @ gill.text_query(picture.hidden)[0]).float()
+        keys = speaker.model.image_key(pooled.to(speaker.language_model.device, torch.float32))
+        scores = (keys @ speaker.model.text_query(picture.hidden)[0]).float()
         best = int(scores.argmax())
         score = float(scores[best])
     return GeneratedImage(

@@ -1,4 +1,4 @@
-"""Everything that answering needs, loaded once and shared by conversations."""
+"""Everything that answering needs, loaded once: what `Gill` is made of, and conversations share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pipeline.answers import ConversationError, Part
 from pipeline.decision import DecisionModel
+from pipeline.heads import Heads
 from pipeline.image_generator import ImageGenerator
+from pipeline.language_model import LanguageModel
 from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.retrieval import RetrievalIndex
 from pipeline.settings import GenerationSettings
@@ -20,7 +22,7 @@ from pipeline.text_conditioner import Conditioning, TextConditioner
 from pipeline.visual_encoder import VisualEncoder
 
 
-@dataclass
+@dataclass(eq=False)
 class Speaker:
     """The frozen models, the trained heads, and what decides between them.
 
@@ -30,7 +32,7 @@ class Speaker:
     when the first one comes and must keep what it loaded.
     """
 
-    gill: MultimodalLanguageModel
+    model: MultimodalLanguageModel
     encoder: VisualEncoder
     generator: ImageGenerator | None
     empty_prompt: Conditioning
@@ -39,6 +41,16 @@ class Speaker:
     open_picture: Callable[[str], Image.Image]
     conditioner: Callable[[], TextConditioner] | None = None
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The frozen language model."""
+        return self.model.language_model
+
+    @property
+    def heads(self) -> Heads:
+        """The trained parts."""
+        return self.model.heads
 
     @torch.no_grad()
     def embed(
@@ -51,7 +63,7 @@ class Speaker:
 
         Raises ConversationError for a part that is neither text nor picture.
         """
-        model = self.gill.language_model
+        model = self.language_model
         embedded: list[tuple[Tensor | None, Tensor]] = []
         for number, part in enumerate(parts, 1):
             if isinstance(part, str):
@@ -62,7 +74,7 @@ class Speaker:
                 after_text = not part[-1].isspace() if part else after_text
             elif isinstance(part, Image.Image):
                 pooled = self.encoder.encode_pictures([part]).to(model.device, torch.float32)
-                embedded.append((None, self.gill.visual_prefix(pooled)[0]))
+                embedded.append((None, self.model.visual_prefix(pooled)[0]))
                 after_text = False
             else:
                 raise ConversationError(
@@ -74,5 +86,5 @@ class Speaker:
     @torch.no_grad()
     def start(self) -> Float[Tensor, "n e"]:
         """What every text begins with; nothing for some language models."""
-        model = self.gill.language_model
+        model = self.language_model
         return model.embed(torch.tensor(model.start_ids, dtype=torch.int64))

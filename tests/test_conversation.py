@@ -23,12 +23,12 @@ from pipeline.decision import DecisionModel
 from pipeline.decoding import Context, DecodingSettings, decode
 from pipeline.likelihood import log_likelihoods
 from pipeline.speaker import Speaker
-from tests.tiny_speaker import COLORS, FEW, R, tiny_speaker
+from tests.tiny_gill import COLORS, FEW, R, tiny_gill
 
 
 @pytest.fixture(scope="module")
 def speaker() -> Speaker:
-    return tiny_speaker()
+    return tiny_gill()
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def words(max_tokens: int, **others) -> ReplySettings:
 
 def said(speaker: Speaker, text: str) -> torch.Tensor:
     """Vectors of an answer: it begins with its own space."""
-    model = speaker.gill.language_model
+    model = speaker.language_model
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     return model.embed(torch.tensor(ids, dtype=torch.int64))
 
 
 def answer_alone(speaker: Speaker, read: list[torch.Tensor], max_tokens: int) -> str:
     """The slow way: a new context that reads everything."""
-    context = Context(speaker.gill.language_model)
+    context = Context(speaker.language_model)
     vectors = torch.cat([speaker.start(), *read])
     settings = DecodingSettings(max_tokens=max_tokens, max_images=0)
-    return decode(speaker.gill, context, [vectors], settings)[0].text
+    return decode(speaker.model, context, [vectors], settings)[0].text
 
 
 def generated(reply: Reply) -> GeneratedImage:
@@ -94,7 +94,7 @@ def test_of_an_answer_the_words_are_remembered_and_the_pictures_are_not(speaker)
 
 def test_the_oldest_turns_are_forgotten_whole_and_the_rest_is_read_again_once(speaker):
     conversation = Conversation(speaker)
-    limit = speaker.gill.language_model.max_positions - len(speaker.start())
+    limit = speaker.language_model.max_positions - len(speaker.start())
     exchanges: list[torch.Tensor] = []
     went = []
     for i in range(24):
@@ -151,7 +151,7 @@ def test_texts_are_set_off_by_one_space_and_pictures_by_none(speaker, picture):
         for ids, _ in speaker.embed(["a red", "ring", picture, "it", "\nturns"])
         if ids is not None
     ]
-    tokens = speaker.gill.language_model.tokenizer
+    tokens = speaker.language_model.tokenizer
     expected = ["a red", " ring", "it", "\nturns"]
     assert ids == [tokens(text, add_special_tokens=False)["input_ids"] for text in expected]
 
@@ -279,7 +279,7 @@ def test_of_several_candidates_the_closest_to_the_query_is_shown(speaker):
     settings = ReplySettings(want="generate", seed=10, candidates=6)
     chosen = generated(conversation.reply(["a red ring."], settings))
     assert conversation.num_generated == 6
-    gill, scores = speaker.gill, []
+    gill, scores = speaker.model, []
     [(ids, _)] = speaker.embed(["a red ring."])
     hidden = gill.image_hidden([[torch.tensor(gill.language_model.start_ids), ids]])
     for seed in range(10, 16):
@@ -293,7 +293,7 @@ def test_of_several_candidates_the_closest_to_the_query_is_shown(speaker):
 
 def test_retrieved_pictures_are_the_nearest_not_shown_yet_until_all_were(speaker):
     conversation, settings = Conversation(speaker), ReplySettings(want="retrieve")
-    gill = speaker.gill
+    gill = speaker.model
     [(ids, _)] = speaker.embed(["a red ring."])
     hidden = gill.image_hidden([[torch.tensor(gill.language_model.start_ids), ids]])
     hits = speaker.index.search(gill.text_query(hidden).detach(), 5)[0]
@@ -313,7 +313,7 @@ def test_retrieved_pictures_are_the_nearest_not_shown_yet_until_all_were(speaker
 
 @pytest.mark.parametrize(("logit", "kind"), [(9.0, GeneratedImage), (-9.0, RetrievedImage)])
 def test_auto_follows_the_decision_model(speaker, logit, kind):
-    e = speaker.gill.language_model.width
+    e = speaker.language_model.width
     model = DecisionModel(
         torch.zeros(2, e), torch.tensor([logit, 0.0]), torch.zeros(e), torch.ones(e),
         use_similarity=False,
@@ -373,7 +373,7 @@ def test_log_likelihoods_are_those_of_one_uncached_pass(speaker, picture):
     given = ["Q: what color", picture, "is it? A:"]
     sequences = [["red"], ["blue", picture, "it is green"], ["no it is in the desert"]] * 2
     found = log_likelihoods(speaker, sequences, given, batch_size=4)
-    model = speaker.gill.language_model
+    model = speaker.language_model
     before = torch.cat([speaker.start(), *(v for _, v in speaker.embed(given))])
     for sequence, one in zip(sequences, found):
         parts = speaker.embed(sequence, after_text=True)

@@ -73,7 +73,7 @@ def gill(monkeypatch):
     monkeypatch.setattr(retrieval, "read_contexts", read_contexts)
     encoder = Encoder()
     model = SimpleNamespace(image_key=encoder.project, text_query=lambda hidden: hidden[:, 0])
-    return SimpleNamespace(speaker=SimpleNamespace(encoder=encoder, gill=model))
+    return SimpleNamespace(encoder=encoder, model=model)
 
 
 def test_pictures_that_a_story_has_shown_are_no_candidates_of_it(gill, stories):

@@ -1,4 +1,4 @@
-"""The command line `gill`, on the tiny speaker."""
+"""The command line `gill`, on tiny models."""
 
 import base64
 import inspect
@@ -24,12 +24,12 @@ from stages.evaluation_params import EvaluationParams
 from stages.evaluation_sources import CocoSource
 from stages.evaluation_store import EvaluationStore
 from stages.evaluation_text import captioning
-from tests.tiny_speaker import FEW, tiny_speaker
+from tests.tiny_gill import FEW, tiny_gill
 
 
 @pytest.fixture(scope="module")
 def gill() -> Gill:
-    return Gill(tiny_speaker())
+    return tiny_gill()
 
 
 @pytest.fixture
@@ -145,11 +145,11 @@ def test_a_caption_is_the_one_that_the_evaluation_measures(run, gill, monkeypatc
     assert [run("caption", name) for name in names] == [f"{text}\n" for text in measured]
     together = json.loads(run("caption", *names, "--json"))
     assert [one["caption"] for one in together] == measured
-    model = gill.speaker.gill
+    model = gill.model
     words = model.language_model
     ids = [*words.start_ids, *words.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     for name, text in zip(names, measured):
-        pooled = gill.speaker.encoder.encode_pictures([Image.open(name).convert("RGB")])
+        pooled = gill.encoder.encode_pictures([Image.open(name).convert("RGB")])
         read = torch.cat([model.visual_prefix(pooled)[0], words.embed(torch.tensor(ids))])
         settings = DecodingSettings(max_tokens=32, max_images=0)
         [answer] = decode(model, Context(words), [read.detach()], settings)

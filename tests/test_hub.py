@@ -15,7 +15,7 @@ from miniature.backbones import SHIPPED
 from pipeline.answers import ReplySettings
 from pipeline.backbones import Backbones, resolve_backbone
 from pipeline.checkpoint import CheckpointRecord
-from tests.tiny_speaker import FEW, tiny_speaker
+from tests.tiny_gill import FEW, tiny_gill
 
 ROLES = ("language_model", "visual_encoder", "image_generator")
 HERE = {role: str(getattr(SHIPPED, role)) for role in ROLES}
@@ -24,16 +24,18 @@ PICTURE = ReplySettings(want="generate", generation=FEW, seed=4)
 
 @pytest.fixture(scope="module")
 def gill() -> Gill:
-    speaker = dataclasses.replace(tiny_speaker(), index=None)
+    untold = tiny_gill()
     backbones = Backbones(**{role: resolve_backbone(role, path) for role, path in HERE.items()})
     record = CheckpointRecord(
-        sizes=speaker.gill.heads.sizes,
+        sizes=untold.heads.sizes,
         backbones=backbones.fingerprints,
         parameters={"training": {"learning_rate": 0.001}},
         step=12,
         metrics={"validation/generation": 0.25},
     )
-    return Gill(speaker, backbones, record, caption_prompt="")
+    return dataclasses.replace(
+        untold, index=None, backbones=backbones, record=record, caption_prompt=""
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_what_was_saved_answers_as_before(gill, folder):
     again = Gill.from_pretrained(folder, backbones=HERE, local_files_only=True, device="cpu")
     before, after = (one.reply(["a red ring."], PICTURE) for one in (gill, again))
     assert before.images[0].picture.tobytes() == after.images[0].picture.tobytes()
-    assert (again.speaker.generation, again.caption_prompt) == (FEW, "")
+    assert (again.generation, again.caption_prompt) == (FEW, "")
     # And is saved as the same files.
     second = again.save_pretrained(folder.parent / "again")
     for name in ("config.json", "model.safetensors", "README.md"):
@@ -55,11 +57,11 @@ def test_what_was_saved_answers_as_before(gill, folder):
 def test_the_files_are_the_hub_s(gill, folder):
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "gill"
-    assert config["sizes"]["r"] == gill.speaker.gill.heads.sizes.r
+    assert config["sizes"]["r"] == gill.heads.sizes.r
     # Nothing about this machine is published.
     assert {one["source"] for one in config["backbones"].values()} == {None}
     assert str(SHIPPED.language_model.parent) not in (folder / "README.md").read_text()
-    heads = gill.speaker.gill.heads.state_dict()
+    heads = gill.heads.state_dict()
     assert load_file(folder / "model.safetensors").keys() == heads.keys()
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "gill"
@@ -96,7 +98,7 @@ def test_folders_that_hold_no_trained_part_are_refused(folder, tmp_path):
     with pytest.raises(HubError, match="nobody/nothing: not to be had"):
         Gill.from_pretrained("nobody/nothing", local_files_only=True)
     with pytest.raises(GillError, match="nothing to save"):
-        Gill(tiny_speaker()).save_pretrained(tmp_path / "x")
+        tiny_gill().save_pretrained(tmp_path / "x")
 
 
 def test_pushing_creates_a_repository_and_sends_the_folder(gill, monkeypatch):

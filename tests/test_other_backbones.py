@@ -133,7 +133,7 @@ def test_the_pooled_output_is_trained_and_reaches_the_generator(world) -> None:
     record = read_record(ARTIFACTS.model / "last.safetensors")
     assert (record.sizes.D, record.sizes.D_pooled, record.step) == (40, 20, 2)
     gill = Gill.load(ARTIFACTS.root, device="cpu")
-    heads = gill.speaker.gill.heads
+    heads = gill.heads
     assert heads.pooled_projection is not None
     torch.manual_seed(0)
     untrained = type(heads)(record.sizes).pooled_projection

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,8 +107,8 @@ class Director:
         def conversation() -> Any:
             return SimpleNamespace(prepare=prepare, speaker=speaker)
 
-        knobs = Gill(SimpleNamespace(generation=_generation()))  # type: ignore[arg-type]
-        return SimpleNamespace(conversation=conversation, settings=knobs.settings)
+        settings = partial(Gill.settings, SimpleNamespace(generation=_generation()))
+        return SimpleNamespace(conversation=conversation, settings=settings)
 
 
 def _generation() -> Any:

@@ -1,19 +1,19 @@
-"""A speaker on the shipped tiny backbones, with untrained heads and five pictures to retrieve."""
+"""A Gill on the shipped tiny backbones, with untrained heads and five pictures to retrieve."""
 
 import functools
 
 import pyarrow as pa
 import torch
 from PIL import Image
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 
+from app.gill import Gill
 from miniature.backbones import SHIPPED
 from pipeline.heads import Heads, HeadSizes
 from pipeline.image_generator import load_image_generator
 from pipeline.language_model import load_language_model
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.retrieval import build_index
 from pipeline.settings import GenerationSettings, IndexSettings, MapperSizes
-from pipeline.speaker import Speaker
 from pipeline.text_conditioner import load_text_conditioner
 from pipeline.visual_encoder import load_visual_encoder
 
@@ -22,7 +22,7 @@ COLORS = ["red", "blue", "green", "white", "black"]
 FEW = GenerationSettings(steps=3, guidance=2.5, batch_size=4)
 
 
-def tiny_speaker() -> Speaker:
+def tiny_gill() -> Gill:
     """Everything that answering needs; pictures take 3 steps."""
     language_model = load_language_model(SHIPPED.language_model)
     encoder = load_visual_encoder(f"local-dir:{SHIPPED.visual_encoder}")
@@ -39,11 +39,11 @@ def tiny_speaker() -> Speaker:
         p=8,
         mapper=MapperSizes(encoder_layers=1, decoder_layers=1),
     )
-    gill = MultimodalLanguageModel(language_model, Heads(sizes).eval())
-    keys = gill.image_key(torch.randn(5, encoder.width)).detach()
+    model = MultimodalLanguageModel(language_model, Heads(sizes).eval())
+    keys = model.image_key(torch.randn(5, encoder.width)).detach()
     table = pa.table({"row": range(5), "image": [f"{c}.png" for c in COLORS], "caption": COLORS})
-    return Speaker(
-        gill=gill,
+    return Gill(
+        model=model,
         encoder=encoder,
         generator=load_image_generator(str(SHIPPED.image_generator)),
         empty_prompt=conditioner.encode([""]),
