@@ -22,6 +22,10 @@ class Artifacts:
         """Where the part lies that no trained head changes."""
         return self.root if self.shared is None else self.shared
 
+    def stage(self, name: str) -> str:
+        """How a stage that writes here is called among all that a workspace uses."""
+        return name if self.shared is None else f"{self.root.as_posix()}: {name}"
+
     @property
     def miniature(self) -> Path:
         """The drawn miniature world, where it was asked for."""

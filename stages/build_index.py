@@ -67,7 +67,7 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
         else:
             print(f"nothing to do: indexed before, in {entry.folder}")
     place(entry.folder / "index", artifacts.index)
-    work.note_use("build-index", entry)
+    work.note_use(artifacts.stage("build-index"), entry)
 
 
 def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebuild: bool) -> bool:

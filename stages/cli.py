@@ -57,6 +57,21 @@ def check_params(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def init(
+    preset: Annotated[str, typer.Option(help="Which whole set of params.")] = "miniature",
+    table: Annotated[str | None, typer.Option(help="Your caption table.")] = None,
+) -> None:
+    """Begin in an empty folder: dvc.yaml, params.yaml, .gitignore and .dvc, then `dvc repro`.
+
+    Reads the presets that are installed. Writes those files, and inputs/ with links to the code;
+    exits with 1 where one of them is there.
+    """
+    from stages import init as command
+
+    _run(lambda: command.run(preset, table))
+
+
+@app.command()
 def doctor(
     params: ParamsFile = PARAMS,
     preset: Annotated[
@@ -78,10 +93,11 @@ def doctor(
     where something cannot run, saying what to do.
     """
     from stages import doctor as command
+    from stages.init import preset_file
     from stages.params import read_params
 
     def work() -> None:
-        file = params if preset is None else command.preset_file(preset)
+        file = params if preset is None else preset_file(preset)
         findings = command.examine(read_params(file), str(file), rows=rows, card=card)
         typer.echo(command.show(findings, as_json))
         if findings.problems:
@@ -95,9 +111,9 @@ def prepare_captions(params: ParamsFile = PARAMS) -> None:
     """Draw the miniature world, or check the user's own caption table.
 
     Reads the table that `captions.table` names (TSV with header caption<TAB>image, Parquet, or
-    webdataset tar shards) and its pictures. Writes artifacts/captions: captions.parquet, and
-    report.json and excluded.tsv with every row left out and why; and for the miniature world
-    artifacts/miniature.
+    webdataset tar shards) and its pictures. Writes artifacts/captions: captions.parquet,
+    and captions.report.json and captions.excluded.tsv with every row left out and why; and for the
+    miniature world artifacts/miniature.
     """
     from stages import prepare_captions as stage
     from stages.params import read_params
@@ -130,7 +146,7 @@ def precompute_features(
     """Run the visual encoder once over every picture.
 
     Reads artifacts/captions and the pictures. Writes artifacts/features.zarr and its manifest
-    artifacts/features.json.
+    artifacts/features.manifest.json.
     """
     from stages import precompute_features as stage
     from stages.params import read_params
@@ -145,7 +161,8 @@ def precompute_targets(
 ) -> None:
     """Run the generator's text encoder once over every caption: T_psi(y), the targets of Eq. 3.
 
-    Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest artifacts/targets.json.
+    Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest
+    artifacts/targets.manifest.json.
     """
     from stages import precompute_targets as stage
     from stages.params import read_params
@@ -386,15 +403,16 @@ def import_released(
     directory: Annotated[
         Path, typer.Argument(help="model_args.json, pretrained_ckpt.pth.tar, ...")
     ],
+    params: ParamsFile = PARAMS,
 ) -> None:
-    """Take over a checkpoint in the layout of the released code.
+    """Use a checkpoint in the layout of the released code: `dvc repro` then trains nothing.
 
-    Reads the directory and artifacts/backbones. Writes artifacts/model/last.safetensors, and
-    artifacts/decision where the directory has a classifier.
+    Reads the directory, the params file and artifacts/backbones. Writes `training.weights`, and the
+    sizes that the checkpoint has, into the params file.
     """
     from stages import released_checkpoint as command
 
-    _run(lambda: command.import_released(directory))
+    _run(lambda: command.import_released(directory, params))
 
 
 @app.command()

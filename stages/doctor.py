@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.throughput import ENCODING_SHARE, TRAINING_SHARE
@@ -18,7 +17,6 @@ from stages.doctor_machine import Library, Machine, look_at_libraries, look_at_m
 from stages.doctor_models import Models, outline_models
 from stages.doctor_rows import Rows, count_rows
 from stages.doctor_training import CAPTION_TOKENS, Variant, training_variants
-from stages.failures import StageError
 from stages.params import Params
 from stages.paths import ARTIFACTS
 
@@ -56,18 +54,6 @@ class Findings:
             "problems": self.problems,
             "warnings": self.warnings,
         }
-
-
-def preset_file(name: str) -> Path:
-    """The params file of a preset. Raises StageError naming those that there are."""
-    folder = Path("presets")
-    if not folder.is_dir():
-        folder = Path(__file__).parents[1] / "presets"
-    path = folder / f"{name.removesuffix('.yaml')}.yaml"
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise StageError(f"--preset {name}: there is no such preset; there are {there}")
-    return path
 
 
 def examine(
@@ -153,13 +139,13 @@ def _advice(stage: str, memory: int, variants: list[Variant]) -> str:
             if variant.device_memory <= memory:
                 changes = ", ".join(f"{key}: {value}" for key, value in variant.changes.items())
                 return f"set {changes} ({variant.device_memory / 1e9:.1f} GB)"
-        return "no setting tried here fits: a smaller language model, or shard_language_model"
+        return "no setting tried here fits: a smaller language model, or run.shard_language_model"
     return {
-        "precompute-features": "set features.batch_size lower",
-        "precompute-targets": "set targets.batch_size lower",
+        "precompute-features": "set run.batch_sizes.features lower",
+        "precompute-targets": "set run.batch_sizes.targets lower",
     }.get(
         stage,
-        "set generation.batch_size lower, generation.vae_slicing: true, generation.cpu_offload: "
+        "set run.batch_sizes.pictures lower, run.vae_slicing: true, run.cpu_offload: "
         "model, backbones.language_model_quantization: int8",
     )
 
@@ -168,8 +154,8 @@ def _host_advice(stage: str, on_card: bool) -> str:
     if on_card:
         return "the weights pass through it while they are loaded"
     if stage == "train":
-        return "set training.micro_batch_size lower, recompute_activations: true, or use a GPU"
-    return "set its batch_size lower or use a GPU"
+        return "set run.micro_batch_size lower, run.recompute_activations: true, or use a GPU"
+    return "set its size in run.batch_sizes lower or use a GPU"
 
 
 def show(findings: Findings, as_json: bool) -> str:

@@ -130,7 +130,7 @@ def _features(params: Params, models: Models, device: str, rows: int) -> _Work |
     encoder = models.visual_encoder
     if encoder is None:
         return None
-    memory = features_memory(encoder, params.features.batch_size, device)
+    memory = features_memory(encoder, params.run.batch_sizes.features, device)
     spec = features_spec(params, encoder.width)
     return _Work(
         name="precompute-features",
@@ -153,7 +153,7 @@ def _targets(params: Params, models: Models, device: str, rows: int) -> _Work | 
     return _Work(
         name="precompute-targets",
         rows=rows,
-        memory=targets_memory(generator, params.targets.batch_size, device),
+        memory=targets_memory(generator, params.run.batch_sizes.targets, device),
         dtype=generator.unet.dtype,
         written=0 if online else store_bytes(spec, rows),
         buffers=0 if online else _shard_buffers(spec),
@@ -164,7 +164,7 @@ def _targets(params: Params, models: Models, device: str, rows: int) -> _Work | 
 
 
 def _train(params: Params, models: Models, device: str, rows: int) -> _Work | None:
-    language_model, sizes, settings = models.language_model, models.sizes, params.training
+    language_model, sizes, settings = models.language_model, models.sizes, params.training_settings
     if language_model is None or sizes is None or models.trained is None:
         return None
     held_out = params.batches.validation_rows
@@ -194,7 +194,7 @@ def _generation(params: Params, models: Models, device: str) -> _Work | None:
     )
     if language_model is None or generator is None or encoder is None:
         return None
-    memory = generation_memory(generator, params.generation, device)
+    memory = generation_memory(generator, params.generation_settings, device)
     frozen = [language_model.build().model, encoder.model, *generator.text_encoders]
     beside = sum(map(weight_bytes, frozen)) + 4 * (models.trained or 0)
     pictures = 2 * params.evaluation.captions

@@ -31,7 +31,7 @@ def training_variants(params: Params, models: Models) -> list[Variant]:
     """Device memory of training on one GPU, as set and with what saves memory."""
     if models.language_model is None or models.sizes is None or models.trained is None:
         return []
-    settings, kind = params.training, params.backbones.language_model_quantization
+    settings, kind = params.training_settings, params.backbones.language_model_quantization
     rows, recompute = params.batches.validation_rows, settings.recompute_activations
     part = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
     smaller = [size for size in (50, 24) if size < part]
@@ -64,8 +64,8 @@ def training_variants(params: Params, models: Models) -> list[Variant]:
 
 _KEYS = (
     "backbones.language_model_quantization",
-    "training.micro_batch_size",
-    "training.recompute_activations",
+    "run.micro_batch_size",
+    "run.recompute_activations",
     "batches.validation_rows",
 )
 
@@ -113,7 +113,7 @@ def predict_training(
 
 
 def _spell(changes: dict[str, object]) -> str:
-    """`training.micro_batch_size: 24` as `micro_batch_size 24`."""
+    """`run.micro_batch_size: 24` as `micro_batch_size 24`."""
     if not changes:
         return "as set"
     short = {"language_model_quantization": "language model", "recompute_activations": "recompute"}

@@ -43,7 +43,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
             from stages.evaluation_run import measure_tables
 
             entry.begin()
-            work.note_use("evaluate", entry)
+            work.note_use(artifacts.stage("evaluate"), entry)
             began = time.monotonic()
             measure_tables(params, artifacts, work, entry.folder)
             entry.finish(["evaluation", "evaluation.json"], time.monotonic() - began)
@@ -51,6 +51,6 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
             print(f"nothing to do: evaluated before, in {entry.folder}")
     place(entry.folder / "evaluation", artifacts.evaluation)
     place(entry.folder / "evaluation.json", metrics / "evaluation.json")
-    work.note_use("evaluate", entry)
+    work.note_use(artifacts.stage("evaluate"), entry)
     for note in notes:
         print(note)

@@ -134,7 +134,7 @@ class _Run:
                 "pictures", {"method": method, **models, "code": code_of("pictures", work)}
             )
             entry.begin()
-            work.note_use(f"evaluate.{method}", entry)
+            work.note_use(artifacts.stage(f"evaluate.{method}"), entry)
             makers[method] = entry.folder
         store = EvaluationStore(makers)
         scorer = PictureScorer(gill.encoder, section)

@@ -48,4 +48,4 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
             print(f"nothing to do: fitted before, in {entry.folder}")
     place(entry.folder / "decision", artifacts.decision)
     place(entry.folder / "decision.json", metrics / "decision.json")
-    work.note_use("fit-decision", entry)
+    work.note_use(artifacts.stage("fit-decision"), entry)

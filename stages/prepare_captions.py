@@ -8,6 +8,7 @@ from pathlib import Path
 from app.world import have_world
 from corpora.caption_table import CaptionTable
 from corpora.captions import CaptionReport, check_captions
+from stages.init import link_code
 from stages.params import Params
 from stages.paths import ARTIFACTS, INPUTS
 from stages.progress import Ticker
@@ -30,6 +31,8 @@ def run(params: Params) -> None:
         table = section.table
         bring_from_repository([table, section.images_dir])
         notes = []
+    if (INPUTS / "code").is_dir():
+        link_code()
     report = check_table(work, params, table, ARTIFACTS.captions)
     if not params.is_miniature:
         notes = watch_table(INPUTS / "captions", table, CaptionTable(ARTIFACTS.captions))

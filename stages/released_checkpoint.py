@@ -2,67 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ruamel.yaml import YAML
 from torch import nn
 
+from app.frozen import read_backbones
 from app.gill import CHECKPOINTS
-from pipeline.backbones import Backbones
-from pipeline.checkpoint import LAST, CheckpointRecord, load_heads, save_heads
+from pipeline.checkpoint import load_heads
 from pipeline.decision import DecisionModel
 from pipeline.language_model import load_language_model
 from pipeline.upstream import (
-    DECISION_FILE,
     export_decision,
     export_heads,
-    import_decision,
     import_heads,
     released_arguments,
 )
-from stages.failures import StageError
-from stages.params import Params
+from stages.params import Params, parse_params
 from stages.paths import ARTIFACTS
+from stages.trained_weights import read_weights
+from stages.variants import lay_over
 
 
-def import_released(directory: Path) -> None:
-    """Released heads, and the classifier where it is there, as this project's own files.
+def import_released(directory: Path, params_file: Path) -> None:
+    """Name a released checkpoint, and the sizes of its heads, in the params file.
+
+    What is trained stays where it is: `training.weights` decides which heads are used.
 
     Raises UpstreamError naming missing, extra or misshapen tensors; StageError where the heads do
     not fit the frozen models of the manifest.
     """
-    heads, arguments = import_heads(directory)
-    backbones = Backbones.read(ARTIFACTS.backbones)
-    widths = {
-        "d": backbones.visual_encoder.widths["d"],
-        "e": backbones.language_model.widths["e"],
-        "L": backbones.image_generator.widths["L"],
-        "D": backbones.image_generator.widths["text_width"],
+    heads, _ = import_heads(directory)
+    sizes = heads.sizes
+    changes: dict[str, Any] = {
+        "training": {"weights": str(directory)},
+        "model": {name: getattr(sizes, name) for name in ("k", "r", "m", "p")}
+        | {"mapper": sizes.mapper.model_dump()},
     }
-    wrong = [
-        f"{name} is {getattr(heads.sizes, name)} in the heads, {width} in the frozen models"
-        for name, width in widths.items()
-        if getattr(heads.sizes, name) != width
-    ]
-    if wrong:
-        raise StageError(f"{directory} was trained on other models: {'; '.join(wrong)}")
-    record = CheckpointRecord(
-        sizes=heads.sizes,
-        backbones=backbones.fingerprints,
-        parameters={"released": arguments.model_dump(mode="json")},
-    )
-    save_heads(ARTIFACTS.model / LAST, heads, record)
-    print(f"{directory} -> {ARTIFACTS.model / LAST}")
-    if (directory / DECISION_FILE).is_file():
-        linear = import_decision(directory)
-        DecisionModel.from_linear(linear.weight.detach(), linear.bias.detach()).save(
-            ARTIFACTS.decision
-        )
-        print(f"{directory / DECISION_FILE} -> {ARTIFACTS.decision}")
+    yaml = YAML()  # keeps the comments and the order of the person who wrote the file
+    raw = yaml.load(params_file.read_text(encoding="utf-8"))
+    params = parse_params(lay_over(raw, changes), params_file)
+    if ARTIFACTS.backbones.is_file():
+        read_weights(str(directory), params, read_backbones(ARTIFACTS))
+    _set(raw, changes)
+    part = params_file.with_name(f"{params_file.name}.part")
+    with part.open("w", encoding="utf-8") as stream:
+        yaml.dump(raw, stream)
+    part.replace(params_file)
+    print(f"{params_file}: training.weights is {directory} now, and model has its sizes")
+    print("`dvc repro` trains nothing, and goes on with index, decision, evaluation and report")
+
+
+def _set(section: Any, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(section.get(key), Mapping):
+            _set(section[key], value)
+        else:
+            section[key] = value
 
 
 def export_released(directory: Path, params: Params) -> None:
     """The trained heads in the released layout, and the classifier where it fits that layout."""
-    backbones = Backbones.read(ARTIFACTS.backbones)
+    backbones = read_backbones(ARTIFACTS)
     heads, _ = load_heads(
         ARTIFACTS.model / CHECKPOINTS[params.training.checkpoint], backbones=backbones.fingerprints
     )

@@ -14,8 +14,8 @@ from app.artifacts import Artifacts
 from app.report import Block, Facts, Section, Text
 from pipeline.backbones import Backbones
 from stages.params import Params
-from stages.variants import code_fingerprint
 from stages.versions import library_versions
+from workfolder import code_fingerprint
 
 _LIBRARIES = (
     "torch", "transformers", "diffusers", "open_clip_torch", "faiss-cpu", "zarr", "dvc",
@@ -76,7 +76,7 @@ def facts_section(params: Params, artifacts: Artifacts, findings: Mapping[str, A
         "heads": f"k = {model.k}, r = {model.r}, m = {model.m}, p = {model.p}, {model.mapper.kind}",
         "training": f"{training.steps} steps of {training.batch_size}, seed {training.seed}",
         "sampling": f"{sampling.steps} steps, guidance {sampling.guidance:g}",
-        "code": code_fingerprint(),
+        "code": code_fingerprint("stages.evaluation_run"),
         "versions": _joined(library_versions(*_LIBRARIES))
         + f", Python {platform.python_version()} on {platform.machine()}",
     }

@@ -108,10 +108,10 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
     if first:
         if resume:
             print(f"going on from the last state in {entry.folder}")
-        elif why := entry.explain_absence("train"):
+        elif why := entry.explain_absence(artifacts.stage("train")):
             print(f"train: {why}")
         entry.begin()
-        entry.work.note_use("train", entry)
+        entry.work.note_use(artifacts.stage("train"), entry)
     began = time.monotonic()
     train_heads(params, artifacts, entry.folder, curve, resume=resume)
     if first:
@@ -158,7 +158,7 @@ def _place_heads(entry: Entry, params: Params, artifacts: Artifacts) -> None:
             "nothing was validated (captions.val_fraction, batches.validation_rows)"
         )
     _place_alone(source, artifacts.model / name)
-    entry.work.note_use("train", entry)
+    entry.work.note_use(artifacts.stage("train"), entry)
 
 
 def _place_alone(source: Path, target: Path) -> None:

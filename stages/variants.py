@@ -20,15 +20,15 @@ from app.artifacts import Artifacts
 from stages.failures import StageError
 from stages.params import Params, Section, parse_params
 from stages.paths import ARTIFACTS
+from workfolder import code_fingerprint
 
 VARIANTS = Path("findings/variants.yaml")
 BASELINE = "gill"
 # Sections on which a cell's results depend; the others made the caches, whose content counts.
 _SECTIONS = (
-    *("run", "captions", "model", "batches", "objective", "training"),
+    *("captions", "model", "batches", "objective", "training"),
     *("index", "decision", "generation", "evaluation"),
 )
-_CODE = ("pipeline", "cache", "corpora", "miniature", "stages", "app")
 
 CellStage = Literal["train", "build-index", "fit-decision", "evaluate"]
 
@@ -132,6 +132,8 @@ def cell_fingerprint(params: Params, variant: Variant, artifacts: Artifacts) -> 
     content = {
         "params": {name: getattr(params, name).model_dump(mode="json") for name in _SECTIONS},
         "stages": variant.stages,
+        "code": code_fingerprint("stages.evaluation_run"),
+        "training": code_fingerprint("stages.head_training"),
         "inputs": _inputs(artifacts),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -152,13 +154,3 @@ def _inputs(artifacts: Artifacts) -> dict[str, Any]:
     if drawn.is_file():
         inputs["miniature"] = hashlib.sha256(drawn.read_bytes()).hexdigest()
     return inputs
-
-
-def code_fingerprint() -> str:
-    """A hash of all of this project's code, so that a mixture of cells can be noticed."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for room in _CODE:
-        for file in sorted((root / room).rglob("*.py")):
-            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:12]

@@ -26,6 +26,7 @@ from workfolder.entries import (
     file_md5,
     place,
     place_link,
+    write_json,
 )
 from workfolder.inputs import MOST_FILES, bring_from_repository, signature, watch_files
 from workfolder.uses import EntryState, list_entries, prune
@@ -48,4 +49,5 @@ __all__ = [
     "prune",
     "signature",
     "watch_files",
+    "write_json",
 ]

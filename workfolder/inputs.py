@@ -76,7 +76,7 @@ def signature(folder: Path) -> str:
 def _files_below(folder: Path) -> list[Path] | None:
     found: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [n for n in folders if not n.startswith((".", "__pycache__"))]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
         if len(found) > MOST_FILES:
             return None

@@ -1,0 +1,78 @@
+"""Command init: a folder of one's own in which `dvc repro` runs, after `pip install`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from stages.failures import StageError
+from stages.params import read_params
+from workfolder import watch_files
+
+PRESETS = Path(__file__).resolve().parents[1] / "presets"
+CODE = ("app", "cache", "corpora", "miniature", "pipeline", "stages")
+_INPUTS = ("captions", "backbones", "train", "candidates", "decision", "evaluation")
+_FILES = {
+    ".gitignore": "/artifacts/\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n",
+    ".dvcignore": "work\n__pycache__\n.venv\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+}
+
+
+def preset_file(name: str) -> Path:
+    """The params file of a preset. Raises StageError naming those that there are."""
+    path = PRESETS / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
+        raise StageError(f"--preset {name}: there is no such preset; there are {there}")
+    return path
+
+
+def run(preset: str, table: str | None, folder: Path = Path()) -> None:
+    """Write dvc.yaml, params.yaml and what git and DVC need, where none of them is yet.
+
+    The stages' code is installed, not here: links in inputs/code let DVC see when it changes.
+
+    Raises StageError where a file of these names is there, or `table` is not.
+    """
+    params = preset_file(preset).read_text(encoding="utf-8")
+    if table is not None:
+        if not Path(table).exists():
+            raise StageError(f"--table {table}: there is no such file or folder")
+        params = re.sub(r"(?m)^(captions:\n(?:  #.*\n)*  table: ).*$", rf"\g<1>{table}", params)
+    story = (PRESETS / "dvc.yaml.template").read_text(encoding="utf-8")
+    names = "|".join(CODE)
+    files = {
+        "dvc.yaml": re.sub(rf"(?m)^(      - )({names})(/|$)", r"\1inputs/code/\2\3", story),
+        "params.yaml": params,
+        ".dvc/config": _config(folder),
+        **_FILES,
+    }
+    there = [name for name in files if (folder / name).exists() and name != ".gitignore"]
+    if there:
+        raise StageError(f"{', '.join(there)}: there already; init writes into an empty folder")
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:  # a .gitignore that is there stays
+            stream.write(text)
+    for name in _INPUTS:
+        (folder / "inputs" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "inputs" / name / ".gitkeep").touch()
+    link_code(folder)
+    read_params(folder / "params.yaml")
+    print(f"written: {', '.join(files)}. Now: dvc repro")
+
+
+def link_code(folder: Path = Path()) -> None:
+    """Links to the installed code, where a folder was made by `init`."""
+    root = Path(__file__).resolve().parents[1]
+    watch_files(folder / "inputs" / "code", {name: root / name for name in CODE})
+
+
+def _config(folder: Path) -> str:
+    config = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"
+    has_git = any(
+        (parent / ".git").exists() for parent in [folder.resolve(), *folder.resolve().parents]
+    )
+    return config if has_git else f"{config}    no_scm = true\n"
