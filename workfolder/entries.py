@@ -48,7 +48,7 @@ class WorkFolder:
         marker = root / "format.json"
         try:
             found = json.loads(marker.read_text(encoding="utf-8"))["format"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             found = FORMAT
             try:
                 root.mkdir(parents=True, exist_ok=True)
