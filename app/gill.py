@@ -38,10 +38,11 @@ from pipeline.decision import DecisionModel
 from pipeline.devices import pick_device
 from pipeline.evaluation import read_contexts
 from pipeline.image_generator import ImageGenerator, load_image_generator
+from pipeline.index_files import load_index
 from pipeline.language_model import load_language_model
 from pipeline.likelihood import Likelihood, log_likelihoods
 from pipeline.multimodal_language_model import MultimodalLanguageModel
-from pipeline.retrieval import Retrieved, load_index
+from pipeline.retrieval import Retrieved
 from pipeline.settings import GenerationSettings
 from pipeline.speaker import Speaker
 from pipeline.text_conditioner import Conditioning, TextConditioner, load_text_conditioner

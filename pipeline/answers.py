@@ -11,6 +11,7 @@ from typing import Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from gill_errors import InputError
 from pipeline.decoding import DecodingSettings, EndReason
 from pipeline.settings import GenerationSettings
 
@@ -18,7 +19,7 @@ Part = str | Image.Image
 Want = Literal["auto", "text", "retrieve", "generate"]
 
 
-class ConversationError(ValueError):
+class ConversationError(InputError):
     """A turn that cannot be answered as asked: what is wrong and what to do."""
 
 

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.decoding import Context, DecodingSettings, decode
+from gill_errors import InputError
+from pipeline.context import Context
+from pipeline.decoding import DecodingSettings, decode
 from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 CAPTION_PROMPT = "A picture of"
@@ -59,7 +61,7 @@ def words_after_pictures(
         ValueError: not one prompt per picture.
     """
     if len(prompts) != len(pooled):
-        raise ValueError(f"{len(pooled)} pictures and {len(prompts)} prompts")
+        raise InputError(f"{len(pooled)} pictures and {len(prompts)} prompts")
     language_model = model.language_model
     start = language_model.embed(torch.tensor(language_model.start_ids, dtype=torch.int64))
     embedded = []

@@ -42,7 +42,8 @@ from pipeline.answers import (
     Text,
     Want,
 )
-from pipeline.decoding import Context, EndReason, ImagePiece, TextPiece, stream
+from pipeline.context import Context
+from pipeline.decoding import EndReason, ImagePiece, TextPiece, stream
 from pipeline.picture_making import PendingPicture, make_pictures
 from pipeline.retrieval import Retrieved
 from pipeline.speaker import Speaker

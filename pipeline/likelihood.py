@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.answers import ConversationError, Part
-from pipeline.decoding import Context
+from pipeline.context import Context
 from pipeline.speaker import Speaker
 
 

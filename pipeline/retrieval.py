@@ -7,53 +7,33 @@ Paper: section 3.2 (retrieval by the highest cosine similarity, p = 256). Vector
 the inner product is the cosine. `flat` is exact; the other kinds trade recall for speed
 (`python -m benchmarks.index` measures by how much).
 
-A saved index is a folder. `index.json` names the other files by their content, so replacing it is
-the one atomic step of a save: a reader sees the old index or the new one, never a mixture.
-
-    index.json                      settings, fingerprints, size and SHA-256 of the files below
-    vectors-<sha>.faiss             the vectors
-    candidates-<sha>.parquet        row, with image and caption where known, in the same order
-
-The checks on loading find damage and mix-ups. They do not make a file from a stranger safe: faiss
-parses it in native code, so load indexes that you or your pipeline built.
+`pipeline.index_files` keeps an index in a folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Float32, Int64
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from gill_errors import InputError
 from pipeline.settings import IndexSettings
 
 Block = tuple[Tensor, Tensor]
 
-RECORD = "index.json"
 _NORM_TOLERANCE = 1e-3
-# The first four bytes of a faiss file name its class (IVF ones sit inside a re-ranking index).
-_MAGIC = {
-    "flat": {b"IxFI"},
-    "hnsw": {b"IHNf"},
-    "ivf-sq8": {b"IwSq", b"IxRF"},
-    "ivf-pq": {b"IwPf", b"IxRF"},
-}
 
 
-class RetrievalError(ValueError):
+class RetrievalError(InputError):
     """An index or a query cannot be used: what is wrong, where, and what to do."""
 
 
@@ -65,25 +45,6 @@ class IndexPart(BaseModel):
     heads: str = Field(description="fingerprint of the heads that gave W_i2t")
     features: str = Field(description="fingerprint of the feature cache that gave v_phi")
     rows: int = Field(ge=0, description="number of pictures")
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[a-z]+-[0-9a-f]{16}\.(faiss|parquet)$")
-    bytes: int
-    sha256: str
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    settings: IndexSettings
-    width: int
-    parts: tuple[IndexPart, ...] = Field(min_length=1)
-    vectors: _File
-    candidates: _File
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +77,9 @@ class RetrievalIndex:
         self.settings, self.parts = settings, parts
         self.rows = rows
         self.candidates = candidates
-        self._vectors = vectors
-        self._on_gpu = False
+        self.vectors = vectors
+        """The faiss index; position i of it is `rows[i]`."""
+        self.on_gpu = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,7 +87,7 @@ class RetrievalIndex:
     @property
     def width(self) -> int:
         """p, the width of the vectors."""
-        return int(self._vectors.d)
+        return int(self.vectors.d)
 
     @property
     def heads(self) -> str:
@@ -141,7 +103,7 @@ class RetrievalIndex:
         candidates: pa.Table | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Add pictures to this index, in memory; `save` makes it permanent.
+        """Add pictures to this index, in memory; `save_index` makes it permanent.
 
         `blocks` and `candidates` are as for `build_index`. The new part is recorded with its
         fingerprints. Inverted lists stay where the first build placed them: after an extension by
@@ -151,7 +113,7 @@ class RetrievalIndex:
         not finite or not of norm 1, or the candidate table does not fit. After an error drop this
         object and load the saved index again; nothing on disk has changed.
         """
-        if self._on_gpu:
+        if self.on_gpu:
             raise RetrievalError("this index is on a GPU: load it again and extend that copy")
         if heads != self.heads:
             raise RetrievalError(
@@ -160,7 +122,7 @@ class RetrievalIndex:
             )
         if (candidates is None) != (self.candidates is None):
             raise RetrievalError("either all parts of an index have a candidate table or none has")
-        added = _add(self._vectors, blocks, self.rows, progress)
+        added = _add(self.vectors, blocks, self.rows, progress)
         if candidates is not None:
             self.candidates = pa.concat_tables([self.candidates, _in_order(candidates, added)])
         self.rows = np.concatenate([self.rows, added])
@@ -195,34 +157,6 @@ class RetrievalIndex:
         """The highest cosine over all candidates: what `decision` reads (paper, appendix C)."""
         return self.nearest(queries, 1)[1][:, 0]
 
-    def save(self, folder: Path) -> None:
-        """Write the index, whole or not at all. Files that no longer belong to it are removed."""
-        if self._on_gpu:
-            raise RetrievalError("this index is on a GPU: save the one it was loaded from")
-        folder.mkdir(parents=True, exist_ok=True)
-        table = self.candidates if self.candidates is not None else pa.table({"row": self.rows})
-        record = _Record(
-            settings=self.settings,
-            width=self.width,
-            parts=self.parts,
-            vectors=_write(
-                folder, "vectors", "faiss", lambda p: faiss.write_index(self._vectors, p)
-            ),
-            candidates=_write(folder, "candidates", "parquet", lambda p: pq.write_table(table, p)),
-        )
-        body = record.model_dump(mode="json")
-        text = json.dumps({**body, "checksum": _checksum(body)}, indent=2) + "\n"
-        temporary = folder / f".{RECORD}.{os.getpid()}.new"
-        temporary.write_text(text)
-        _sync(temporary)
-        os.replace(temporary, folder / RECORD)
-        _sync(folder)
-        kept = {RECORD, record.vectors.name, record.candidates.name}
-        for pattern in ("vectors-*.faiss", "candidates-*.parquet"):
-            for path in folder.glob(pattern):
-                if path.name not in kept:
-                    path.unlink()
-
     def to_gpu(self) -> RetrievalIndex:
         """A copy of this index on the first GPU, for searching only.
 
@@ -240,9 +174,9 @@ class RetrievalIndex:
                 f"{kind} with rerank {self.settings.rerank} has no GPU form; "
                 "use flat, or ivf-sq8 with rerank 0"
             )
-        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._vectors)
+        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self.vectors)
         copy = RetrievalIndex(moved, self.rows, self.settings, self.parts, self.candidates)
-        copy._on_gpu = True
+        copy.on_gpu = True
         return copy
 
     def _nearest(
@@ -254,7 +188,7 @@ class RetrievalIndex:
         excluded = np.fromiter(set(exclude), np.int64)
         fetched = min(n + len(excluded), len(self))
         with _threads_for(len(wanted)):
-            scores, positions = self._vectors.search(wanted, fetched)
+            scores, positions = self.vectors.search(wanted, fetched)
         if fetched == n and not len(excluded) and positions.min() >= 0:
             return positions, scores  # nothing to leave out: most queries, and worth 0.1 ms
         lost = (positions < 0) | np.isin(self.rows[positions], excluded)
@@ -308,38 +242,6 @@ def build_index(
     table = None if candidates is None else _in_order(candidates, rows)
     part = IndexPart(heads=heads, features=features, rows=len(rows))
     return RetrievalIndex(vectors, rows, settings, (part,), table)
-
-
-def load_index(
-    folder: Path, *, heads: str | None = None, features: str | Sequence[str] | None = None
-) -> RetrievalIndex:
-    """Read a saved index, after checking its record, sizes and checksums.
-
-    `heads` and `features` (a fingerprint per part, in order) are what the caller works with now: an
-    index made from others is refused, naming both. None skips that check.
-
-    RetrievalError when a file is missing, damaged or of another kind, or a fingerprint differs.
-    """
-    record = _read_record(folder)
-    _same_origin(folder, "heads", [record.parts[0].heads], heads)
-    _same_origin(folder, "features", [part.features for part in record.parts], features)
-    vectors_file = _verified(folder, record.vectors)
-    with open(vectors_file, "rb") as file:
-        magic = file.read(4)
-    if magic not in _MAGIC[record.settings.kind]:
-        raise RetrievalError(
-            f"{vectors_file} begins with {magic!r}, not with the mark of {record.settings.kind}"
-        )
-    table = pq.read_table(_verified(folder, record.candidates))
-    vectors = faiss.read_index(str(vectors_file))
-    rows = np.ascontiguousarray(table["row"].to_numpy(), dtype=np.int64)
-    if (vectors.ntotal, vectors.d) != (len(rows), record.width):
-        raise RetrievalError(
-            f"{vectors_file} holds {vectors.ntotal} vectors of width {vectors.d}, but {folder} "
-            f"records {len(rows)} of width {record.width}; build the index again"
-        )
-    candidates = table if "image" in table.column_names else None
-    return RetrievalIndex(vectors, rows, record.settings, record.parts, candidates)
 
 
 def search_together(
@@ -536,76 +438,3 @@ def _in_order(candidates: pa.Table, rows: Int64[np.ndarray, " n"]) -> pa.Table:
     text = pa.string()
     columns = candidates.select(["row", "image", "caption"]).take(pa.array(order[place]))
     return columns.cast(pa.schema([("row", pa.int64()), ("image", text), ("caption", text)]))
-
-
-def _same_origin(
-    folder: Path, what: str, recorded: Sequence[str], current: str | Sequence[str] | None
-) -> None:
-    if current is None:
-        return
-    given = [current] if isinstance(current, str) else list(current)
-    if list(recorded) != given:
-        raise RetrievalError(
-            f"the index in {folder} was built from {what} {', '.join(recorded)}, but "
-            f"the current {what} are {', '.join(given)}: build the index again, or use what it "
-            "was built from"
-        )
-
-
-def _write(folder: Path, stem: str, suffix: str, write: Callable[[str], object]) -> _File:
-    """Write a file named by its content."""
-    temporary = folder / f".{stem}.{os.getpid()}.new"
-    try:
-        write(str(temporary))
-        digest, size = _sha256(temporary), temporary.stat().st_size
-        name = f"{stem}-{digest[:16]}.{suffix}"
-        _sync(temporary)
-        os.replace(temporary, folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return _File(name=name, bytes=size, sha256=digest)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _read_record(folder: Path) -> _Record:
-    path = folder / RECORD
-    try:
-        body = json.loads(path.read_bytes())
-        checksum = body.pop("checksum")
-        if checksum != _checksum(body):
-            raise RetrievalError(f"{path} does not match its own checksum; build the index again")
-        return _Record.model_validate(body)
-    except FileNotFoundError as error:
-        raise RetrievalError(f"there is no index in {folder}: {RECORD} is missing") from error
-    except (KeyError, AttributeError, TypeError, json.JSONDecodeError, ValidationError) as error:
-        raise RetrievalError(f"{path} is not the record of an index: {error}") from error
-
-
-def _verified(folder: Path, expected: _File) -> Path:
-    path = folder / expected.name
-    if not path.is_file():
-        raise RetrievalError(f"{path} is missing; build the index again")
-    size = path.stat().st_size
-    if size != expected.bytes:
-        raise RetrievalError(
-            f"{path} has {size} bytes, {RECORD} records {expected.bytes}; build the index again"
-        )
-    if _sha256(path) != expected.sha256:
-        raise RetrievalError(f"{path} is damaged: its SHA-256 differs; build the index again")
-    return path
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -20,6 +20,7 @@ from cache import RowStatus, ScaleOutParams, map_in_order, open_store, read_rows
 from corpora.caption_table import CaptionTable
 from pipeline.backbones import Backbones
 from pipeline.checkpoint import load_heads
+from pipeline.index_files import save_index
 from pipeline.retrieval import build_index
 from stages.devices import set_up
 from stages.failures import StageError
@@ -107,7 +108,7 @@ def make_index(
             ),
             progress=lambda done: ticker.show(f"{done} of {len(rows)} pictures"),
         )
-    index.save(folder)
+    save_index(index, folder)
     print(f"{len(index)} pictures in a {params.index.kind} index of width {index.width}")
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from app.gill import Gill
-from pipeline.decoding import Context, DecodingSettings, decode
+from pipeline.context import Context
+from pipeline.decoding import DecodingSettings, decode
 from pipeline.evaluation import gill_conditioning, read_contexts
 from pipeline.settings import GenerationSettings
 from stages.evaluation_scores import Found, Rows

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 from miniature.backbones import SHIPPED
 from pipeline.captioning import caption_pictures, first_sentence, words_after_pictures
-from pipeline.decoding import Context, DecodingSettings, decode
+from pipeline.context import Context
+from pipeline.decoding import DecodingSettings, decode
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import load_language_model
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from pipeline.answers import (
     Started,
     Text,
 )
+from pipeline.context import Context
 from pipeline.conversation import Conversation, reply_together, stream_together
 from pipeline.decision import DecisionModel
-from pipeline.decoding import Context, DecodingSettings, decode
+from pipeline.decoding import DecodingSettings, decode
 from pipeline.likelihood import log_likelihoods
 from pipeline.speaker import Speaker
 from tests.tiny_gill import COLORS, FEW, R, tiny_gill

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     OPTConfig,
@@ -13,8 +12,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pipeline.context import Context
 from pipeline.decoding import (
-    Context,
     DecodingSettings,
     EndPiece,
     ImagePiece,
@@ -28,6 +27,7 @@ from pipeline.decoding import (
 )
 from pipeline.heads import Heads, HeadSizes
 from pipeline.language_model import LanguageModel
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.settings import MapperSizes
 from tests.tiny_language_models import (
     CONFIGURATIONS,

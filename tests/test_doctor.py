@@ -205,6 +205,7 @@ def test_index_sizes_are_those_of_real_indexes(tmp_path, kind):
     import pyarrow as pa
     import torch
 
+    from pipeline.index_files import save_index
     from pipeline.retrieval import build_index
     from pipeline.settings import IndexSettings
 
@@ -216,7 +217,7 @@ def test_index_sizes_are_those_of_real_indexes(tmp_path, kind):
     table = pa.table({"row": list(range(count)), "image": names, "caption": words})
     blocks = [(torch.arange(count), vectors)]
     index = build_index(blocks, settings, heads="h", features="f", candidates=table)
-    index.save(tmp_path / "index")
+    save_index(index, tmp_path / "index")
     written = sum(f.stat().st_size for f in (tmp_path / "index").glob("*.faiss"))
     assert index_bytes(settings, p, count) - 60 * count == pytest.approx(written, rel=0.2)
 

@@ -17,7 +17,8 @@ from app.gill import Gill, GillError, read_caption_prompt, read_generation
 from app.terminal import detect_graphics, picture_escape
 from corpora.records import CaptionedImage
 from pipeline.captioning import first_sentence
-from pipeline.decoding import Context, DecodingSettings, decode
+from pipeline.context import Context
+from pipeline.decoding import DecodingSettings, decode
 from pipeline.settings import GenerationSettings
 from stages import gill_cli
 from stages.evaluation_params import EvaluationParams

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.batch import CaptionBatch
-from pipeline.decoding import Context, DecodingSettings, ImagePiece, decode, released_image_logit
+from pipeline.context import Context
+from pipeline.decoding import DecodingSettings, ImagePiece, decode, released_image_logit
 from pipeline.language_model import load_language_model
+from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.objective import PackingDraws
 from pipeline.settings import Constant, Objective, TrainingSettings
 from pipeline.training import Stepper

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline.index_files import load_index, save_index
 from pipeline.retrieval import (
     IndexPart,
     RetrievalError,
     RetrievalIndex,
     build_index,
-    load_index,
     search_together,
 )
 from pipeline.settings import IndexSettings
@@ -87,7 +87,7 @@ def test_flat_is_the_matrix_product() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_finds_the_neighbours_again_after_saving(kind: str, tmp_path: Path) -> None:
     index = _build(kind, candidates=_candidates(ROWS))
-    index.save(tmp_path)
+    save_index(index, tmp_path)
     loaded = load_index(tmp_path, heads="h1", features="f1")
     for queries in (QUERIES, QUERIES[:1]):
         rows, scores = loaded.nearest(queries, 10)
@@ -131,11 +131,11 @@ def test_exclusion_is_by_row_and_leaves_no_place_empty() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_index_grows_without_starting_over(kind: str, tmp_path: Path) -> None:
     index = _build(kind, number=2000, candidates=_candidates(ROWS[:2000]))
-    index.save(tmp_path)
+    save_index(index, tmp_path)
     grown = load_index(tmp_path)
     later = _blocks(VECTORS[2000:], ROWS[2000:])
     grown.extend(later, heads="h1", features="f2", candidates=_candidates(ROWS[2000:]))
-    grown.save(tmp_path)
+    save_index(grown, tmp_path)
     again = load_index(tmp_path, heads="h1", features=("f1", "f2"))
     assert len(again) == N
     assert again.parts == (
@@ -180,7 +180,7 @@ def test_several_collections_are_searched_as_one() -> None:
 
 
 def test_an_index_of_other_heads_or_features_is_refused_naming_both(tmp_path: Path) -> None:
-    _build(number=10).save(tmp_path)
+    save_index(_build(number=10), tmp_path)
     with pytest.raises(RetrievalError, match=r"built from heads h1, but the current heads are h9"):
         load_index(tmp_path, heads="h9")
     with pytest.raises(RetrievalError, match=r"built from features f1, but .* are f1, f2"):
@@ -189,7 +189,7 @@ def test_an_index_of_other_heads_or_features_is_refused_naming_both(tmp_path: Pa
 
 
 def test_damage_is_found_before_faiss_reads_the_file(tmp_path: Path) -> None:
-    _build(number=10).save(tmp_path)
+    save_index(_build(number=10), tmp_path)
     vectors = next(tmp_path.glob("vectors-*.faiss"))
     intact = vectors.read_bytes()
 
@@ -220,14 +220,14 @@ def test_damage_is_found_before_faiss_reads_the_file(tmp_path: Path) -> None:
 def test_a_save_that_fails_leaves_the_old_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _build(number=10).save(tmp_path)
+    save_index(_build(number=10), tmp_path)
 
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr("pipeline.retrieval.pq.write_table", full)
     with pytest.raises(OSError, match="no space"):
-        _build(number=20).save(tmp_path)
+        save_index(_build(number=20), tmp_path)
     assert len(load_index(tmp_path)) == 10
     assert not list(tmp_path.glob(".*"))
 
@@ -235,7 +235,7 @@ def test_a_save_that_fails_leaves_the_old_index(
 def test_only_the_right_kind_of_file_is_given_to_faiss(tmp_path: Path) -> None:
     index = _build(number=10)
     index.settings = _settings("hnsw")  # a record that speaks of another kind than the file
-    index.save(tmp_path)
+    save_index(index, tmp_path)
     with pytest.raises(RetrievalError, match="not with the mark of hnsw"):
         load_index(tmp_path)
     assert json.loads((tmp_path / "index.json").read_text())["settings"]["kind"] == "hnsw"

@@ -24,7 +24,7 @@ KEEPERS = {
     "distributed": "cache/",
     "typer": "stages/",
     "open_clip": "pipeline/visual_encoder.py",
-    "faiss": "pipeline/retrieval.py",
+    "faiss": ("pipeline/retrieval.py", "pipeline/index_files.py"),
 }
 # Side-by-side measurements and recipes that make a model need the library itself.
 EXEMPT = {"benchmarks", "miniature"}
