@@ -40,7 +40,8 @@ ablations: install .dvc/config.local  ## Tables 3 and 4: every variant with one 
 
 findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (about an hour)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro findings/dvc.yaml:variants findings/dvc.yaml:findings
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages run-variants
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages findings
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --force --single-item report
 
 test: install  ## Run the tests (under 8 minutes)
@@ -62,5 +63,9 @@ bench: install  ## Run every benchmark in its quick form
 bench-gpu: install  ## Run every GPU measurement (one GPU, under 8 minutes)
 	@$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu-$$(date +%F).json
 
-clean:  ## Remove artifacts (the virtual environment stays)
-	rm -rf artifacts metrics dvc.lock .dvc/cache .dvc/tmp
+clean:  ## Remove artifacts and the work folder (asks where that is more than a gigabyte)
+	@size=$$(du -sk artifacts work .dvc/cache 2>/dev/null | awk '{s += $$1} END {print s + 0}'); \
+	  if [ $$size -gt 1048576 ]; then \
+	    printf 'artifacts, work and .dvc/cache hold %d MB. Delete all of it? Type yes: ' $$((size / 1024)); \
+	    read answer; [ "$$answer" = yes ] || { echo "nothing was deleted"; exit 1; }; fi; \
+	  rm -rf artifacts work metrics dvc.lock .dvc/cache .dvc/tmp

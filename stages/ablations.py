@@ -1,9 +1,8 @@
-"""Stage ablations: every variant with one seed, each kept as a DVC experiment.
+"""Command ablations: every variant with one seed, each kept as a DVC experiment.
 
-The cells run first, several at a time, on the caches of the main run; then `dvc exp run` of the
-stage `experiment` (findings/dvc.yaml) finds each of them finished and keeps its params and numbers
-under its name, so that `dvc exp show` has them side by side. DVC itself runs the experiments of a
-workspace one after another, which would take twice as long.
+The cells run first, several at a time, on the caches of the main run. Then each is saved as an
+experiment of its own name: params.yaml with its changes, and its headline numbers, so that
+`dvc exp show` has them side by side.
 """
 
 from __future__ import annotations
@@ -14,14 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from stages import run_variants
 from stages.failures import StageError
-from stages.variants import VARIANTS, read_study
+from stages.paths import METRICS
+from stages.run_variant import cell_headline
+from stages.variants import VARIANTS, Study, cell, cell_params, read_study
+from workfolder import write_json
 
-STAGE = "findings/dvc.yaml:experiment"
-CHOICE = Path("findings/params.yaml")
-_NO_NUMBERS = r"\.(py|yaml)$"
-"""Columns of `dvc exp show` that are hashes of files."""
+SHOW = "dvc exp show --only-changed --hide-workspace --drop '^(artifacts|inputs|metrics)/|^[a-z]+$'"
+"""Less the columns that are hashes of files and folders."""
 
 
 def run(params_file: Path, *, seed: int, jobs: int) -> None:
@@ -29,40 +31,39 @@ def run(params_file: Path, *, seed: int, jobs: int) -> None:
 
     Raises StageError when a cell, or DVC, fails.
     """
-    names = list(read_study(VARIANTS).variants)
+    study = read_study(VARIANTS)
     run_variants.run(params_file, VARIANTS, seeds=[seed], jobs=jobs)
-    if not _is_git_repository():
+    if _run(["git", "rev-parse", "--verify", "HEAD"]).returncode:
         print(
             "no git repository with a commit here: DVC keeps no experiments (git init, git commit)"
         )
         return
-    chosen = CHOICE.read_bytes()
+    numbers = METRICS / "gill.json"
+    before = {path: path.read_bytes() for path in (params_file, numbers) if path.is_file()}
     try:
-        for name in names:
-            _keep(name, seed)
+        for name in study.variants:
+            _save(params_file, study, name, seed, numbers)
     finally:
-        CHOICE.write_bytes(chosen)
-    print(f"side by side: dvc exp show --only-changed --drop '{_NO_NUMBERS}'")
+        for path, content in before.items():
+            path.write_bytes(content)
+    print(f"side by side: {SHOW}")
 
 
-def _keep(name: str, seed: int) -> None:
+def _save(params_file: Path, study: Study, name: str, seed: int, numbers: Path) -> None:
     """One experiment; one of the same name is replaced."""
-    changes = [f"{CHOICE}:variant={name}", f"{CHOICE}:seed={seed}"]
-    words = ["exp", "run", "--quiet", "--force", "--single-item", "--name", f"ablation-{name}"]
-    for change in changes:
-        words += ["--set-param", change]
-    found = _run([sys.executable, "-m", "dvc", *words, STAGE])
+    params = cell_params(params_file, study, name, seed)
+    text = yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+    params_file.write_text(text, encoding="utf-8")
+    write_json(numbers, cell_headline(cell(name, seed)))
+    words = ["exp", "save", "--quiet", "--force", "--name", f"ablation-{name}"]
+    found = _run([sys.executable, "-m", "dvc", *words])
     if found.returncode:
-        raise StageError(f"dvc {' '.join(words)} {STAGE} failed: {found.stderr.strip()[-600:]}")
+        raise StageError(f"dvc {' '.join(words)} failed: {found.stderr.strip()[-600:]}")
     print(f"experiment ablation-{name}")
 
 
-def _is_git_repository() -> bool:
-    return _run(["git", "rev-parse", "--verify", "HEAD"]).returncode == 0
-
-
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    # The stage's command is `stages`, which lies beside this Python.
+    # The stages' command lies beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
     try:

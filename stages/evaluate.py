@@ -46,11 +46,12 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
             work.note_use(artifacts.stage("evaluate"), entry)
             began = time.monotonic()
             measure_tables(params, artifacts, work, entry.folder)
-            entry.finish(["evaluation", "evaluation.json"], time.monotonic() - began)
+            entry.finish(["evaluation", "evaluation.json", "gill.json"], time.monotonic() - began)
         else:
             print(f"nothing to do: evaluated before, in {entry.folder}")
     place(entry.folder / "evaluation", artifacts.evaluation)
-    place(entry.folder / "evaluation.json", metrics / "evaluation.json")
+    for name in ("evaluation.json", "gill.json"):
+        place(entry.folder / name, metrics / name)
     work.note_use(artifacts.stage("evaluate"), entry)
     for note in notes:
         print(note)

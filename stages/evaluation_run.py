@@ -34,10 +34,11 @@ from stages.evaluation_sets import EvaluationSet
 from stages.evaluation_sources import Sources
 from stages.evaluation_store import EvaluationStore
 from stages.evaluation_text import captioning, visual_questions
+from stages.headline import headline
 from stages.params import Params
 from stages.published import published
 from stages.results import Record, Result, write_records, write_results
-from workfolder import WorkFolder, place
+from workfolder import WorkFolder, place, write_json
 
 SetsOf = Callable[[Sources, Params], Iterable[EvaluationSet]]
 
@@ -85,6 +86,7 @@ def measure_tables(params: Params, artifacts: Artifacts, work: WorkFolder, folde
     write_records(out / "records.parquet", records)
     write_results(out / "results.json", results)
     _write_headline(folder / "evaluation.json", results)
+    write_json(folder / "gill.json", headline(results))
 
 
 def _placed(record: Record, out: Path, final: Path, makers: Mapping[str, Path]) -> Record:
@@ -271,8 +273,7 @@ _SPEEDS = ("tokens_per_second", "seconds")
 
 
 def _write_headline(path: Path, results: Sequence[Result]) -> None:
-    """The few numbers that `dvc metrics show` and git compare: of each set and method, the first
-    of `HEADLINE` that there is."""
+    """The numbers that git compares: of each set and method the first of `HEADLINE` there is."""
     short: dict[str, float] = {}
     for metric in HEADLINE:
         for row in results:

@@ -45,7 +45,7 @@ def run(params_file: Path, study: Study, name: str, seed: int, metrics: Path | N
                 seconds[stage] = round(time.monotonic() - start, 1)
             write_json(one.record, _record(one, params, fingerprint, seconds))
     if metrics is not None:
-        write_json(metrics, headline(one))
+        write_json(metrics, cell_headline(one))
     return one
 
 
@@ -56,17 +56,12 @@ def is_finished(one: Cell, fingerprint: str) -> bool:
     return json.loads(one.record.read_text(encoding="utf-8")).get("fingerprint") == fingerprint
 
 
-def headline(one: Cell) -> dict[str, float]:
-    """What `dvc exp show` has columns for: what was generated, by both judges."""
+def cell_headline(one: Cell) -> dict[str, float]:
+    """The numbers of a finished cell that `dvc exp show` has columns for."""
+    from stages.headline import headline
     from stages.results import read_results
 
-    return {
-        f"{result.set}.{result.metric}": round(result.value, 4)
-        for result in read_results(one.artifacts.evaluation / "results.json")
-        if result.value is not None
-        and result.method == "gill"
-        and result.metric in ("oracle_attributes", "clip_similarity")
-    }
+    return headline(read_results(one.artifacts.evaluation / "results.json"))
 
 
 def _run_stage(stage: CellStage, params: Params, one: Cell) -> None:
