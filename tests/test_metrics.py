@@ -93,6 +93,17 @@ def test_standard_error_and_deviation_divide_by_one_less() -> None:
     )
 
 
+def test_two_values_have_a_spread() -> None:
+    assert mean_and_standard_error([1.0, 3.0]) == pytest.approx((2, 1))
+    assert mean_and_deviation([1.0, 3.0]) == pytest.approx((2, np.sqrt(2)))
+
+
+def test_numbers_of_a_tensor_in_half_precision_are_counted_in_float64() -> None:
+    values = torch.tensor([0.1, 0.2, 0.4], dtype=torch.bfloat16, requires_grad=True)
+    expected = np.array(values.tolist(), dtype=np.float64)
+    assert mean_and_deviation(values) == (expected.mean(), expected.std(ddof=1))
+
+
 def test_one_value_has_no_spread() -> None:
     assert mean_and_standard_error([0.5]) == (0.5, None)
     assert mean_and_deviation([0.5]) == (0.5, None)
