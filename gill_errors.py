@@ -7,3 +7,11 @@ class GillError(Exception):
 
 class InputError(GillError, ValueError):
     """A value that cannot be used, alone or beside another."""
+
+
+class TasksLostError(GillError, RuntimeError):
+    """Some tasks could not be done, as their workers died under them; all others are done."""
+
+
+class UnfitWorkerError(GillError, RuntimeError):
+    """A worker sees other files, or has other libraries, than the process that started the run."""

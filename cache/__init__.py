@@ -21,9 +21,8 @@ is right when it matches its checksum. Shards are written whole, each by one wri
     read_rows(path, [3, 5]), iterate_blocks(path)              read it by number, or in order
     describe(path), view_row(path, 3), write_page(path, page)  look at it
     verify(path), repair(path)                                 check it; have what is bad redone
-    map_tasks(make, tasks, on_result, params)                  other work on the same schedulers
 
-This room knows no model and no picture, and is the only one that imports zarr, numcodecs or dask.
+This room knows no model and no picture, and is the only one that imports zarr or numcodecs.
 """
 
 from cache.codec import Codec, FirstPositionVariesError
@@ -50,14 +49,6 @@ from cache.reading import (
     iterate_blocks,
     read_rows,
 )
-from cache.scale_out import (
-    Crew,
-    ScaleOutParams,
-    TasksLostError,
-    UnfitWorkerError,
-    map_in_order,
-    map_tasks,
-)
 from cache.sharing import share_store
 from cache.shuffled_rows import ReadingOrder, ReadingParams, ShuffledRows, StoresDifferError
 from cache.store import (
@@ -74,7 +65,6 @@ __all__ = [
     "BadShard",
     "Batch",
     "Codec",
-    "Crew",
     "DamagedRowsError",
     "EmbeddingStore",
     "FillReport",
@@ -88,7 +78,6 @@ __all__ = [
     "RowStatus",
     "RowView",
     "RowsUnavailableError",
-    "ScaleOutParams",
     "ShardsLostError",
     "ShuffledRows",
     "StoreDescription",
@@ -96,16 +85,12 @@ __all__ = [
     "StoreMismatchError",
     "StoreSpec",
     "StoresDifferError",
-    "TasksLostError",
-    "UnfitWorkerError",
     "VerifyReport",
     "WriteFailedError",
     "describe",
     "fill",
     "iterate_blocks",
     "manifest_location",
-    "map_in_order",
-    "map_tasks",
     "open_store",
     "print_progress",
     "read_manifest",

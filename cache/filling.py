@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from cache.checksums import row_keys
 from cache.codec import FittedCodec, fit, needs_fitting
@@ -21,7 +22,6 @@ from cache.location import Location, locate
 from cache.lock import run_lock
 from cache.manifest import manifest_location, measure, write_manifest
 from cache.progress import Progress
-from cache.scale_out import Crew, ScaleOutParams, TasksLostError, UnfitWorkerError
 from cache.store import (
     EmbeddingStore,
     RowStatus,
@@ -30,16 +30,24 @@ from cache.store import (
     open_store,
     remove_store,
 )
-from gill_errors import GillError
+from gill_errors import GillError, TasksLostError, UnfitWorkerError
 
 SAMPLE_ROWS = 256  # spread evenly over the table, for codecs that are fitted to the data
 
 
-class FillingParams(ScaleOutParams):
+DoTasks = Callable[[Iterable[Any], Callable[[Any], None]], None]
+"""Does every task, and hands each result to the second argument."""
+OpenCrew = Callable[[Callable[[], Any]], AbstractContextManager[DoTasks]]
+"""From what makes the work, in whichever process does it, to who does tasks."""
+
+
+class FillingParams(BaseModel):
     """How a store is filled: one task is one shard.
 
     What is stored does not depend on it, save rounding on batch_size.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(default=64, ge=1, description="Rows per call of the encoder.")
     num_readers: int = Field(default=4, ge=1, description="Threads that read and decode rows.")
@@ -87,6 +95,7 @@ def fill(
     *,
     provenance: Mapping[str, Any],
     params: FillingParams | None = None,
+    crew: OpenCrew | None = None,
     key: Callable[[Any], str] = str,
     versions: Mapping[str, str] | None = None,
     rebuild: bool = False,
@@ -97,6 +106,7 @@ def fill(
 
     rows: N rows, handed to `Roles.read`; indexed by numbers and slices.
     key: row -> fingerprint of all that its values are made from.
+    crew: opens workers for the shards, as `cluster.Crew` does; None: they are done in this process.
     make_roles: called once in every process that does the work, and not at all where there is no
         work; for processes and clusters a module-level function, or a partial of one.
     provenance: JSON values that must not change under the rows (model, weights, preprocessing).
@@ -107,7 +117,7 @@ def fill(
 
     Raises StoreMismatchError (other provenance or spec), StoreLockedError (another run),
     NotAStoreError (something else is there), WriteFailedError (full disk, read-only),
-    ShardsLostError, UnfitWorkerError, SchedulerUnreachableError, and what the encoder raises.
+    ShardsLostError, UnfitWorkerError, and what the crew and the encoder raise.
     Whatever happens, shards that are done stay done.
     """
     location, started = locate(where), time.monotonic()
@@ -130,7 +140,7 @@ def fill(
         if pending or not prepared:
             manifest_location(location).remove()  # whatever it says will not be true
             make = partial(_Encoder, location, run, make_roles, params)
-            _fill_pending(store, rows, status, make, params, versions or {}, progress)
+            _fill_pending(store, rows, status, make, crew, progress)
         measured = measure(store)
         store.update_meta(measured=measured)
         write_manifest(store)
@@ -200,8 +210,7 @@ def _fill_pending(
     rows: Sequence[Any],
     status: np.ndarray,
     make: Callable[[], _Encoder],
-    params: FillingParams,
-    versions: Mapping[str, str],
+    crew: OpenCrew | None,
     progress: Callable[[Progress], None] | None,
 ) -> None:
     total = int(np.count_nonzero(status == RowStatus.PENDING))
@@ -216,7 +225,7 @@ def _fill_pending(
             progress(Progress(total, settled, failed, time.monotonic() - started))
 
     prepared = store.meta.get("prepared", False)
-    if params.scheduler == "single":
+    if crew is None:
         encoder = make()
         if not prepared:
             _prepare(store, encoder.prepare, rows)
@@ -224,7 +233,7 @@ def _fill_pending(
             settle(result)
         return
     try:
-        with Crew(make, params, versions=versions) as run:
+        with crew(make) as run:
             if not prepared:
                 _prepare(store, partial(_prepare_there, run), rows)
             run(_tasks(store, rows, status), settle)
@@ -235,7 +244,7 @@ def _fill_pending(
         ) from e
 
 
-def _prepare_there(run: Crew, sample: list[Any]) -> Any:
+def _prepare_there(run: DoTasks, sample: list[Any]) -> Any:
     """What a worker says to the sample."""
     answers: list[Any] = []
     run([_Sample(sample)], answers.append)

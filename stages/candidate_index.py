@@ -16,7 +16,8 @@ from torch import Tensor
 
 from app.artifacts import Artifacts
 from app.gill import CHECKPOINTS, fingerprint_heads
-from cache import RowStatus, ScaleOutParams, map_in_order, open_store, read_rows
+from cache import RowStatus, open_store, read_rows
+from cluster import ScaleOutParams, map_in_order
 from corpora.caption_table import CaptionTable
 from pipeline.backbones import Backbones
 from pipeline.checkpoint import load_heads

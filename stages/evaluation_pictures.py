@@ -29,7 +29,7 @@ from app.gill import (
     load_model,
     read_empty_prompt,
 )
-from cache import Crew
+from cluster import Crew
 from corpora.pictures import open_picture, read_picture
 from pipeline.evaluation import (
     generate_pictures,

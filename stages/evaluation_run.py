@@ -18,7 +18,7 @@ from pathlib import Path
 from app.artifacts import Artifacts
 from app.frozen import read_backbones
 from app.gill import CHECKPOINTS, Gill, fingerprint_heads
-from cache import Crew
+from cluster import Crew
 from pipeline.backbones import Backbones
 from pipeline.evaluation import read_contexts
 from pipeline.settings import GenerationSettings

@@ -11,6 +11,7 @@ import torch
 
 from app.frozen import read_backbones
 from cache import ArraySpec, FillReport, Roles, StoreSpec, fill
+from cluster import crew_for
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from pipeline.backbones import Backbone
@@ -27,6 +28,7 @@ from stages.versions import library_versions
 def fill_features(store: Path, table: CaptionTable, params: Params) -> FillReport:
     """Fill any feature store from any caption table: the training pictures, or other candidates."""
     encoder = read_backbones(ARTIFACTS).visual_encoder
+    versions = library_versions("torch", "open_clip_torch", "pillow", "zarr")
     with Ticker("features") as ticker:
         return fill(
             store,
@@ -49,7 +51,8 @@ def fill_features(store: Path, table: CaptionTable, params: Params) -> FillRepor
             },
             params=params.run.filling(params.run.batch_sizes.features),
             key=lambda row: row.key,
-            versions=library_versions("torch", "open_clip_torch", "pillow", "zarr"),
+            crew=crew_for(params.run.scale_out, versions),
+            versions=versions,
             progress=ticker.show,
         )
 

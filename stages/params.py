@@ -14,7 +14,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cache import Codec, FillingParams, ReadingOrder, ReadingParams, ScaleOutParams
+from cache import Codec, FillingParams, ReadingOrder, ReadingParams
+from cluster import ScaleOutParams
 from corpora.captions import CaptionParams
 from gill_errors import GillError
 from pipeline.settings import (
@@ -97,10 +98,8 @@ class RunParams(TrainingRun, GenerationRun):
         return ScaleOutParams(scheduler=self.scheduler, num_workers=self.workers)
 
     def filling(self, batch_size: int) -> FillingParams:
-        """How a store is filled."""
-        return FillingParams(
-            **self.scale_out.model_dump(), batch_size=batch_size, num_readers=self.readers
-        )
+        """How a shard is filled."""
+        return FillingParams(batch_size=batch_size, num_readers=self.readers)
 
 
 class MiniatureParams(Section):

@@ -12,6 +12,7 @@ import torch
 
 from app.frozen import read_backbones
 from cache import ArraySpec, Codec, FillReport, Roles, StoreSpec, fill
+from cluster import crew_for
 from corpora.caption_table import CaptionTable
 from pipeline.backbones import Backbone
 from pipeline.devices import Arriving
@@ -44,6 +45,7 @@ def fill_targets(store: Path, params: Params) -> FillReport:
             dims=pooled, codec=Codec(dtype="float32" if exact else "float16")
         )
         constants["empty_pooled"] = pooled
+    versions = library_versions("torch", "diffusers", "transformers", "zarr")
     with Ticker("targets") as ticker:
         return fill(
             store,
@@ -58,7 +60,8 @@ def fill_targets(store: Path, params: Params) -> FillReport:
             },
             params=params.run.filling(params.run.batch_sizes.targets),
             key=lambda row: row.key,
-            versions=library_versions("torch", "diffusers", "transformers", "zarr"),
+            crew=crew_for(params.run.scale_out, versions),
+            versions=versions,
             progress=ticker.show,
         )
 

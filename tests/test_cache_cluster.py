@@ -18,9 +18,15 @@ from dask_cluster import (
 )
 from distributed import LocalCluster
 
-from cache import ScaleOutParams, TasksLostError, UnfitWorkerError, cluster, map_in_order, map_tasks
-from cache.cluster import SchedulerUnreachableError, do_sealed, shared_gpus
-from cache.scale_out import Job, do_task, visible_gpus
+from cluster import (
+    ScaleOutParams,
+    TasksLostError,
+    UnfitWorkerError,
+    map_in_order,
+    map_tasks,
+)
+from cluster.crew import Job, do_task, visible_gpus
+from cluster.dask_scheduler import SchedulerUnreachableError, do_sealed, shared_gpus
 
 WORDS = [f"word{i}" for i in range(200)]
 

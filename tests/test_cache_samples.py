@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import ArraySpec, Codec, FillingParams, FillReport, Roles, StoreSpec, fill
+from cluster import ScaleOutParams, crew_for
 
 POSITIONS, CHANNELS = 5, 6
 PROVENANCE = {"model": "hash", "weights": "0", "preprocessing": {"size": 8}}
@@ -81,7 +82,9 @@ def fill_sample(
     num_workers: int | None = None,
     **options: object,
 ) -> FillReport:
-    params = FillingParams(batch_size=3, scheduler=scheduler, num_workers=num_workers)
+    params = FillingParams(batch_size=3)
+    where = ScaleOutParams(scheduler=scheduler, num_workers=num_workers)
+    options.setdefault("crew", crew_for(where, {}))
     options.setdefault("provenance", PROVENANCE)
     roles = partial(make_roles, seconds, None if log is None else str(log))
     return fill(path, rows, spec or make_spec(), roles, params=params, **options)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from test_cache_samples import (
 )
 
 from cache import FillingParams, Progress, Roles, fill, manifest_location
+from cluster import ScaleOutParams, crew_for
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,8 @@ def test_processes_one_of_which_dies(tmp_path: Path, plain: Path, rows: list[str
         make_spec(),
         partial(dying_roles, str(log)),
         provenance=PROVENANCE,
-        params=FillingParams(batch_size=3, scheduler="processes", num_workers=2),
+        params=FillingParams(batch_size=3),
+        crew=crew_for(ScaleOutParams(scheduler="processes", num_workers=2), {}),
     )
     assert report.done == 44
     assert (tmp_path / "log.died").exists()

@@ -22,7 +22,7 @@ DOES_NOT_DECIDE = (
     # Where and how work runs, what is shown of it, and how it is found again.
     "gill_errors", "workfolder", "cluster", "doctor", "app", "benchmarks",
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
-    "cache.progress", "cache.verifying", "cache.cluster", "cache.scale_out",
+    "cache.progress", "cache.verifying",
     "stages.deciding_code", "stages.devices", "stages.failures", "stages.paths",
     "stages.progress", "stages.stores", "stages.versions",
     # Reads weights that exist, exactly or not at all.

@@ -18,8 +18,8 @@ from typing import Any
 import cloudpickle
 import distributed
 
-from cache.scale_out import Call, Lost, OnResult, UnfitWorkerError, logger, visible_gpus
-from gill_errors import GillError
+from cluster.crew import Call, Lost, OnResult, logger, visible_gpus
+from gill_errors import GillError, UnfitWorkerError
 
 FILE_WAIT = 60.0  # seconds that a scheduler may take to write its scheduler file
 WORKER_WAIT = 300.0  # seconds that the first worker may take to come

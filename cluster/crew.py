@@ -31,7 +31,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gill_errors import GillError, InputError
+from gill_errors import InputError, TasksLostError, UnfitWorkerError
 
 ATTEMPTS = 3  # times that a task may lose its worker before it is given up
 ROUND = 64  # tasks per worker that are handed to a local scheduler together
@@ -72,14 +72,6 @@ class ScaleOutParams(BaseModel):
         return value
 
 
-class TasksLostError(GillError, RuntimeError):
-    """Some tasks could not be done, as their workers died under them; all others are done."""
-
-
-class UnfitWorkerError(GillError, RuntimeError):
-    """A worker sees other files, or has other libraries, than the process that started the run."""
-
-
 @dataclass(frozen=True)
 class Lost:
     """Tasks whose workers died under them, ATTEMPTS times."""
@@ -97,6 +89,17 @@ class Job:
     is_local_cluster: bool = False
     folder: str = field(default_factory=os.getcwd)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def crew_for(
+    params: ScaleOutParams, versions: Mapping[str, str]
+) -> Callable[[Callable[[], Work]], Crew] | None:
+    """What opens a Crew for a work that is made later; None where there is this process alone."""
+    return None if params.scheduler == "single" else partial(_crew, params, versions)
+
+
+def _crew(params: ScaleOutParams, versions: Mapping[str, str], make: Callable[[], Work]) -> Crew:
+    return Crew(make, params, versions=versions)
 
 
 def map_tasks(
@@ -195,9 +198,9 @@ class Crew:
         if scheduler in ("threads", "processes"):
             pool = _LocalPool(scheduler, num_workers or os.cpu_count() or 1)
             return self._held.enter_context(pool).run
-        from cache import cluster
+        from cluster import dask_scheduler
 
-        client = self._held.enter_context(cluster.connected(scheduler, num_workers))
+        client = self._held.enter_context(dask_scheduler.connected(scheduler, num_workers))
         return partial(cluster.run_calls, client)
 
 
