@@ -27,10 +27,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from app.artifacts import Artifacts
+from app.frozen import MINIATURE, locate_backbones, read_backbones
+from app.world import have_world
 from cache import open_store
 from corpora.pictures import open_picture
 from pipeline.answers import ConversationError, Part, Reply, ReplySettings
-from pipeline.backbones import Backbone, Backbones, Role
+from pipeline.backbones import Backbones, Role
 from pipeline.captioning import CAPTION_PROMPT, CAPTION_TOKENS, caption_pictures
 from pipeline.checkpoint import BEST, LAST, CheckpointRecord, load_heads, read_record
 from pipeline.conversation import Conversation, reply_together
@@ -43,10 +45,11 @@ from pipeline.language_model import load_language_model
 from pipeline.likelihood import Likelihood, log_likelihoods
 from pipeline.multimodal_language_model import MultimodalLanguageModel
 from pipeline.retrieval import Retrieved
-from pipeline.settings import GenerationSettings
+from pipeline.settings import GenerationRun, GenerationSettings
 from pipeline.speaker import Speaker
 from pipeline.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
 from pipeline.visual_encoder import VisualEncoder, load_visual_encoder
+from workfolder import WorkFolder
 
 CHECKPOINTS = {"last": LAST, "best": BEST}
 Checkpoint = Literal["last", "best"]
@@ -74,11 +77,13 @@ class Gill(Speaker):
         directory: str | Path | Artifacts = "artifacts",
         *,
         device: str = "auto",
-        checkpoint: Checkpoint = "last",
+        checkpoint: Checkpoint | None = None,
+        with_decision: bool = True,
     ) -> Gill:
         """Load everything below `directory`; the index and the decision model where they exist.
 
-        `directory` may be `Artifacts` whose caches lie elsewhere.
+        `directory` may be `Artifacts` whose caches lie elsewhere. `checkpoint`: by default the one
+        that is there. `with_decision=False` leaves the decision model out.
 
         Pictures are sampled as `generation` of the params file beside `directory` says, where there
         is one, and captions begin as that run's evaluation has them begin. What the manifest and
@@ -89,25 +94,27 @@ class Gill(Speaker):
         what is missing or does not fit together.
         """
         artifacts = directory if isinstance(directory, Artifacts) else Artifacts(Path(directory))
-        beside, heads_file = artifacts.common.parent, artifacts.model / CHECKPOINTS[checkpoint]
+        beside, heads_file = artifacts.common.parent, heads_of(artifacts, checkpoint)
         place = pick_device(device)
         backbones = read_backbones(artifacts)
         model = load_model(artifacts, place, checkpoint)
+        _have_pictures(artifacts)
         index = decision = None
         heads = fingerprint_heads(heads_file)
         if artifacts.index.is_dir():
             index = load_index(artifacts.index, heads=heads)
-        if (artifacts.decision / "decision.json").is_file():
+        if with_decision and (artifacts.decision / "decision.json").is_file():
             decision = DecisionModel.load(artifacts.decision, heads=heads)
+        conditioner = _text_side(backbones, place)
         return cls(
             model=model,
             encoder=load_encoder(backbones, place),
             generator=load_generator(backbones, place),
-            empty_prompt=read_empty_prompt(artifacts),
+            empty_prompt=read_empty_prompt(artifacts, conditioner),
             index=index,
             decision=decision,
             open_picture=lambda reference: open_picture(_beside(reference, beside)),
-            conditioner=_text_side(backbones, place),
+            conditioner=conditioner,
             generation=read_generation(beside / "params.yaml"),
             backbones=backbones,
             record=read_record(heads_file),
@@ -138,7 +145,7 @@ class Gill(Speaker):
         config, heads, record = load_trained(folder)
         if isinstance(backbones, str | Path):
             manifest = Path(backbones)
-            backbones = _found_beside(Backbones.read(manifest), manifest.resolve().parents[2])
+            backbones = locate_backbones(manifest, manifest.resolve().parents[2])
         found = resolve_backbones(config, backbones, local_files_only)
         place = pick_device(device)
         model = found.language_model
@@ -275,14 +282,29 @@ class Gill(Speaker):
 
 
 def read_generation(params: Path) -> GenerationSettings:
-    """The `generation` section of a run's params file; the defaults where there is none.
+    """How a run samples, from the sections `generation` and `run` of its params file.
 
     Raises GillError when the section is not one.
     """
     try:
-        return GenerationSettings.model_validate(_read_section(params, "generation"))
+        run = _read_section(params, "run")
+        how = {name: run[name] for name in GenerationRun.model_fields if name in run}
+        sizes = run.get("batch_sizes") or {}
+        batch = {"batch_size": sizes["pictures"]} if "pictures" in sizes else {}
+        numbers = _read_section(params, "generation")
+        return GenerationSettings.model_validate({**numbers, **how, **batch})
     except ValidationError as error:
         raise GillError(f"{params}: the section `generation` cannot be used: {error}") from None
+
+
+def _have_pictures(artifacts: Artifacts) -> None:
+    """Draw the miniature's pictures where a run on it came here without them (`dvc pull`)."""
+    params = artifacts.common.parent / "params.yaml"
+    captions = _read_section(params, "captions")
+    if captions.get("table") == MINIATURE and not artifacts.miniature.exists():
+        named = _read_section(params, "run").get("work")
+        work = WorkFolder.open(named, artifacts.common.parent)
+        have_world(work, artifacts.miniature, captions.get("miniature") or {})
 
 
 def read_caption_prompt(params: Path) -> str:
@@ -307,24 +329,24 @@ def _read_section(params: Path, name: str) -> dict[str, Any]:
         raise GillError(f"{params}: the section `{name}` cannot be used: {error}") from None
 
 
+def heads_of(artifacts: Artifacts, checkpoint: Checkpoint | None = None) -> Path:
+    """The trained heads that are asked for, by default those that are there."""
+    names = CHECKPOINTS.values() if checkpoint is None else [CHECKPOINTS[checkpoint]]
+    found = [artifacts.model / name for name in names]
+    return next((path for path in found if path.is_file()), found[0])
+
+
 def load_model(
-    artifacts: Artifacts, device: torch.device, checkpoint: Checkpoint
+    artifacts: Artifacts, device: torch.device, checkpoint: Checkpoint | None = None
 ) -> MultimodalLanguageModel:
     """The frozen language model with the trained heads, refusing heads of other backbones."""
-    backbones = Backbones.read(artifacts.backbones)
-    heads, _ = load_heads(
-        artifacts.model / CHECKPOINTS[checkpoint], backbones=backbones.fingerprints
-    )
-    found = _found_beside(backbones, artifacts.common.parent).language_model
+    backbones = read_backbones(artifacts)
+    heads, _ = load_heads(heads_of(artifacts, checkpoint), backbones=backbones.fingerprints)
+    found = backbones.language_model
     language_model = load_language_model(
         found.path, dtype=found.torch_dtype, device=device, quantization=found.quantization
     )
     return MultimodalLanguageModel(language_model, heads.to(device).eval())
-
-
-def read_backbones(artifacts: Artifacts) -> Backbones:
-    """The manifest with each path as it is seen from here."""
-    return _found_beside(Backbones.read(artifacts.backbones), artifacts.common.parent)
 
 
 def load_encoder(backbones: Backbones, device: torch.device) -> VisualEncoder:
@@ -347,8 +369,16 @@ def _text_side(backbones: Backbones, device: torch.device) -> Callable[[], TextC
     )
 
 
-def read_empty_prompt(artifacts: Artifacts) -> Conditioning:
-    """The empty prompt's conditioning, from the target store: classifier-free guidance needs it."""
+def read_empty_prompt(
+    artifacts: Artifacts, conditioner: Callable[[], TextConditioner]
+) -> Conditioning:
+    """The empty prompt's conditioning, for classifier-free guidance.
+
+    From the target store; where that is elsewhere (a clone that pulled the results alone) the
+    generator's text encoder computes it anew.
+    """
+    if not artifacts.targets.exists():
+        return conditioner().unconditional()
     store = open_store(artifacts.targets)
     tensors = {name: torch.from_numpy(store.constant(name))[None] for name in store.spec.constants}
     return Conditioning(tensors["empty_embedding"], tensors.get("empty_pooled"))
@@ -358,16 +388,6 @@ def fingerprint_heads(path: Path) -> str:
     """SHA-256 of a checkpoint file: what an index was built with."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _found_beside(backbones: Backbones, folder: Path) -> Backbones:
-    """The manifest with each path as it is seen from here; see `_beside`."""
-    changed = {}
-    for role in Backbones.model_fields:
-        backbone: Backbone = getattr(backbones, role)
-        scheme, colon, path = backbone.path.rpartition("local-dir:")
-        changed[role] = backbone.model_copy(update={"path": scheme + colon + _beside(path, folder)})
-    return backbones.model_copy(update=changed)
 
 
 def _beside(reference: str, folder: Path) -> str:

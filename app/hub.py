@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.model_card import write_model_card
+from gill_errors import GillError
 from pipeline.backbones import Backbone, Backbones, Role, resolve_backbone
 from pipeline.captioning import CAPTION_PROMPT
 from pipeline.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
@@ -30,7 +31,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _FILES = [CONFIG, WEIGHTS, CARD, "decision.json", "decision.safetensors"]
 
 
-class HubError(Exception):
+class HubError(GillError):
     """A folder or repository that holds no trained part, or cannot be reached."""
 
 

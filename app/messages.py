@@ -21,12 +21,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from corpora.pictures import PictureError, open_picture
+from gill_errors import InputError
 from pipeline.answers import GeneratedImage, Part, ReplySettings, RetrievedImage
 from pipeline.decoding import EndReason
 from pipeline.remote_pictures import RemotePictureError, RemotePictureSettings, fetch_picture
 
 
-class RequestError(ValueError):
+class RequestError(InputError):
     """A request that cannot be served as it is: the status, the reason, and the field at fault."""
 
     def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:

@@ -201,7 +201,7 @@ class Crew:
         from cluster import dask_scheduler
 
         client = self._held.enter_context(dask_scheduler.connected(scheduler, num_workers))
-        return partial(cluster.run_calls, client)
+        return partial(dask_scheduler.run_calls, client)
 
 
 # What one process keeps: the work of one run, and how many tasks it is doing.

@@ -22,10 +22,12 @@ from jaxtyping import Float, Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gill_errors import InputError
+
 _TENSORS, _RECORD = "decision.safetensors", "decision.json"
 
 
-class DecisionError(ValueError):
+class DecisionError(InputError):
     """The decision model cannot be fitted, read or used: what is wrong and what to do."""
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
+from gill_errors import InputError
 from pipeline.backbones import BackboneError
 from pipeline.settings import GenerationSettings
 from pipeline.text_conditioner import Conditioning
@@ -79,7 +80,7 @@ class ImageGenerator:
         self._refuse_unfit(prompts)
         self._refuse_unfit(empty)
         if len(seeds) != count:
-            raise ValueError(f"{count} conditionings but {len(seeds)} seeds")
+            raise InputError(f"{count} conditionings but {len(seeds)} seeds")
         self._pipeline.scheduler = self._scheduler(settings.scheduler)
         self._place(settings)
         pictures: list[Image.Image] = []

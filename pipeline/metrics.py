@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gill_errors import GillError, InputError
 
-class MetricUnavailable(RuntimeError):  # noqa: N818
+
+class MetricUnavailable(GillError, RuntimeError):  # noqa: N818
     """A metric whose published weights, tables or library are not on this machine.
 
     Says what is missing and how to get it. Reports show it as absent, never as another metric.
@@ -59,13 +61,13 @@ def truth_ranks(similarities: Float[Tensor, "B N"], truth: Int[Tensor, " B"]) ->
     outside = (truth < 0) | (truth >= count)
     if outside.any():
         query = int(outside.nonzero()[0, 0])
-        raise ValueError(
+        raise InputError(
             f"query {query}: the true candidate is {int(truth[query])}, "
             f"and there are {count} candidates"
         )
     undefined = similarities.isnan().any(dim=1)
     if undefined.any():
-        raise ValueError(f"query {int(undefined.nonzero()[0, 0])}: NaN among its similarities")
+        raise InputError(f"query {int(undefined.nonzero()[0, 0])}: NaN among its similarities")
     of_truth = similarities.gather(1, truth[:, None].long())
     return (similarities >= of_truth).sum(dim=1) - 1
 
@@ -90,7 +92,7 @@ def _unit(vectors: Float[Tensor, "B e"], name: str) -> Float[Tensor, "B e"]:
     bad = ~(lengths.isfinite() & (lengths > 0)).squeeze(1)
     if bad.any():
         row = int(bad.nonzero()[0, 0])
-        raise ValueError(f"{name} embedding {row} has length {float(lengths[row])}: no direction")
+        raise InputError(f"{name} embedding {row} has length {float(lengths[row])}: no direction")
     return vectors / lengths
 
 
@@ -154,8 +156,8 @@ def _finite(values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
         values = values.detach().to("cpu", torch.float64).numpy()
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"expected a list of numbers, got an array of shape {array.shape}")
+        raise InputError(f"expected a list of numbers, got an array of shape {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):
-        raise ValueError(f"value {bad[0]} is {array[bad[0]]}: every value must be finite")
+        raise InputError(f"value {bad[0]} is {array[bad[0]]}: every value must be finite")
     return array

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
+from gill_errors import InputError
 from pipeline.batch import CaptionBatch
 from pipeline.heads import Heads
 from pipeline.image_tokens import embed_with_image_tokens
@@ -60,7 +61,7 @@ class MultimodalLanguageModel(nn.Module):
     def __init__(self, language_model: LanguageModel, heads: Heads) -> None:
         super().__init__()
         if heads.sizes.e != language_model.width:
-            raise ValueError(
+            raise InputError(
                 f"heads made for e = {heads.sizes.e}, but the language model's embedding rows have "
                 f"width {language_model.width}"
             )
@@ -84,7 +85,7 @@ class MultimodalLanguageModel(nn.Module):
     def generation_pooled(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B D_pooled"]:
         """The pooled text vector that some generators need, from the mean [IMG] hidden state."""
         if self.heads.pooled_projection is None:
-            raise ValueError("these heads have no pooled projection: D_pooled is not set")
+            raise InputError("these heads have no pooled projection: D_pooled is not set")
         with self._compute():
             out = self.heads.pooled_projection(self._as_parameters(hidden.mean(dim=1)))
         return at_least_float32(out)
@@ -206,7 +207,7 @@ class MultimodalLanguageModel(nn.Module):
         model = self.language_model
         # On a device the check would wait for it; there the embedding itself refuses most such ids.
         if batch.tokens.device.type == "cpu" and int(batch.tokens.max()) >= model.num_rows:
-            raise ValueError(
+            raise InputError(
                 f"a caption holds token {int(batch.tokens.max())}, but the frozen vocabulary ends "
                 f"at {model.num_rows - 1}: the captions were made with another tokenizer"
             )

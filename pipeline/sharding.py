@@ -51,7 +51,7 @@ def load_sharded_language_model(
     """
     if not is_distributed():
         raise ShardingError(
-            "training.shard_language_model spreads the language model over several processes, but "
+            "run.shard_language_model spreads the language model over several processes, but "
             "there is only one: start with torchrun"
         )
     found: tuple[Any, Any, Any] | BackboneError | None = None

@@ -93,7 +93,7 @@ def _refuse_unfit_sharding(
     sharded = is_sharded(gill.language_model)
     if sharded != settings.shard_language_model:
         raise InputError(
-            f"training.shard_language_model is {settings.shard_language_model}, but the language "
+            f"run.shard_language_model is {settings.shard_language_model}, but the language "
             f"model was loaded {'sharded' if sharded else 'whole'}: see pipeline.sharding"
         )
     if sharded and objective.separate_image_draws:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gill_errors import InputError
 from pipeline.metrics import MetricUnavailable
 
 CAPTIONS_EXTRA = "install the 'captions' extra: pip install 'gill[captions]'"
@@ -63,9 +64,9 @@ def caption_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]
 def check_references(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     """Raises ValueError unless there are sentences, and each has a reference."""
     if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} sentences, and references of {len(references)}")
+        raise InputError(f"{len(hypotheses)} sentences, and references of {len(references)}")
     if not hypotheses:
-        raise ValueError("no sentence to score")
+        raise InputError("no sentence to score")
     for row, group in enumerate(references):
         if not group:
-            raise ValueError(f"sentence {row} has no reference")
+            raise InputError(f"sentence {row} has no reference")

@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
+from gill_errors import InputError
+
 _NUMBERS = {
     word: str(number)
     for number, word in enumerate(
@@ -78,7 +80,7 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
         ValueError: fewer than two people, so that none can be left out.
     """
     if len(people) < 2:
-        raise ValueError(
+        raise InputError(
             f"VQA accuracy leaves out one person of several, and there is {len(people)}"
         )
     people = [_one_line(person) for person in people]
@@ -97,13 +99,13 @@ def vqa_accuracies(answers: Sequence[str], people: Sequence[Sequence[str]]) -> l
         ValueError: lists of different length, and as `vqa_accuracy`, naming the question.
     """
     if len(answers) != len(people):
-        raise ValueError(f"{len(answers)} answers to {len(people)} questions")
+        raise InputError(f"{len(answers)} answers to {len(people)} questions")
     accuracies = []
     for row, (answer, group) in enumerate(zip(answers, people, strict=True)):
         try:
             accuracies.append(vqa_accuracy(answer, group))
         except ValueError as error:
-            raise ValueError(f"question {row}: {error}") from None
+            raise InputError(f"question {row}: {error}") from None
     return accuracies
 
 
