@@ -15,3 +15,7 @@ class TasksLostError(GillError, RuntimeError):
 
 class UnfitWorkerError(GillError, RuntimeError):
     """A worker sees other files, or has other libraries, than the process that started the run."""
+
+
+class StageError(GillError):
+    """Something about the inputs of a stage; the message says what to do."""

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.answers import ReplySettings
+from pipeline.talking.answers import ReplySettings
 
 _FIRST = ("want", "seed")
 

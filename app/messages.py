@@ -22,9 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from corpora.pictures import PictureError, open_picture
 from gill_errors import InputError
-from pipeline.answers import GeneratedImage, Part, ReplySettings, RetrievedImage
-from pipeline.decoding import EndReason
-from pipeline.remote_pictures import RemotePictureError, RemotePictureSettings, fetch_picture
+from pipeline.talking.answers import GeneratedImage, Part, ReplySettings, RetrievedImage
+from pipeline.talking.decoding import EndReason
+from pipeline.talking.remote_pictures import (
+    RemotePictureError,
+    RemotePictureSettings,
+    fetch_picture,
+)
 
 
 class RequestError(InputError):

@@ -26,8 +26,6 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from app.artifacts import Artifacts
-from app.gill import Gill
 from app.knobs import Knobs
 from app.page_annotation import AnnotationRoutes, annotation_tab
 from app.page_cache import cache_tab
@@ -35,8 +33,18 @@ from app.page_examples import Example, examples_of
 from app.transcript import Exchange, Piece, style, to_html, to_json, to_page
 from app.worker import BusyError, Failed, Job, Worker
 from corpora.pictures import PictureError, open_picture
-from pipeline.answers import Ended, Event, Progress, ReplySettings, RetrievedImage, Started, Text
-from pipeline.conversation import Conversation
+from gill.artifacts import Artifacts
+from gill.loading import Gill
+from pipeline.talking.answers import (
+    Ended,
+    Event,
+    Progress,
+    ReplySettings,
+    RetrievedImage,
+    Started,
+    Text,
+)
+from pipeline.talking.conversation import Conversation
 
 _MAX_PIXELS = 50_000_000
 _MAX_PICTURES = 8

@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.annotate import create_app, export
 from app.annotations import PAIRS, Annotations
-from app.artifacts import Artifacts
-from app.gill import Gill
 from app.worker import Failed, Job, Worker
 from corpora.caption_table import CaptionTable
 from corpora.parti_prompts import PartiPrompt, read_prompts
-from pipeline.answers import Ended, Event, ReplySettings, Want
-from pipeline.decoding import DecodingSettings
+from gill.artifacts import Artifacts
+from gill.loading import Gill
+from pipeline.talking.answers import Ended, Event, ReplySettings, Want
+from pipeline.talking.decoding import DecodingSettings
 
 _PATHS = ("/answers", "/progress", "/pairs/")
 """What the annotation page asks for, beside itself."""

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.artifacts import Artifacts
-from app.gill import Gill
 from app.transcript import picture_uri
 from cache import DamagedRowsError, EmbeddingStore, describe, iterate_blocks, open_store, view_row
 from corpora.caption_table import CaptionTable
 from corpora.pictures import PictureError, open_picture
+from gill.artifacts import Artifacts
+from gill.loading import Gill
 
 _SHOWN = 24
 _MOST_ROWS = 50_000

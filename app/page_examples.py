@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.artifacts import Artifacts
-from app.gill import Gill
+from gill.artifacts import Artifacts
+from gill.loading import Gill
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,21 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import messages
-from app.gill import Gill, GillError
 from app.kept_pictures import KeptPictures
 from app.messages import ChatRequest, RequestError, RequestLimits
 from app.service_metrics import ServiceMetrics
 from app.worker import BusyError, Failed, Job, Worker
-from pipeline.answers import Ended, Event, GeneratedImage, Progress, RetrievedImage, Started, Text
-from pipeline.remote_pictures import RemotePictureSettings
+from gill.loading import Gill, GillError
+from pipeline.talking.answers import (
+    Ended,
+    Event,
+    GeneratedImage,
+    Progress,
+    RetrievedImage,
+    Started,
+    Text,
+)
+from pipeline.talking.remote_pictures import RemotePictureSettings
 
 _log = logging.getLogger(__name__)
 

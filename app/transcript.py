@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
-from pipeline.answers import Answer, GeneratedImage, ReplySettings, RetrievedImage, Text
+from pipeline.talking.answers import Answer, GeneratedImage, ReplySettings, RetrievedImage, Text
 
 _LARGEST_SHOWN = 512
 

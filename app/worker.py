@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.answers import (
+from pipeline.talking.answers import (
     ConversationError,
     Ended,
     Event,
@@ -27,7 +27,7 @@ from pipeline.answers import (
     RetrievedImage,
     Text,
 )
-from pipeline.conversation import Conversation, Turn, stream_together
+from pipeline.talking.conversation import Conversation, Turn, stream_together
 
 _log = logging.getLogger(__name__)
 

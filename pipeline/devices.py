@@ -49,3 +49,21 @@ class Arriving:
         if self._arrived is not None:
             self._arrived.synchronize()
         return np.array(self._tensor.numpy(), dtype, copy=copy)
+
+
+def set_up(device: str, threads: int) -> torch.device:
+    """Set torch's threads and quieten the libraries; gives the device to compute on."""
+    torch.set_num_threads(threads)
+    quieten_libraries()
+    return pick_device(device)
+
+
+def quieten_libraries() -> None:
+    """No bars for loading small files and no warning per cut prompt; errors still show."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    of_diffusers.set_verbosity_error()
+    of_diffusers.disable_progress_bar()

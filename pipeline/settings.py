@@ -242,7 +242,7 @@ class TrainingRun(BaseModel):
 
 
 class TrainingSettings(TrainingNumbers, TrainingRun):
-    """Both: all that `pipeline.training` takes."""
+    """Both: all that `pipeline.training.loop` takes."""
 
     @property
     def numbers(self) -> TrainingNumbers:

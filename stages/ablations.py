@@ -15,11 +15,11 @@ from pathlib import Path
 
 import yaml
 
+from evaluation.variants import VARIANTS, Study, cell, cell_params, read_study
+from gill.artifacts import METRICS
+from gill_errors import StageError
 from stages import run_variants
-from stages.failures import StageError
-from stages.paths import METRICS
 from stages.run_variant import cell_headline
-from stages.variants import VARIANTS, Study, cell, cell_params, read_study
 from workfolder import write_json
 
 SHOW = "dvc exp show --only-changed --hide-workspace --drop '^(artifacts|inputs|metrics)/|^[a-z]+$'"

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from app.artifacts import Artifacts
-from app.world import have_world
 from corpora.caption_table import CaptionTable
-from stages.deciding_code import code_of
-from stages.failures import StageError
-from stages.params import Params
-from stages.paths import ARTIFACTS, INPUTS
+from gill.artifacts import ARTIFACTS, INPUTS, Artifacts
+from gill.world import have_world
+from gill_errors import StageError
+from settings.params import Params
 from stages.precompute_features import features_entry
 from stages.prepare_captions import check_table, watch_table
 from stages.stores import link_store, settle
 from workfolder import (
     WorkFolder,
     bring_from_repository,
+    code_of,
     file_md5,
     place,
     watch_files,
@@ -46,7 +45,7 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
     )
     with entry.alone():
         if entry.finished is None:
-            from app.dimensions import check_dimensions
+            from gill.dimensions import check_dimensions
             from stages.candidate_index import make_index
 
             if not own:

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.artifacts import Artifacts
 from cache import ReadingParams, ShuffledRows, open_store, read_rows
 from corpora.caption_table import CaptionTable
-from pipeline.batch import CaptionBatch
+from gill.artifacts import ARTIFACTS, Artifacts
+from gill_errors import StageError
+from pipeline.bridge.batch import CaptionBatch
 from pipeline.devices import sent
-from pipeline.language_model import LanguageModel
-from pipeline.text_conditioner import Conditioning
-from stages.failures import StageError
-from stages.paths import ARTIFACTS
+from pipeline.frozen.language_model import LanguageModel
+from pipeline.frozen.text_conditioner import Conditioning
 
 EncodeCaptions = Callable[[Sequence[str]], Conditioning]
 
@@ -83,7 +82,7 @@ class BatchMaker:
 
 
 class CachedBatches:
-    """Batches of some rows without end, resumable at any step (`pipeline.training.BatchSource`).
+    """Batches of some rows without end, resumable at any step (`pipeline.training.loop.BatchSource`).
 
     A thread makes the next batch, and sends it to the device, while this one is in use.
     """

@@ -14,20 +14,20 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from app.artifacts import Artifacts
-from app.gill import CHECKPOINTS, fingerprint_heads
 from cache import RowStatus, open_store, read_rows
 from cluster import ScaleOutParams, map_in_order
+from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
-from pipeline.backbones import Backbones
-from pipeline.checkpoint import load_heads
-from pipeline.index_files import save_index
-from pipeline.retrieval import build_index
-from stages.devices import set_up
-from stages.failures import StageError
-from stages.params import Params, RunParams
-from stages.progress import Ticker
-from stages.versions import library_versions
+from gill.artifacts import Artifacts
+from gill.loading import CHECKPOINTS, fingerprint_heads
+from gill_errors import StageError
+from gill_progress import Ticker
+from pipeline.bridge.checkpoint import load_heads
+from pipeline.devices import set_up
+from pipeline.frozen.backbones import Backbones
+from pipeline.talking.index_files import save_index
+from pipeline.talking.retrieval import build_index
+from settings.params import Params, RunParams
 
 BLOCK_ROWS = 8192  # candidates per task
 
@@ -39,7 +39,7 @@ def make_projection(
 
     Raises StageError where this machine sees another checkpoint than the fingerprinted one.
     """
-    set_up(run)
+    set_up(run.device, run.threads)
     if fingerprint_heads(checkpoint) != fingerprint:
         raise StageError(
             f"{checkpoint} on {socket.gethostname()} is not the file that the index is built with: "
@@ -91,7 +91,7 @@ def make_index(
 
     training_only: of the table's rows only those of the split train.
     """
-    set_up(params.run)
+    set_up(params.run.device, params.run.threads)
     checkpoint = artifacts.model / CHECKPOINTS[params.training.checkpoint]
     fingerprint = fingerprint_heads(checkpoint)
     features = open_store(store)

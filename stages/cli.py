@@ -51,7 +51,7 @@ def check_params(params: ParamsFile = PARAMS) -> None:
 
     Reads params.yaml. Writes nothing; exits with 1 naming every wrong key.
     """
-    from stages.params import read_params
+    from settings.params import read_params
 
     _run(lambda: typer.echo(f"{params} is good: {read_params(params).captions.table}"))
 
@@ -92,9 +92,9 @@ def doctor(
     Reads the params file, and the caption table where there is one. Writes nothing; exits with 1
     where something cannot run, saying what to do.
     """
-    from stages import doctor as command
+    from doctor import examination as command
+    from settings.params import read_params
     from stages.init import preset_file
-    from stages.params import read_params
 
     def work() -> None:
         file = params if preset is None else preset_file(preset)
@@ -115,8 +115,8 @@ def prepare_captions(params: ParamsFile = PARAMS) -> None:
     and captions.report.json and captions.excluded.tsv with every row left out and why; and for the
     miniature world artifacts/miniature.
     """
+    from settings.params import read_params
     from stages import prepare_captions as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params)))
 
@@ -132,8 +132,8 @@ def prepare_backbones(
 
     Reads the sources that `backbones` names. Writes artifacts/backbones/backbones.json.
     """
+    from settings.params import read_params
     from stages import prepare_backbones as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params), retrain=retrain))
 
@@ -148,8 +148,8 @@ def precompute_features(
     Reads artifacts/captions and the pictures. Writes artifacts/features.zarr and its manifest
     artifacts/features.manifest.json.
     """
+    from settings.params import read_params
     from stages import precompute_features as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params), rebuild=rebuild))
 
@@ -164,8 +164,8 @@ def precompute_targets(
     Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest
     artifacts/targets.manifest.json.
     """
+    from settings.params import read_params
     from stages import precompute_targets as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params), rebuild=rebuild))
 
@@ -180,8 +180,8 @@ def train(
     Goes on where a killed run stopped; a finished one with the same inputs is not made again. Reads
     both stores and artifacts/captions. Writes artifacts/model and metrics/train.
     """
+    from settings.params import read_params
     from stages import train as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params), anew=anew))
 
@@ -196,8 +196,8 @@ def build_index(
     Reads artifacts/model, and artifacts/features.zarr or the table `index.candidates`, whose own
     features go to artifacts/candidates.zarr. Writes artifacts/index.
     """
+    from settings.params import read_params
     from stages import build_index as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params), rebuild=rebuild))
 
@@ -209,8 +209,8 @@ def fit_decision(params: ParamsFile = PARAMS) -> None:
     Reads artifacts/model, artifacts/index and the labelled prompts. Writes artifacts/decision and
     metrics/decision.json.
     """
+    from settings.params import read_params
     from stages import fit_decision as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params)))
 
@@ -222,8 +222,8 @@ def evaluate(params: ParamsFile = PARAMS) -> None:
     Reads artifacts/model, artifacts/index and the test split. Writes artifacts/evaluation and
     metrics/evaluation.json.
     """
+    from settings.params import read_params
     from stages import evaluate as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params)))
 
@@ -234,8 +234,8 @@ def report(params: ParamsFile = PARAMS) -> None:
 
     Reads artifacts/evaluation, metrics and artifacts/captions. Writes artifacts/report/index.html.
     """
+    from settings.params import read_params
     from stages import report as stage
-    from stages.params import read_params
 
     _run(lambda: stage.run(read_params(params)))
 
@@ -255,8 +255,8 @@ def work(
     Reads the work folder, and dvc.lock of every commit and experiment of its workspaces. Writes
     nothing, but for --prune and --restore.
     """
+    from settings.params import read_params
     from stages import work as command
-    from stages.params import read_params
 
     def act() -> None:
         if restore is not None:
@@ -273,8 +273,8 @@ def accept(params: ParamsFile = PARAMS) -> None:
 
     Reads the code and the work folder. Writes work/accepted.json, and dvc.lock by `dvc commit`.
     """
+    from settings.params import read_params
     from stages import work as command
-    from stages.params import read_params
 
     _run(lambda: command.accept(read_params(params)))
 
@@ -298,8 +298,8 @@ def run_variant(
     Reads artifacts/features.zarr, targets.zarr, captions, backbones. Writes
     artifacts/findings/NAME/SEED. A finished cell is not run again.
     """
+    from evaluation.variants import read_study
     from stages import run_variant as stage
-    from stages.variants import read_study
 
     def work() -> None:
         stage.run(params, read_study(variants), name, seed, metrics)
@@ -348,8 +348,8 @@ def findings(variants: StudyFile = STUDY, params: ParamsFile = PARAMS) -> None:
 
     Reads artifacts/findings/*/*. Writes artifacts/findings/findings.json and metrics/findings.json.
     """
-    from stages import findings as stage
-    from stages.variants import read_study
+    from evaluation import findings as stage
+    from evaluation.variants import read_study
 
     _run(lambda: stage.run(params, read_study(variants)))
 
@@ -388,8 +388,8 @@ def verify_cache(
 
     Reads the store. Writes nothing, or with --repair the bad rows.
     """
+    from settings.params import read_params
     from stages import inspect_cache as command
-    from stages.params import read_params
 
     def work() -> None:
         if not command.check(store, read_params(params), mend=repair):
@@ -424,8 +424,8 @@ def export_released(
 
     Reads artifacts/model and artifacts/decision. Writes the directory.
     """
+    from settings.params import read_params
     from stages import released_checkpoint as command
-    from stages.params import read_params
 
     _run(lambda: command.export_released(directory, read_params(params)))
 
@@ -441,8 +441,8 @@ def make_pairs(
     Reads the prompts, artifacts/model and artifacts/index. Writes the pictures and pairs.json to
     --out; `gill annotate` shows them.
     """
+    from settings.params import read_params
     from stages import make_pairs as command
-    from stages.params import read_params
 
     _run(lambda: command.run(prompts, out, read_params(params)))
 

@@ -17,9 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from app.artifacts import Artifacts
-from app.frozen import read_backbones
-from app.gill import CHECKPOINTS, Gill, fingerprint_heads
 from corpora.parti_prompts import (
     PartiPrompt,
     VotedPrompt,
@@ -30,18 +27,21 @@ from corpora.parti_prompts import (
     write_votes,
 )
 from corpora.pictures import open_picture
+from evaluation.metrics.basic import mean_and_deviation
+from evaluation.published import TABLE_6
+from gill.artifacts import Artifacts
+from gill.frozen import read_backbones
+from gill.loading import CHECKPOINTS, Gill, fingerprint_heads
+from gill_errors import StageError
+from gill_progress import Ticker
 from miniature import oracle
 from miniature.world import Scene
-from pipeline.decision_fitting import fit_decision
-from pipeline.evaluation import generate_pictures, gill_conditioning, read_contexts
-from pipeline.metrics import mean_and_deviation
-from pipeline.retrieval import RetrievalIndex
+from pipeline.devices import set_up
 from pipeline.settings import DecisionSettings
-from stages.devices import set_up
-from stages.failures import StageError
-from stages.params import Params
-from stages.progress import Ticker
-from stages.published import TABLE_6
+from pipeline.talking.decision_fitting import fit_decision
+from pipeline.talking.generation import generate_pictures, gill_conditioning, read_contexts
+from pipeline.talking.retrieval import RetrievalIndex
+from settings.params import Params
 from stages.trained_weights import read_weights
 
 
@@ -51,7 +51,7 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
     Weights that exist may bring a classifier (`training.weights`); it serves where no prompts are
     labelled here. Without either, say so and leave no classifier.
     """
-    device = set_up(params.run)
+    device = set_up(params.run.device, params.run.threads)
     folder.mkdir(parents=True, exist_ok=True)
     votes_file = params.decision.votes
     heads = fingerprint_heads(artifacts.model / CHECKPOINTS[params.training.checkpoint])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from app.artifacts import Artifacts
-from stages.deciding_code import code_of
+from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
+from settings.params import Params
 from stages.models_in_use import models_in_use
-from stages.params import Params
-from stages.paths import ARTIFACTS, INPUTS, METRICS
 from workfolder import (
     WorkFolder,
     bring_from_repository,
+    code_of,
     content_of,
     place,
     signature,
@@ -40,7 +39,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     entry = work.entry("evaluation", decided_by)
     with entry.alone():
         if entry.finished is None:
-            from stages.evaluation_run import measure_tables
+            from evaluation.tables import measure_tables
 
             entry.begin()
             work.note_use(artifacts.stage("evaluate"), entry)

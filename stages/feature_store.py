@@ -9,20 +9,19 @@ from typing import Any
 
 import torch
 
-from app.frozen import read_backbones
 from cache import ArraySpec, FillReport, Roles, StoreSpec, fill
 from cluster import crew_for
+from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
-from pipeline.backbones import Backbone
-from pipeline.devices import Arriving, sent
-from pipeline.visual_encoder import load_visual_encoder
+from gill.artifacts import ARTIFACTS
+from gill.frozen import read_backbones
+from gill_progress import Ticker
+from pipeline.devices import Arriving, sent, set_up
+from pipeline.frozen.backbones import Backbone
+from pipeline.frozen.visual_encoder import load_visual_encoder
+from settings.params import Params, RunParams
 from stages.caption_rows import KeyedRow, KeyedRows
-from stages.devices import set_up
-from stages.params import Params, RunParams
-from stages.paths import ARTIFACTS
-from stages.progress import Ticker
-from stages.versions import library_versions
 
 
 def fill_features(store: Path, table: CaptionTable, params: Params) -> FillReport:
@@ -59,7 +58,7 @@ def fill_features(store: Path, table: CaptionTable, params: Params) -> FillRepor
 
 def make_roles(encoder: Backbone, run: RunParams) -> Roles:
     """Read: open and preprocess a picture. Encode: pooled vectors [b, d]."""
-    device = set_up(run)
+    device = set_up(run.device, run.threads)
     model = load_visual_encoder(encoder.path, dtype=encoder.torch_dtype, device=device)
 
     def read(row: KeyedRow) -> Any:

@@ -16,9 +16,9 @@ import typer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from app.gill import Gill
-    from pipeline.answers import Reply, ReplySettings
-    from pipeline.conversation import Conversation
+    from gill.loading import Gill
+    from pipeline.talking.answers import Reply, ReplySettings
+    from pipeline.talking.conversation import Conversation
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -291,8 +291,8 @@ def _knobs(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(artifacts: Path) -> Gill:
-    from app.gill import Gill
-    from stages.devices import quieten_libraries
+    from gill.loading import Gill
+    from pipeline.devices import quieten_libraries
 
     quieten_libraries()
     return Gill.load(artifacts)
@@ -359,7 +359,7 @@ def _speak(
     quiet: bool,
 ) -> Reply:
     """Answer a turn, showing words and progress as they come."""
-    from pipeline.answers import Progress, Reply, Text
+    from pipeline.talking.answers import Progress, Reply, Text
 
     reply = Reply()
     for event in conversation.stream(turn, settings):
@@ -391,7 +391,7 @@ def _shower() -> Callable[[Image.Image], None]:
 
 def _save(reply: Reply, out: Path, first: int = 0) -> list[dict[str, Any]]:
     """Write the pictures; describe every piece as plain data."""
-    from pipeline.answers import GeneratedImage, Text
+    from pipeline.talking.answers import GeneratedImage, Text
 
     described: list[dict[str, Any]] = []
     for number, answer in enumerate(reply, first):

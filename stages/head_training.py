@@ -7,26 +7,26 @@ from pathlib import Path
 
 import torch
 
-from app.artifacts import Artifacts
-from app.frozen import read_backbones
 from corpora.caption_table import CaptionTable
-from pipeline.backbones import Backbone, Backbones
-from pipeline.distribution import num_processes, rank
-from pipeline.heads import (
+from gill.artifacts import Artifacts
+from gill.frozen import read_backbones
+from gill_errors import StageError
+from pipeline.bridge.heads import (
     Heads,
     HeadSizes,
     mean_image_embeddings,
     word_image_embeddings,
 )
-from pipeline.language_model import LanguageModel, load_language_model
-from pipeline.multimodal_language_model import MultimodalLanguageModel
-from pipeline.sharding import load_sharded_language_model
-from pipeline.text_conditioner import load_text_conditioner
-from pipeline.training import DvcliveLog, show_progress, train
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.devices import set_up
+from pipeline.frozen.backbones import Backbone, Backbones
+from pipeline.frozen.language_model import LanguageModel, load_language_model
+from pipeline.frozen.text_conditioner import load_text_conditioner
+from pipeline.training.distribution import num_processes, rank
+from pipeline.training.loop import DvcliveLog, show_progress, train
+from pipeline.training.sharding import load_sharded_language_model
+from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
-from stages.devices import set_up
-from stages.failures import StageError
-from stages.params import ModelParams, Params
 from stages.trained_weights import read_weights
 
 
@@ -36,9 +36,9 @@ def train_heads(
     """Train, or go on from the state in `folder`; this is one process of torchrun, or all.
 
     Writes `last.safetensors`, `best.safetensors` and `state.safetensors` to `folder`, and the curve
-    to the folder `curve`. To be called within `pipeline.training.processes()`.
+    to the folder `curve`. To be called within `pipeline.training.loop.processes()`.
     """
-    device = set_up(params.run)
+    device = set_up(params.run.device, params.run.threads)
     backbones = read_backbones(artifacts)
     table = CaptionTable(artifacts.captions)
     settings = params.training_settings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from stages.failures import StageError
-from stages.params import read_params
+from gill_errors import StageError
+from settings.params import read_params
 from workfolder import watch_files
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"

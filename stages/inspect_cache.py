@@ -11,11 +11,11 @@ from rich.console import Console
 from cache import describe, open_store, repair, row_panel, store_panel, verify, view_row, write_page
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
+from gill.artifacts import ARTIFACTS
+from gill_errors import StageError
+from gill_progress import Ticker
+from settings.params import Params
 from stages import precompute_features, precompute_targets
-from stages.failures import StageError
-from stages.params import Params
-from stages.paths import ARTIFACTS
-from stages.progress import Ticker
 
 
 def inspect(

@@ -12,22 +12,22 @@ from pathlib import Path
 from PIL import Image
 
 from app.annotations import PAIRS
-from app.gill import Gill
 from corpora.parti_prompts import PartiPrompt, read_prompts
 from corpora.pictures import open_picture
-from pipeline.evaluation import generate_pictures, gill_conditioning, read_contexts
-from stages.devices import set_up
-from stages.failures import StageError
-from stages.params import Params
-from stages.paths import ARTIFACTS
-from stages.progress import Ticker
+from gill.artifacts import ARTIFACTS
+from gill.loading import Gill
+from gill_errors import StageError
+from gill_progress import Ticker
+from pipeline.devices import set_up
+from pipeline.talking.generation import generate_pictures, gill_conditioning, read_contexts
+from settings.params import Params
 
 _BLOCK = 32
 
 
 def run(prompts: Path, folder: Path, params: Params) -> None:
     """Write the pictures and pairs.json to `folder`. Raises StageError without an index."""
-    device = set_up(params.run)
+    device = set_up(params.run.device, params.run.threads)
     gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.training.checkpoint)
     if gill.index is None:
         raise StageError(f"{ARTIFACTS.index} is missing: run `stages build-index`")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from app.artifacts import Artifacts
-from app.world import have_world
-from stages.failures import StageError
-from stages.params import Params
+from gill.artifacts import Artifacts
+from gill.world import have_world
+from gill_errors import StageError
+from settings.params import Params
 from workfolder import WorkFolder, content_of, file_md5
 
 

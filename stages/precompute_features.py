@@ -6,19 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.deciding_code import code_of
-from stages.params import Params
-from stages.paths import ARTIFACTS
+from gill.artifacts import ARTIFACTS
+from settings.params import Params
 from stages.stores import settle
-from workfolder import Entry, WorkFolder, file_md5
+from workfolder import Entry, WorkFolder, code_of, file_md5
 
 
 def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
     """Make artifacts/features.zarr, unless exactly this store is in the work folder."""
 
     def fill(store: Path) -> Any:
-        from app.dimensions import check_dimensions
         from corpora.caption_table import CaptionTable
+        from gill.dimensions import check_dimensions
         from stages.feature_store import fill_features
 
         check_dimensions(ARTIFACTS, (), params.backbones.model_dump())

@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.deciding_code import code_of
-from stages.params import Params
-from stages.paths import ARTIFACTS
+from gill.artifacts import ARTIFACTS
+from settings.params import Params
 from stages.stores import settle
-from workfolder import WorkFolder, file_md5
+from workfolder import WorkFolder, code_of, file_md5
 
 
 def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
     """Make artifacts/targets.zarr, unless exactly this store is in the work folder."""
 
     def fill(store: Path) -> Any:
-        from app.dimensions import check_dimensions
+        from gill.dimensions import check_dimensions
         from stages.target_store import fill_targets
 
         check_dimensions(ARTIFACTS, (), params.backbones.model_dump())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from app.frozen import MINIATURE
+from gill.artifacts import ARTIFACTS, INPUTS
+from gill.frozen import MINIATURE
 from miniature import backbones as miniature_backbones
-from pipeline.backbones import (
+from pipeline.devices import pick_device
+from pipeline.frozen.backbones import (
     Backbone,
     Backbones,
     Quantization,
@@ -16,11 +18,9 @@ from pipeline.backbones import (
     resolve_backbone,
     resolve_dtype,
 )
-from pipeline.devices import pick_device
-from pipeline.language_model import check_language_model
-from pipeline.quantization import require_quantization
-from stages.params import BackbonesParams, Params
-from stages.paths import ARTIFACTS, INPUTS
+from pipeline.frozen.language_model import check_language_model
+from pipeline.frozen.quantization import require_quantization
+from settings.params import BackbonesParams, Params
 from workfolder import WorkFolder, bring_from_repository, watch_files
 
 

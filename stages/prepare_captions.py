@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from app.world import have_world
 from corpora.caption_table import CaptionTable
 from corpora.captions import CaptionReport, check_captions
+from gill.artifacts import ARTIFACTS, INPUTS
+from gill.world import have_world
+from gill_progress import Ticker
+from settings.params import Params
 from stages.init import link_code
-from stages.params import Params
-from stages.paths import ARTIFACTS, INPUTS
-from stages.progress import Ticker
 from workfolder import (
     MOST_FILES,
     WorkFolder,

@@ -9,21 +9,21 @@ from typing import Any
 from ruamel.yaml import YAML
 from torch import nn
 
-from app.frozen import read_backbones
-from app.gill import CHECKPOINTS
-from pipeline.checkpoint import load_heads
-from pipeline.decision import DecisionModel
-from pipeline.language_model import load_language_model
-from pipeline.upstream import (
+from evaluation.variants import lay_over
+from gill.artifacts import ARTIFACTS
+from gill.frozen import read_backbones
+from gill.loading import CHECKPOINTS
+from pipeline.bridge.checkpoint import load_heads
+from pipeline.bridge.upstream import (
     export_decision,
     export_heads,
     import_heads,
     released_arguments,
 )
-from stages.params import Params, parse_params
-from stages.paths import ARTIFACTS
+from pipeline.frozen.language_model import load_language_model
+from pipeline.talking.decision import DecisionModel
+from settings.params import Params, parse_params
 from stages.trained_weights import read_weights
-from stages.variants import lay_over
 
 
 def import_released(directory: Path, params_file: Path) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from stages.params import Params
-from stages.variants import (
+from evaluation.variants import (
     Cell,
     CellStage,
     Study,
@@ -23,6 +22,7 @@ from stages.variants import (
     cell_fingerprint,
     cell_params,
 )
+from settings.params import Params
 from workfolder import code_fingerprint, write_json
 
 
@@ -58,8 +58,8 @@ def is_finished(one: Cell, fingerprint: str) -> bool:
 
 def cell_headline(one: Cell) -> dict[str, float]:
     """The numbers of a finished cell that `dvc exp show` has columns for."""
-    from stages.headline import headline
-    from stages.results import read_results
+    from evaluation.headline import headline
+    from evaluation.results import read_results
 
     return headline(read_results(one.artifacts.evaluation / "results.json"))
 
@@ -81,13 +81,13 @@ def _run_stage(stage: CellStage, params: Params, one: Cell) -> None:
 def _record(
     one: Cell, params: Params, fingerprint: str, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    from stages.versions import library_versions
+    from cluster.versions import library_versions
 
     return {
         "variant": one.name,
         "seed": one.seed,
         "fingerprint": fingerprint,
-        "code": code_fingerprint("stages.evaluation_run"),
+        "code": code_fingerprint("evaluation.tables"),
         "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "seconds": seconds,
         "params": params.model_dump(mode="json"),

@@ -16,10 +16,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.failures import StageError
-from stages.progress import Ticker
+from evaluation.variants import (
+    BASELINE,
+    Cell,
+    Study,
+    cell,
+    cell_fingerprint,
+    cell_params,
+    read_study,
+)
+from gill_errors import StageError
+from gill_progress import Ticker
 from stages.run_variant import is_finished
-from stages.variants import BASELINE, Cell, Study, cell, cell_fingerprint, cell_params, read_study
 
 
 @dataclass

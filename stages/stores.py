@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.failures import StageError
+from gill_errors import StageError
 from workfolder import Entry, WorkFolder, file_md5, place, place_link
 
 if TYPE_CHECKING:

@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.frozen import read_backbones
 from cache import ArraySpec, Codec, FillReport, Roles, StoreSpec, fill
 from cluster import crew_for
+from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
-from pipeline.backbones import Backbone
-from pipeline.devices import Arriving
-from pipeline.text_conditioner import Conditioning, load_text_conditioner
+from gill.artifacts import ARTIFACTS
+from gill.frozen import read_backbones
+from gill_progress import Ticker
+from pipeline.devices import Arriving, set_up
+from pipeline.frozen.backbones import Backbone
+from pipeline.frozen.text_conditioner import Conditioning, load_text_conditioner
+from settings.params import Params, RunParams
 from stages.caption_rows import KeyedRow, KeyedRows
-from stages.devices import set_up
-from stages.params import Params, RunParams
-from stages.paths import ARTIFACTS
-from stages.progress import Ticker
-from stages.versions import library_versions
 
 
 def fill_targets(store: Path, params: Params) -> FillReport:
@@ -71,7 +70,7 @@ def make_roles(generator: Backbone, run: RunParams, codec: Codec) -> Roles:
 
     What NumPy cannot hold (bfloat16) is widened only where the store keeps more than 16 bits.
     """
-    device = set_up(run)
+    device = set_up(run.device, run.threads)
     conditioner = load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device)
 
     narrowed = torch.float16 if codec.dtype == "float16" else torch.float32

@@ -9,16 +9,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from app.artifacts import Artifacts
-from stages.deciding_code import code_of
-from stages.failures import StageError
-from stages.params import Params
-from stages.paths import ARTIFACTS, INPUTS, METRICS
+from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
+from gill_errors import StageError
+from settings.params import Params
 from stages.stores import link_store
 from workfolder import (
     Entry,
     WorkFolder,
     bring_from_repository,
+    code_of,
     file_md5,
     place,
     signature,
@@ -96,8 +95,8 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
 
 def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> None:
     """Train in this process, and record that it is finished."""
-    from app.dimensions import check_dimensions
-    from pipeline.distribution import rank
+    from gill.dimensions import check_dimensions
+    from pipeline.training.distribution import rank
     from stages.head_training import train_heads
 
     for name in entry.decided_by["stores"]:
@@ -124,7 +123,7 @@ def _train_together(
     entry: Entry, params: Params, artifacts: Artifacts, curve: Path, anew: bool
 ) -> None:
     """The same in every process of torchrun: the first decides, and writes."""
-    from pipeline.distribution import from_first_process, processes
+    from pipeline.training.distribution import from_first_process, processes
 
     with processes() as rank, entry.alone() if rank == 0 else nullcontext():
         if rank == 0:
@@ -172,8 +171,8 @@ def _place_alone(source: Path, target: Path) -> None:
 
 def _use_weights(source: str, params: Params, artifacts: Artifacts, metrics: Path) -> None:
     """Put given heads into artifacts/model, and say whose they are."""
-    from app.frozen import read_backbones
-    from pipeline.checkpoint import save_heads
+    from gill.frozen import read_backbones
+    from pipeline.bridge.checkpoint import save_heads
     from stages.trained_weights import read_weights
 
     found = read_weights(source, params, read_backbones(artifacts))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.backbones import Backbones
-from pipeline.checkpoint import BEST, LAST, CheckpointRecord, load_heads
-from pipeline.decision import DecisionModel
-from pipeline.heads import Heads
-from pipeline.upstream import DECISION_FILE, import_decision, import_heads
-from stages.failures import StageError
-from stages.params import Params
+from gill_errors import StageError
+from pipeline.bridge.checkpoint import BEST, LAST, CheckpointRecord, load_heads
+from pipeline.bridge.heads import Heads
+from pipeline.bridge.upstream import DECISION_FILE, import_decision, import_heads
+from pipeline.frozen.backbones import Backbones
+from pipeline.talking.decision import DecisionModel
+from settings.params import Params
 
 RELEASED = "model_args.json"
 
@@ -64,7 +64,7 @@ def _read(source: str, params: Params, backbones: Backbones) -> TrainedWeights:
 
 def _saved_pretrained(source: str, params: Params) -> TrainedWeights:
     """What `Gill.save_pretrained` wrote, here or on the hub."""
-    from app.hub import find_folder, load_trained
+    from gill.hub import find_folder, load_trained
 
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise StageError(

@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from stages.deciding_code import accept_edits
-from stages.failures import StageError
-from stages.params import Params
-from workfolder import WorkFolder, list_entries, prune
+from gill_errors import StageError
+from settings.params import Params
+from workfolder import WorkFolder, accept_edits, list_entries, prune
 
 _DAY = 86_400
 

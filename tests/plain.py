@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.heads import Heads
-from pipeline.objective import PackingDraws
+from pipeline.bridge.heads import Heads
+from pipeline.bridge.objective import PackingDraws
 from pipeline.settings import Objective
 
 IGNORED = -100

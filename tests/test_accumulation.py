@@ -2,18 +2,29 @@
 
 import pytest
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 
-import pipeline.accumulation as accumulation
-from pipeline.accumulation import backpropagate
-from pipeline.batch import CaptionBatch
-from pipeline.heads import Heads, HeadSizes
-from pipeline.language_model import LanguageModel
-from pipeline.objective import Divisors, PackingDraws, draw_packing, example_losses, training_losses
+import pipeline.training.accumulation as accumulation
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import (
+    Divisors,
+    PackingDraws,
+    draw_packing,
+    example_losses,
+    training_losses,
+)
+from pipeline.bridge.streams import (
+    captioning_count,
+    captioning_stream,
+    image_streams,
+    image_token_count,
+)
+from pipeline.bridge.streams import pair_rows as rows_of
+from pipeline.frozen.language_model import LanguageModel
 from pipeline.settings import MapperSizes, Objective, TrainingSettings
-from pipeline.stepping import Stepper
-from pipeline.streams import captioning_count, captioning_stream, image_streams, image_token_count
-from pipeline.streams import pair_rows as rows_of
+from pipeline.training.accumulation import backpropagate
+from pipeline.training.stepping import Stepper
 from tests.tiny_language_models import NUM_WORDS, tiny_model, tiny_tokenizer
 
 PRESETS = {"paper": Objective.paper(), "released": Objective.released()}

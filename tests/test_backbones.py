@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny_models
 
-from pipeline.backbones import (
+from pipeline.frozen.backbones import (
     BackboneError,
     Backbones,
     check_widths,

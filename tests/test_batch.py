@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.batch import CaptionBatch
+from pipeline.bridge.batch import CaptionBatch
 
 
 def batch(captions: list[list[int]], max_tokens: int = 23) -> CaptionBatch:

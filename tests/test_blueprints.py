@@ -9,19 +9,19 @@ import tiny_models
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.backbones import BackboneError, resolve_backbone
-from pipeline.blueprints import (
+from doctor.blueprints import (
     count_parameters,
     find,
     generator_blueprint,
     language_model_blueprint,
     visual_encoder_blueprint,
 )
-from pipeline.image_generator import load_image_generator
-from pipeline.memory import features_memory, generation_memory, targets_memory, weight_bytes
+from doctor.memory import features_memory, generation_memory, targets_memory, weight_bytes
+from pipeline.frozen.backbones import BackboneError, resolve_backbone
+from pipeline.frozen.image_generator import load_image_generator
+from pipeline.frozen.text_conditioner import Conditioning, load_text_conditioner
+from pipeline.frozen.visual_encoder import load_visual_encoder
 from pipeline.settings import GenerationSettings
-from pipeline.text_conditioner import Conditioning, load_text_conditioner
-from pipeline.visual_encoder import load_visual_encoder
 
 
 @pytest.mark.parametrize(

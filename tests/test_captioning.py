@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from miniature.backbones import SHIPPED
-from pipeline.captioning import caption_pictures, first_sentence, words_after_pictures
-from pipeline.context import Context
-from pipeline.decoding import DecodingSettings, decode
-from pipeline.heads import Heads, HeadSizes
-from pipeline.language_model import load_language_model
-from pipeline.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.frozen.language_model import load_language_model
+from pipeline.talking.captioning import caption_pictures, first_sentence, words_after_pictures
+from pipeline.talking.context import Context
+from pipeline.talking.decoding import DecodingSettings, decode
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipeline import checkpoint
-from pipeline.checkpoint import (
+from pipeline.bridge import checkpoint
+from pipeline.bridge.checkpoint import (
     BEST,
     STATE,
     CheckpointError,
@@ -25,7 +25,7 @@ from pipeline.checkpoint import (
     save_heads,
     save_state,
 )
-from pipeline.heads import Heads, HeadSizes
+from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.settings import MapperSizes
 
 SIZES = HeadSizes(d=6, e=8, k=2, r=2, L=4, D=5, m=8, p=4, mapper=MapperSizes(kind="linear"))

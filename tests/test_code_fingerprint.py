@@ -112,9 +112,10 @@ def test_accepted_code_is_the_code_that_it_equals(project: Path, tmp_path: Path)
 
 def test_the_stages_decide_by_their_own_code() -> None:
     training = deciding_modules("stages.head_training")
-    assert {"pipeline.mapper", "pipeline.losses", "pipeline.objective"} <= set(training)
-    aside = ("app.", "cache.inspecting", "cache.progress", "pipeline.decision", "stages.params")
+    bridge = {f"pipeline.bridge.{name}" for name in ("mapper", "losses", "objective")}
+    assert bridge <= set(training)
+    aside = ("app.", "cache.inspecting", "cache.progress", "pipeline.talking", "settings.")
     assert not [name for name in training if name.startswith(aside)]
     features = deciding_modules("stages.feature_store")
-    assert "pipeline.visual_encoder" in features
-    assert not [n for n in features if n.startswith(("pipeline.mapper", "pipeline.training"))]
+    assert "pipeline.frozen.visual_encoder" in features
+    assert not [n for n in features if n.startswith(("pipeline.bridge", "pipeline.training"))]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.answers import (
+from pipeline.talking.answers import (
     ConversationError,
     Ended,
     GeneratedImage,
@@ -18,12 +18,12 @@ from pipeline.answers import (
     Started,
     Text,
 )
-from pipeline.context import Context
-from pipeline.conversation import Conversation, reply_together, stream_together
-from pipeline.decision import DecisionModel
-from pipeline.decoding import DecodingSettings, decode
-from pipeline.likelihood import log_likelihoods
-from pipeline.speaker import Speaker
+from pipeline.talking.context import Context
+from pipeline.talking.conversation import Conversation, reply_together, stream_together
+from pipeline.talking.decision import DecisionModel
+from pipeline.talking.decoding import DecodingSettings, decode
+from pipeline.talking.likelihood import log_likelihoods
+from pipeline.talking.speaker import Speaker
 from tests.tiny_gill import COLORS, FEW, R, tiny_gill
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.decision import DecisionError, DecisionModel
+from pipeline.talking.decision import DecisionError, DecisionModel
 
 N, R, E = 50, 2, 16
 

@@ -13,10 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from pipeline.decision import DecisionError, DecisionModel
-from pipeline.decision_fitting import f1_scores, fit_decision, human_performance
+from evaluation.published import TABLE_6
 from pipeline.settings import DecisionSettings
-from stages.published import TABLE_6
+from pipeline.talking.decision import DecisionError, DecisionModel
+from pipeline.talking.decision_fitting import f1_scores, fit_decision, human_performance
 
 R, E = 2, 16
 
@@ -63,7 +63,7 @@ def test_f1_without_a_case_is_0() -> None:
 
 
 def test_the_published_constant_answers_are_macro_averaged() -> None:
-    """Table 6 needs two different sets of 311 prompts; see `stages.published`."""
+    """Table 6 needs two different sets of 311 prompts; see `evaluation.published`."""
 
     def constant(generate: int, retrieve: int) -> list[float]:
         """Of always "ret" and always "gen"."""

@@ -12,8 +12,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pipeline.context import Context
-from pipeline.decoding import (
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.frozen.language_model import LanguageModel
+from pipeline.settings import MapperSizes
+from pipeline.talking.context import Context
+from pipeline.talking.decoding import (
     DecodingSettings,
     EndPiece,
     ImagePiece,
@@ -25,10 +29,6 @@ from pipeline.decoding import (
     released_image_logit,
     stream,
 )
-from pipeline.heads import Heads, HeadSizes
-from pipeline.language_model import LanguageModel
-from pipeline.multimodal_language_model import MultimodalLanguageModel
-from pipeline.settings import MapperSizes
 from tests.tiny_language_models import (
     CONFIGURATIONS,
     NUM_WORDS,
@@ -278,7 +278,7 @@ def test_streamed_pieces_are_whole_characters(monkeypatch):
     # The bytes of "é€!" as the model's next tokens, then an incomplete character at the end.
     script = tokenizer("é€!é")["input_ids"][:-1]
     queue = [[token] for token in script]
-    monkeypatch.setattr("pipeline.decoding._choose", lambda *_: queue.pop(0))
+    monkeypatch.setattr("pipeline.talking.decoding._choose", lambda *_: queue.pop(0))
     settings = DecodingSettings(max_tokens=len(script))
     prompt = language_model.embed(torch.tensor([5, 6]))
     pieces = list(stream(gill, Context(language_model), [prompt], settings))

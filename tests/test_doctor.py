@@ -13,13 +13,13 @@ import yaml
 from typer.testing import CliRunner
 
 from cache import ArraySpec, Codec, Roles, StoreSpec, fill
-from pipeline.throughput import card_named
-from stages import doctor
+from doctor import examination as doctor
+from doctor.costs import index_bytes, store_bytes
+from doctor.rows import count_rows
+from doctor.throughput import card_named
+from doctor.training import Variant
+from settings.params import Params, parse_params, read_params
 from stages.cli import app
-from stages.doctor_costs import index_bytes, store_bytes
-from stages.doctor_rows import count_rows
-from stages.doctor_training import Variant
-from stages.params import Params, parse_params, read_params
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -28,13 +28,13 @@ PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 @pytest.fixture(autouse=True)
 def shallow(monkeypatch, tmp_path):
     """Two layers stand for all (tests/test_memory.py holds that they do); nothing lies here."""
-    monkeypatch.setattr("pipeline.memory._DEPTHS", (1, 2))
+    monkeypatch.setattr("doctor.memory._DEPTHS", (1, 2))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def few_variants(monkeypatch):
-    monkeypatch.setattr("stages.doctor.training_variants", lambda params, models: [])
+    monkeypatch.setattr("doctor.examination.training_variants", lambda params, models: [])
 
 
 @functools.cache
@@ -95,7 +95,7 @@ def test_sdxl_has_a_pooled_vector():
 
 def test_the_command_prints_json_and_leaves_nothing(tmp_path, monkeypatch):
     one = [Variant("as set", {}, 10**9)]
-    monkeypatch.setattr("stages.doctor.training_variants", lambda params, models: one)
+    monkeypatch.setattr("doctor.examination.training_variants", lambda params, models: one)
     result = CliRunner().invoke(app, ["doctor", "--preset", "miniature", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -149,8 +149,8 @@ def test_impossible_combinations_are_named(tmp_path):
 
 def test_what_does_not_fit_comes_with_what_to_do(monkeypatch):
     params = changed(training={"batch_size": 2000}, batches={"validation_rows": 0})
-    monkeypatch.setattr("stages.doctor_training.CONTEXT_BYTES", 0)
-    monkeypatch.setattr("stages.doctor_costs.CONTEXT_BYTES", 0)
+    monkeypatch.setattr("doctor.training.CONTEXT_BYTES", 0)
+    monkeypatch.setattr("doctor.costs.CONTEXT_BYTES", 0)
     findings = doctor.examine(params, "params.yaml", card="0.3")
     problem = next(p for p in findings.problems if p.startswith("train needs"))
     assert "a card of 0.3 GB has 0.3" in problem
@@ -158,7 +158,7 @@ def test_what_does_not_fit_comes_with_what_to_do(monkeypatch):
 
 
 def test_too_many_files_and_too_little_disk_are_problems(monkeypatch):
-    monkeypatch.setattr("stages.doctor.training_variants", lambda params, models: [])
+    monkeypatch.setattr("doctor.examination.training_variants", lambda params, models: [])
     params = changed(targets={"shard_rows": 16})
     findings = doctor.examine(params, "params.yaml", rows=10**9)
     problems = "\n".join(findings.problems)
@@ -205,9 +205,9 @@ def test_index_sizes_are_those_of_real_indexes(tmp_path, kind):
     import pyarrow as pa
     import torch
 
-    from pipeline.index_files import save_index
-    from pipeline.retrieval import build_index
     from pipeline.settings import IndexSettings
+    from pipeline.talking.index_files import save_index
+    from pipeline.talking.retrieval import build_index
 
     count, p = 4000, 64
     settings = IndexSettings(kind=kind, ivf_lists=16, pq_bytes=16)

@@ -10,13 +10,13 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.gill import Gill
-from pipeline.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
+from evaluation.results import read_records, read_results
+from gill.loading import Gill
 from pipeline.settings import GenerationSettings
+from pipeline.talking.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
+from settings.evaluation import TableName
 from stages.cli import app
-from stages.evaluation_params import TableName
 from stages.gill_cli import app as gill_app
-from stages.results import read_records, read_results
 
 ROOT = Path(__file__).parents[1]
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
@@ -119,8 +119,8 @@ def test_the_generator_alone_is_good_even_here(world, monkeypatch):
     """The shipped weights work from the stages' own copies: held-out captions at 12 steps."""
     from miniature import oracle
     from miniature.world import Scene
-    from pipeline.evaluation import generate_pictures, text_conditioning
-    from pipeline.text_conditioner import load_text_conditioner
+    from pipeline.frozen.text_conditioner import load_text_conditioner
+    from pipeline.talking.generation import generate_pictures, text_conditioning
 
     monkeypatch.chdir(world)
     gill = Gill.load("artifacts")
@@ -232,9 +232,9 @@ def test_targets_encoded_online_are_those_of_the_cache(world, monkeypatch):
     import torch
 
     from corpora.caption_table import CaptionTable
-    from pipeline.backbones import Backbones
-    from pipeline.language_model import load_language_model
-    from pipeline.text_conditioner import load_text_conditioner
+    from pipeline.frozen.backbones import Backbones
+    from pipeline.frozen.language_model import load_language_model
+    from pipeline.frozen.text_conditioner import load_text_conditioner
     from stages.cached_batches import BatchMaker
 
     monkeypatch.chdir(world)
@@ -322,7 +322,7 @@ def test_unusable_tables_are_one_clear_line(tmp_path, monkeypatch, text, words):
 
 
 def test_a_stream_shows_half_made_pictures(world, monkeypatch):
-    from pipeline.answers import Progress
+    from pipeline.talking.answers import Progress
 
     monkeypatch.chdir(world)
     gill = Gill.load("artifacts")

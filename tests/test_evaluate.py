@@ -13,20 +13,20 @@ from distributed import LocalCluster
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.artifacts import Artifacts
 from corpora.prompts import released_dialogue_prompt
 from corpora.records import CorpusError
 from corpora.visdial import read_dialogues
-from pipeline import evaluation as generation
-from pipeline.image_generator import ImageGenerator
-from pipeline.image_metrics import frechet_inception_distance
-from pipeline.metrics import bootstrap_interval
+from evaluation.metrics.basic import bootstrap_interval
+from evaluation.metrics.images import frechet_inception_distance
+from evaluation.pictures import load_worker
+from evaluation.results import Record, Result, read_records, read_results
+from gill.artifacts import Artifacts
+from gill_errors import StageError
+from pipeline.frozen.image_generator import ImageGenerator
+from pipeline.talking import generation
+from settings.params import Params, ParamsError, read_params
 from stages import build_index, evaluate
 from stages.cli import app
-from stages.evaluation_pictures import load_worker
-from stages.failures import StageError
-from stages.params import Params, ParamsError, read_params
-from stages.results import Record, Result, read_records, read_results
 
 ROOT = Path(__file__).parents[1]
 STAGES = (
@@ -243,7 +243,7 @@ def test_an_interrupted_run_goes_on_and_changes_no_bit(run, monkeypatch, capsys)
             raise KeyboardInterrupt
         return pictures
 
-    monkeypatch.setattr("stages.evaluation_pictures.generate_pictures", counted)
+    monkeypatch.setattr("evaluation.pictures.generate_pictures", counted)
     stop_at = 3
     with pytest.raises(KeyboardInterrupt):
         run(tables=["captions"])
@@ -309,7 +309,7 @@ def test_lpips_and_fid_are_the_libraries_numbers_where_weights_are_named(
             small = [np.array(p.convert("L").resize((64, 32)), np.float32) for p in pictures]
             return torch.from_numpy(np.stack(small)).flatten(1) / 255
 
-    monkeypatch.setattr("stages.evaluation_scores.InceptionFeatures", Inception)
+    monkeypatch.setattr("evaluation.scores.InceptionFeatures", Inception)
     results, records = run(
         tables=["captions"], captions=3, lpips_weights=str(tmp_path / "alexnet.pth")
     )

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from corpora.records import Story, StoryPicture
-from stages import evaluation_retrieval as retrieval
-from stages.evaluation_params import EvaluationParams
-from stages.evaluation_sources import StorySource
+from evaluation import retrieval
+from evaluation.sources import StorySource
+from settings.evaluation import EvaluationParams
 
 # One colour per picture; a text names the colour that it means.
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "pink": (255, 0, 128)}

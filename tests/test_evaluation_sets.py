@@ -8,13 +8,13 @@ from PIL import Image
 
 from corpora.prompts import dialogue_prompt
 from corpora.records import CaptionedImage, Dialogue, Round, Story, StoryPicture
+from evaluation import sets
+from evaluation.pictures import Meter
+from evaluation.sets import Picture
+from evaluation.sources import CocoSource, DialogueSource, StorySource
+from evaluation.store import EvaluationStore, key_for
 from miniature.world import SCENES
-from stages import evaluation_sets as sets
-from stages.evaluation_params import EvaluationParams
-from stages.evaluation_pictures import Meter
-from stages.evaluation_sets import Picture
-from stages.evaluation_sources import CocoSource, DialogueSource, StorySource
-from stages.evaluation_store import EvaluationStore, key_for
+from settings.evaluation import EvaluationParams
 
 STORY = Story("7", tuple(StoryPicture(f"p{i}", f"{i}.png", f"caption {i} .") for i in range(1, 6)))
 STORIES = StorySource([STORY], of=3, scenes={"7": SCENES[4]})
@@ -137,7 +137,7 @@ def test_keys_tell_every_part_apart():
 
 def test_a_meter_says_rate_and_time_left(monkeypatch):
     now = SimpleNamespace(value=100.0)
-    monkeypatch.setattr("stages.evaluation_pictures.time.monotonic", lambda: now.value)
+    monkeypatch.setattr("evaluation.pictures.time.monotonic", lambda: now.value)
     meter = Meter(600, "pictures")
     now.value += 2.0
     assert meter.after(4) == "4 of 600 pictures, 2.0 per second, 4 min 58 s left"

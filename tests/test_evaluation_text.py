@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from stages.evaluation_text import score_captions
+from evaluation.texts import score_captions
 
 METRICS = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
 

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from app.artifacts import Artifacts
-from stages import findings
-from stages.cell_scores import CellScores, Term
-from stages.failures import StageError
-from stages.finding_claims import FINDINGS
-from stages.results import Record, Result, write_records, write_results
-from stages.variants import Study, cell
+from evaluation import findings
+from evaluation.cell_scores import CellScores, Term
+from evaluation.finding_claims import FINDINGS
+from evaluation.results import Record, Result, write_records, write_results
+from evaluation.variants import Study, cell
+from gill.artifacts import Artifacts
+from gill_errors import StageError
 
 VARIANTS = ("gill", "linear", "mlp", "encoder", "r1", "r2", "r4", "generation_only", "released")
 SETS = (

@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.gill import Gill, GillError, read_caption_prompt, read_generation
 from app.terminal import detect_graphics, picture_escape
 from corpora.records import CaptionedImage
-from pipeline.captioning import first_sentence
-from pipeline.context import Context
-from pipeline.decoding import DecodingSettings, decode
+from evaluation.sources import CocoSource
+from evaluation.store import EvaluationStore
+from evaluation.texts import captioning
+from gill.loading import Gill, GillError, read_caption_prompt, read_generation
 from pipeline.settings import GenerationSettings
+from pipeline.talking.captioning import first_sentence
+from pipeline.talking.context import Context
+from pipeline.talking.decoding import DecodingSettings, decode
+from settings.evaluation import EvaluationParams
 from stages import gill_cli
-from stages.evaluation_params import EvaluationParams
-from stages.evaluation_sources import CocoSource
-from stages.evaluation_store import EvaluationStore
-from stages.evaluation_text import captioning
 from tests.tiny_gill import FEW, tiny_gill
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from safetensors import safe_open
 from torch import Tensor
 
-from pipeline.batch import CaptionBatch
-from pipeline.language_model import LanguageModel, load_language_model
-from pipeline.objective import PackingDraws, training_losses
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import PackingDraws, training_losses
+from pipeline.bridge.upstream import import_heads, released_name
+from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.settings import Objective
-from pipeline.upstream import import_heads, released_name
 
 FOLDERS = [
     Path(folder)

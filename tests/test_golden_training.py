@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.batch import CaptionBatch
-from pipeline.context import Context
-from pipeline.decoding import DecodingSettings, ImagePiece, decode, released_image_logit
-from pipeline.language_model import load_language_model
-from pipeline.multimodal_language_model import MultimodalLanguageModel
-from pipeline.objective import PackingDraws
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import PackingDraws
+from pipeline.bridge.upstream import import_heads, our_name
+from pipeline.frozen.language_model import load_language_model
 from pipeline.settings import Constant, Objective, TrainingSettings
-from pipeline.training import Stepper
-from pipeline.upstream import import_heads, our_name
+from pipeline.talking.context import Context
+from pipeline.talking.decoding import DecodingSettings, ImagePiece, decode, released_image_logit
+from pipeline.training.loop import Stepper
 
 FOLDERS = os.environ.get("GILL_GOLDEN", str(Path(__file__).parent / "golden" / "a")).split(":")
 

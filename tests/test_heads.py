@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from pipeline.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
-from pipeline.language_model import LanguageModel
+from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
+from pipeline.frozen.language_model import LanguageModel
 from tests.tiny_language_models import tiny_model, tiny_tokenizer
 
 

@@ -9,12 +9,12 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from app.gill import Gill, GillError
-from app.hub import HubError
+from gill.hub import HubError
+from gill.loading import Gill, GillError
 from miniature.backbones import SHIPPED
-from pipeline.answers import ReplySettings
-from pipeline.backbones import Backbones, resolve_backbone
-from pipeline.checkpoint import CheckpointRecord
+from pipeline.bridge.checkpoint import CheckpointRecord
+from pipeline.frozen.backbones import Backbones, resolve_backbone
+from pipeline.talking.answers import ReplySettings
 from tests.tiny_gill import FEW, tiny_gill
 
 ROLES = ("language_model", "visual_encoder", "image_generator")

@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from transformers import PreTrainedModel
 
-from pipeline.backbones import BackboneError
-from pipeline.image_generator import load_image_generator
+from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.image_generator import load_image_generator
+from pipeline.frozen.text_conditioner import Conditioning, load_text_conditioner
 from pipeline.settings import GenerationSettings
-from pipeline.text_conditioner import Conditioning, load_text_conditioner
 
 SETTINGS = GenerationSettings(steps=3, guidance=3.0, scheduler="ddim", batch_size=2)
 MAKERS = {

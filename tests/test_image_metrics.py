@@ -8,12 +8,12 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from pipeline.image_metrics import (
+from evaluation.metrics.basic import MetricUnavailable
+from evaluation.metrics.images import (
     InceptionFeatures,
     LearnedPerceptualDistance,
     frechet_distance,
 )
-from pipeline.metrics import MetricUnavailable
 
 
 def gaussian(mean: np.ndarray, covariance: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@ import copy
 
 import torch
 
-from pipeline.image_tokens import (
+from pipeline.bridge.image_tokens import (
     append_image_logits,
     embed_with_image_tokens,
     find_image_tokens,
@@ -10,7 +10,7 @@ from pipeline.image_tokens import (
     image_token_ids,
     rescale_image_rows,
 )
-from pipeline.language_model import LanguageModel
+from pipeline.frozen.language_model import LanguageModel
 from tests.tiny_language_models import tiny_model, tiny_tokenizer
 
 

@@ -20,9 +20,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pipeline.backbones import BackboneError
-from pipeline.language_model import LanguageModel, check_language_model, load_language_model
-from pipeline.packing import Packing
+from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.language_model import LanguageModel, check_language_model, load_language_model
+from pipeline.frozen.packing import Packing
 from tests.tiny_language_models import (
     CONFIGURATIONS,
     NUM_WORDS,

@@ -6,8 +6,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-import pipeline.losses as losses
-from pipeline.losses import (
+import pipeline.bridge.losses as losses
+from pipeline.bridge.losses import (
     constant_cross_entropy_sum,
     cross_entropy_sum,
     info_nce,

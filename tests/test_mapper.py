@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.mapper import MAPPERS
+from pipeline.bridge.mapper import MAPPERS
 from pipeline.settings import MapperSizes
 
 E, L, D, M = 12, 8, 6, 16

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from tiny_language_models import tiny_tokenizer
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, OPTConfig
 
-from pipeline.accumulation import backpropagate
-from pipeline.batch import CaptionBatch
-from pipeline.blueprints import LanguageModelBlueprint
-from pipeline.dry_run import DryRun, Ledger
-from pipeline.heads import Heads, HeadSizes
-from pipeline.language_model import LanguageModel
-from pipeline.memory import likely_draws, training_memory, validation_memory
-from pipeline.objective import PackingDraws
-from pipeline.packing import Packing
-from pipeline.quantization import quantize
-from pipeline.recomputation import recompute_activations
+from doctor.blueprints import LanguageModelBlueprint
+from doctor.dry_run import DryRun, Ledger
+from doctor.memory import likely_draws, training_memory, validation_memory
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import PackingDraws
+from pipeline.frozen.language_model import LanguageModel
+from pipeline.frozen.packing import Packing
+from pipeline.frozen.quantization import quantize
 from pipeline.settings import MapperSizes, Objective, TrainingSettings
+from pipeline.training.accumulation import backpropagate
+from pipeline.training.recomputation import recompute_activations
 
 LENGTHS = (5, 8, 9, 14)
 VOCABULARY = 600
@@ -168,7 +168,7 @@ def test_fewer_layers_predict_the_whole_model(monkeypatch):
         )
 
     short = predict()
-    monkeypatch.setattr("pipeline.memory._DEPTHS", (50, 100))
+    monkeypatch.setattr("doctor.memory._DEPTHS", (50, 100))
     assert short == predict()
 
 

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("snowballstemmer", reason="METEOR's stemmer: pip install 'gill[captions]'")
 
-from pipeline.meteor import Meteor
-from pipeline.metrics import MetricUnavailable
+from evaluation.metrics.basic import MetricUnavailable
+from evaluation.metrics.meteor import Meteor
 
 FUNCTION_WORDS = """
 's 't , . a also are at been by for has in is it more not of on one said the there they this two

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics import (
+from evaluation.metrics.basic import (
     bootstrap_interval,
     cosine_similarities,
     mean_and_deviation,

@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 
-from pipeline.heads import Heads, HeadSizes
-from pipeline.language_model import LanguageModel
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.frozen.language_model import LanguageModel
 from tests.tiny_language_models import tiny_model, tiny_tokenizer
 
 SIZES = HeadSizes(d=10, e=32, k=3, r=4, L=7, D=12, m=16, p=8)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 
-from pipeline.batch import CaptionBatch
-from pipeline.heads import Heads, HeadSizes
-from pipeline.language_model import LanguageModel
-from pipeline.objective import PackingDraws, draw_packing, training_losses
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import PackingDraws, draw_packing, training_losses
+from pipeline.frozen.language_model import LanguageModel
 from pipeline.settings import MapperSizes, Objective
 from tests.plain import Plain
 from tests.tiny_language_models import CONFIGURATIONS, NUM_WORDS, tiny_model, tiny_tokenizer

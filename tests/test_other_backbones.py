@@ -14,17 +14,17 @@ from PIL import Image
 from tiny_language_models import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
-from app.dimensions import DimensionError, check_dimensions
-from app.gill import Gill, read_empty_prompt
 from cache import open_store, read_rows
-from pipeline.answers import GeneratedImage
-from pipeline.backbones import Backbones
-from pipeline.checkpoint import read_record
-from pipeline.image_generator import load_image_generator
+from gill.artifacts import ARTIFACTS
+from gill.dimensions import DimensionError, check_dimensions
+from gill.loading import Gill, read_empty_prompt
+from pipeline.bridge.checkpoint import read_record
+from pipeline.frozen.backbones import Backbones
+from pipeline.frozen.image_generator import load_image_generator
+from pipeline.frozen.text_conditioner import Conditioning
 from pipeline.settings import GenerationSettings
-from pipeline.text_conditioner import Conditioning
+from pipeline.talking.answers import GeneratedImage
 from stages.cli import app
-from stages.paths import ARTIFACTS
 
 CAPTIONS = [" ".join("abcdefghijkl"[i : i + 3]) for i in range(10)]
 SETTINGS = GenerationSettings(steps=2, guidance=3.0, scheduler="ddim", batch_size=1)

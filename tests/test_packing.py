@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.packing import Packing, packed_attention
+from pipeline.frozen.packing import Packing, packed_attention
 
 
 def layer(index: int = 0) -> nn.Module:

@@ -16,17 +16,17 @@ pytest.importorskip("gradio", reason="the page needs the extra `app`: pip instal
 import gradio as gr
 
 from app.annotations import AnnotationError, read_pairs
-from app.artifacts import Artifacts
-from app.gill import Gill
 from app.knobs import Knobs
 from app.page import create_app, fork
 from app.page_annotation import AnnotationRoutes, write_study
 from app.page_cache import Browser
 from app.transcript import Exchange, Piece, to_html, to_json, to_page
 from app.worker import Worker
-from pipeline.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
-from pipeline.decoding import DecodingSettings
+from gill.artifacts import Artifacts
+from gill.loading import Gill
 from pipeline.settings import GenerationSettings
+from pipeline.talking.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
+from pipeline.talking.decoding import DecodingSettings
 from tests.test_end_to_end import world  # noqa: F401 - a fixture
 from tests.test_service import Server
 

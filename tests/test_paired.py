@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.paired import (
+from evaluation.metrics.paired import (
     Difference,
     all_of,
     judge,

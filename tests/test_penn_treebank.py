@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.penn_treebank import treebank_words
+from evaluation.metrics.penn_treebank import treebank_words
 
 RECORDED = [
     ("A man riding on the back of a brown horse.", "a man riding on the back of a brown horse"),

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.blueprints import find, generator_blueprint, visual_encoder_blueprint
-from pipeline.known_models import known_language_model
-from stages.params import Params, read_params
+from doctor.blueprints import find, generator_blueprint, visual_encoder_blueprint
+from doctor.known_models import known_language_model
+from settings.params import Params, read_params
 
 PRESETS = {path.stem: path for path in (Path(__file__).parents[1] / "presets").glob("*.yaml")}
 

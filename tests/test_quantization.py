@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from tiny_language_models import TABLE_ROWS, tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from miniature.backbones import SHIPPED
-from pipeline.backbones import BackboneError
-from pipeline.batch import CaptionBatch
-from pipeline.heads import Heads, HeadSizes, mean_image_embeddings
-from pipeline.language_model import load_language_model
-from pipeline.objective import PackingDraws, training_losses
-from pipeline.packing import Packing
-from pipeline.quantization import Int8Linear, NF4Linear, quantize, weight_bytes
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import PackingDraws, training_losses
+from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.language_model import load_language_model
+from pipeline.frozen.packing import Packing
+from pipeline.frozen.quantization import Int8Linear, NF4Linear, quantize, weight_bytes
 from pipeline.settings import Objective
 
 needs_bitsandbytes = pytest.mark.skipif(

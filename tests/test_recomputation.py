@@ -4,15 +4,15 @@ import copy
 
 import pytest
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from torch import nn
 
-from pipeline.accumulation import backpropagate
-from pipeline.backbones import BackboneError
-from pipeline.objective import PackingDraws
-from pipeline.recomputation import decoder_layers, recompute_activations
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import PackingDraws
+from pipeline.frozen.backbones import BackboneError
 from pipeline.settings import Objective, TrainingSettings
-from pipeline.stepping import Stepper
+from pipeline.training.accumulation import backpropagate
+from pipeline.training.recomputation import decoder_layers, recompute_activations
+from pipeline.training.stepping import Stepper
 from tests.test_accumulation import build, example_batch, gradients
 
 DRAWS = PackingDraws([True, False], [False, True], [False, True])

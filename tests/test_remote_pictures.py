@@ -9,7 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from pipeline.remote_pictures import RemotePictureError, RemotePictureSettings, fetch_picture
+from pipeline.talking.remote_pictures import (
+    RemotePictureError,
+    RemotePictureSettings,
+    fetch_picture,
+)
 
 
 def _png(size: tuple[int, int] = (4, 3)) -> bytes:

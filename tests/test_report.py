@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import report as page_module
-from app.report import (
+from evaluation.report import html as page_module
+from evaluation.report.curves import Curves, Line, draw
+from evaluation.report.findings import ablation_tables, findings_section
+from evaluation.report.html import (
     Cell,
     Drawings,
     Facts,
@@ -22,10 +24,8 @@ from app.report import (
     render,
     write_report,
 )
-from app.report_curves import Curves, Line, draw
-from stages.report_findings import ablation_tables, findings_section
-from stages.report_tables import absences, compared, numbers_of, paper_tables
-from stages.results import Result
+from evaluation.report.tables import absences, compared, numbers_of, paper_tables
+from evaluation.results import Result
 
 
 def _picture(side=32):

@@ -4,10 +4,8 @@ from typing import get_args
 
 import pytest
 
-from stages.evaluation_params import TableName
-from stages.failures import StageError
-from stages.published import PUBLISHED, published
-from stages.results import (
+from evaluation.published import PUBLISHED, published
+from evaluation.results import (
     Record,
     Result,
     read_records,
@@ -15,6 +13,8 @@ from stages.results import (
     write_records,
     write_results,
 )
+from gill_errors import StageError
+from settings.evaluation import TableName
 
 
 def test_results_come_back_as_they_were(tmp_path):

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline.index_files import load_index, save_index
-from pipeline.retrieval import (
+from pipeline.settings import IndexSettings
+from pipeline.talking.index_files import load_index, save_index
+from pipeline.talking.retrieval import (
     IndexPart,
     RetrievalError,
     RetrievalIndex,
     build_index,
     search_together,
 )
-from pipeline.settings import IndexSettings
 
 N, P = 3000, 32
 KINDS = ("flat", "hnsw", "ivf-sq8", "ivf-pq")
@@ -225,7 +225,7 @@ def test_a_save_that_fails_leaves_the_old_index(
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pipeline.retrieval.pq.write_table", full)
+    monkeypatch.setattr("pipeline.talking.retrieval.pq.write_table", full)
     with pytest.raises(OSError, match="no space"):
         save_index(_build(number=20), tmp_path)
     assert len(load_index(tmp_path)) == 10
@@ -286,7 +286,7 @@ def test_progress_counts_rows_and_a_stream_is_read_once_by_flat() -> None:
 
 
 def test_the_training_sample_is_uniform_over_the_stream() -> None:
-    from pipeline.retrieval import _random_sample
+    from pipeline.talking.retrieval import _random_sample
 
     angle = torch.arange(4000) / 4000
     stream = torch.stack([angle.cos(), angle.sin()], 1)

@@ -23,8 +23,8 @@ KEEPERS = {
     "dask": "cache/",
     "distributed": "cache/",
     "typer": "stages/",
-    "open_clip": "pipeline/visual_encoder.py",
-    "faiss": ("pipeline/retrieval.py", "pipeline/index_files.py"),
+    "open_clip": "pipeline/frozen/visual_encoder.py",
+    "faiss": ("pipeline/talking/retrieval.py", "pipeline/talking/index_files.py"),
 }
 # Side-by-side measurements and recipes that make a model need the library itself.
 EXEMPT = {"benchmarks", "miniature"}

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from app.artifacts import Artifacts
+from evaluation.variants import cell
+from gill.artifacts import Artifacts
+from gill_errors import StageError
 from stages import ablations, run_variant, run_variants
 from stages.cli import app
-from stages.failures import StageError
-from stages.variants import cell
 
 ROOT = Path(__file__).parents[1]
 STUDY = {

@@ -33,12 +33,12 @@ import uvicorn
 
 import app.worker
 from app import service
-from app.gill import Gill
 from app.kept_pictures import KeptPictures
 from app.messages import RequestLimits
 from app.service import ServiceSettings, create_app
 from app.worker import Failed, Job, Worker
-from pipeline.answers import (
+from gill.loading import Gill
+from pipeline.talking.answers import (
     ConversationError,
     Ended,
     GeneratedImage,
@@ -47,7 +47,7 @@ from pipeline.answers import (
     Started,
     Text,
 )
-from pipeline.remote_pictures import RemotePictureSettings
+from pipeline.talking.remote_pictures import RemotePictureSettings
 from tests.test_end_to_end import world  # noqa: F401 - a fixture
 
 CHAT = "/v1/chat/completions"

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from pipeline.backbones import BackboneError
-from pipeline.batch import take_examples
-from pipeline.distribution import processes
-from pipeline.heads import Heads
-from pipeline.language_model import LanguageModel
-from pipeline.objective import draw_packing
+from pipeline.bridge.batch import take_examples
+from pipeline.bridge.heads import Heads
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import draw_packing
+from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.language_model import LanguageModel
 from pipeline.settings import Objective, TrainingSettings
-from pipeline.sharding import ShardingError, load_sharded_language_model
-from pipeline.stepping import Stepper
+from pipeline.training.distribution import processes
+from pipeline.training.sharding import ShardingError, load_sharded_language_model
+from pipeline.training.stepping import Stepper
 from tests.test_accumulation import build, example_batch
 from tests.tiny_language_models import tiny_model, tiny_tokenizer
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from settings.params import ParamsError, read_params
 from stages.cli import app
-from stages.params import ParamsError, read_params
 
 ROOT = Path(__file__).parents[1]
 STAGES = sorted(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
@@ -56,7 +56,7 @@ def test_the_default_is_the_miniature_preset():
 
 
 def test_the_presets_name_the_paper_and_the_released_objective():
-    from pipeline.objective import Objective
+    from pipeline.bridge.objective import Objective
 
     assert read_params(ROOT / "presets/paper.yaml").objective == Objective.paper()
     assert read_params(ROOT / "presets/released.yaml").objective == Objective.released()

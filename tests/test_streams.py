@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.streams import FILLED, captioning_stream, image_streams, pair_rows
+from pipeline.bridge.streams import FILLED, captioning_stream, image_streams, pair_rows
 
 V = FILLED
 

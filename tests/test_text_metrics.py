@@ -7,8 +7,8 @@ from statistics import fmean
 
 import pytest
 
-from pipeline.metrics import MetricUnavailable
-from pipeline.text_metrics import caption_scores
+from evaluation.metrics.basic import MetricUnavailable
+from evaluation.metrics.text import caption_scores
 
 pytest.importorskip("pycocoevalcap", reason="pip install 'gill[captions]'")
 

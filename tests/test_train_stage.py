@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.artifacts import Artifacts
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import STATE, CheckpointRecord, TrainingState, save_state
-from pipeline.heads import HeadSizes
-from stages.failures import StageError
-from stages.params import Params
+from gill.artifacts import Artifacts
+from gill_errors import StageError
+from pipeline.bridge.checkpoint import STATE, CheckpointRecord, TrainingState, save_state
+from pipeline.bridge.heads import HeadSizes
+from pipeline.frozen.backbones import Backbone
+from settings.params import Params
 from stages.train import _language_model, _may_resume
 
 PARAMS = Params.model_validate({"training": {"steps": 8}})

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from safetensors.torch import load_file, save_file
 
-from pipeline.batch import CaptionBatch
-from pipeline.checkpoint import BEST, LAST, STATE, CheckpointError, load_heads, read_record
-from pipeline.heads import Heads, HeadSizes
-from pipeline.language_model import LanguageModel
-from pipeline.objective import PackingDraws, draw_packing, training_losses
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.checkpoint import BEST, LAST, STATE, CheckpointError, load_heads, read_record
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import PackingDraws, draw_packing, training_losses
+from pipeline.frozen.language_model import LanguageModel
 from pipeline.settings import (
     Constant,
     LinearDecay,
@@ -28,7 +28,7 @@ from pipeline.settings import (
     StepDecay,
     TrainingSettings,
 )
-from pipeline.training import (
+from pipeline.training.loop import (
     DvcliveLog,
     NonFiniteLossError,
     Progress,

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.heads import Heads, HeadSizes
-from pipeline.settings import MapperSizes
-from pipeline.upstream import (
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.upstream import (
     ARGUMENTS_FILE,
     DECISION_CLASSES,
     DECISION_FILE,
@@ -22,6 +21,7 @@ from pipeline.upstream import (
     read_arguments,
     released_arguments,
 )
+from pipeline.settings import MapperSizes
 
 SIZES = HeadSizes(
     d=6,

@@ -6,11 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.artifacts import Artifacts
-from pipeline.settings import Objective
-from stages.failures import StageError
-from stages.params import ParamsError
-from stages.variants import (
+from evaluation.variants import (
     Cell,
     Study,
     cell_fingerprint,
@@ -18,6 +14,10 @@ from stages.variants import (
     lay_over,
     read_study,
 )
+from gill.artifacts import Artifacts
+from gill_errors import StageError
+from pipeline.settings import Objective
+from settings.params import ParamsError
 
 ROOT = Path(__file__).parents[1]
 STUDY = read_study(ROOT / "findings/variants.yaml")

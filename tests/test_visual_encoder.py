@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from pipeline.backbones import BackboneError, resolve_backbone
-from pipeline.visual_encoder import (
+from pipeline.frozen.backbones import BackboneError, resolve_backbone
+from pipeline.frozen.visual_encoder import (
     VisualEncoder,
     load_visual_encoder,
     repository_of_tag,

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from pipeline.vqa_accuracy import normalise_answer, vqa_accuracies, vqa_accuracy
+from evaluation.metrics.vqa_accuracy import normalise_answer, vqa_accuracies, vqa_accuracy
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,16 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from app.gill import Gill
+from gill.loading import Gill
 from miniature.backbones import SHIPPED
-from pipeline.heads import Heads, HeadSizes
-from pipeline.image_generator import load_image_generator
-from pipeline.language_model import load_language_model
-from pipeline.multimodal_language_model import MultimodalLanguageModel
-from pipeline.retrieval import build_index
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.frozen.image_generator import load_image_generator
+from pipeline.frozen.language_model import load_language_model
+from pipeline.frozen.text_conditioner import load_text_conditioner
+from pipeline.frozen.visual_encoder import load_visual_encoder
 from pipeline.settings import GenerationSettings, IndexSettings, MapperSizes
-from pipeline.text_conditioner import load_text_conditioner
-from pipeline.visual_encoder import load_visual_encoder
+from pipeline.talking.retrieval import build_index
 
 R, K = 3, 2
 COLORS = ["red", "blue", "green", "white", "black"]

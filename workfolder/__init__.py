@@ -18,6 +18,7 @@ This room knows no model, no store and no picture.
 """
 
 from workfolder.code import accept_code, code_fingerprint, deciding_modules
+from workfolder.deciding import accept_edits, code_of
 from workfolder.entries import (
     Entry,
     WorkFolder,
@@ -38,8 +39,10 @@ __all__ = [
     "WorkFolder",
     "WorkFolderError",
     "accept_code",
+    "accept_edits",
     "bring_from_repository",
     "code_fingerprint",
+    "code_of",
     "content_of",
     "deciding_modules",
     "file_md5",

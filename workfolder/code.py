@@ -19,17 +19,17 @@ from workfolder.entries import WorkFolder, write_json
 ROOT = Path(__file__).resolve().parents[1]
 
 DOES_NOT_DECIDE = (
-    # Where and how work runs, what is shown of it, and how it is found again.
-    "gill_errors", "workfolder", "cluster", "doctor", "app", "benchmarks",
+    # Where and how work runs, what is shown of it, how it is found again.
+    "gill_errors", "gill_progress", "workfolder", "cluster", "doctor", "app", "evaluation.report",
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
-    "cache.progress", "cache.verifying",
-    "stages.deciding_code", "stages.devices", "stages.failures", "stages.paths",
-    "stages.progress", "stages.stores", "stages.versions",
-    # Reads weights that exist, exactly or not at all.
+    "cache.progress", "cache.sharing", "cache.verifying",
+    "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",
+    "pipeline.devices", "pipeline.training.progress",
+    "stages.init", "stages.stores",
+    # Weights that exist are read exactly, or not at all.
     "stages.trained_weights",
-    "pipeline.devices", "pipeline.memory", "pipeline.throughput", "pipeline.training_progress",
     # Values of params are in the key themselves.
-    "stages.params", "stages.evaluation_params", "pipeline.settings",
+    "settings", "pipeline.settings",
 )  # fmt: skip
 """Modules, or whole rooms, that do not decide a number of any stage."""
 

@@ -1,0 +1,1 @@
+"""Judging answers: sets and their sources, scores, the published numbers, findings, the report."""

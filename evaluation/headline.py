@@ -1,0 +1,33 @@
+"""The few numbers that `dvc metrics show` and `dvc exp show` have columns for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluation.results import Result
+
+PICTURES = ("oracle_attributes", "clip_similarity")
+COLUMNS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("caption", "captions", "gill", PICTURES),
+    ("story", "story_5", "gill", PICTURES),
+    ("+pics", "story_5_pictures", "gill", PICTURES),
+    ("dialog", "dialogue_10", "gill", PICTURES),
+    ("r1", "all_scenes", "gill", ("recall_at_1",)),
+    ("f1", "decision", "linear", ("macro_f1",)),
+    ("bleu", "coco_captioning", "gill", ("bleu_4",)),
+    ("vqa", "vqa", "gill", ("vqa_accuracy",)),
+)
+"""Column, set, method, and which metric: the first that there is."""
+
+
+def headline(results: Sequence[Result]) -> dict[str, float]:
+    """Column -> value, without those that were not measured."""
+    found = {
+        (row.set, row.method, row.metric): row.value for row in results if row.value is not None
+    }
+    numbers = {}
+    for column, set_, method, metrics in COLUMNS:
+        values = [found[key] for m in metrics if (key := (set_, method, m)) in found]
+        if values:
+            numbers[column] = round(values[0], 3)
+    return numbers

@@ -1,0 +1,1 @@
+"""Numbers that compare answers with the truth, each checked against an outside oracle."""

@@ -1,0 +1,260 @@
+"""Pictures of every method for every example, in batches, each made once.
+
+A batch is the same examples in every run (0 to B - 1, B to 2 B - 1, ...) and is saved whole before
+the next one begins, so that an interruption costs one batch and changes no picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+from PIL import Image
+
+from cluster import Crew
+from cluster.versions import library_versions
+from corpora.pictures import open_picture, read_picture
+from evaluation.sets import EvaluationSet, Example, Picture
+from evaluation.store import EvaluationStore, key_for
+from gill.artifacts import Artifacts
+from gill.frozen import read_backbones
+from gill.loading import (
+    CHECKPOINTS,
+    Gill,
+    fingerprint_heads,
+    load_encoder,
+    load_generator,
+    load_model,
+    read_empty_prompt,
+)
+from gill_errors import StageError
+from gill_progress import Ticker
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.devices import set_up
+from pipeline.frozen.image_generator import ImageGenerator
+from pipeline.frozen.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
+from pipeline.frozen.visual_encoder import VisualEncoder
+from pipeline.settings import GenerationSettings
+from pipeline.talking.generation import (
+    generate_pictures,
+    gill_conditioning,
+    read_contexts,
+    text_conditioning,
+)
+from settings.params import Params
+
+Method = Literal["generator", "gill"]
+METHODS: dict[str, str] = {"generator": "generator alone", "gill": "GILL"}
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Examples whose pictures are made together, wherever: pictures travel as references."""
+
+    examples: tuple[Example, ...]
+    method: Method
+    first_seed: int
+    """Of the first example; the others count on from it."""
+    settings: GenerationSettings
+
+
+class PictureMaker:
+    """Has made what is not there yet; `seed` + i is the seed of example i.
+
+    What `crew` makes is saved here alone, so a worker that dies leaves nothing half-written.
+    """
+
+    def __init__(self, crew: Crew, store: EvaluationStore, seed: int) -> None:
+        self._crew, self._store, self._seed = crew, store, seed
+
+    def make(self, one: EvaluationSet, method: Method, settings: GenerationSettings) -> list[Path]:
+        """The pictures of a set, in the order of its examples."""
+        keys = [
+            self._key(example, method, self._seed + index, settings)
+            for index, example in enumerate(one.examples)
+        ]
+        size = settings.batch_size
+        spans = [range(i, min(i + size, len(keys))) for i in range(0, len(keys), size)]
+        todo = [s for s in spans if any(self._store.picture(method, keys[i]) is None for i in s)]
+        batches = [
+            PictureBatch(
+                tuple(one.examples[i] for i in span), method, self._seed + span.start, settings
+            )
+            for span in todo
+        ]
+        with Ticker(f"{one.title}, {METHODS[method]}") as ticker:
+            meter = Meter(sum(map(len, todo)), "pictures")
+
+            def save(made: tuple[int, list[Image.Image]]) -> None:
+                first_seed, pictures = made
+                for i, picture in enumerate(pictures, first_seed - self._seed):
+                    self._store.save_picture(method, one.name, i, keys[i], picture)
+                ticker.show(meter.after(len(pictures)))
+
+            if batches:
+                self._crew(batches, save)
+        paths = [self._store.picture(method, key) for key in keys]
+        assert all(path is not None for path in paths)
+        return [path for path in paths if path is not None]
+
+    def _key(
+        self, example: Example, method: Method, seed: int, settings: GenerationSettings
+    ) -> str:
+        """Of all that a picture depends on, but for the models; pictures count by content."""
+        read = (
+            [example.prompt]
+            if method == "generator"
+            else [
+                part if isinstance(part, str) else {"picture": content_of(part.reference)}
+                for part in example.context
+            ]
+        )
+        sampling = settings.model_dump(include={"steps", "guidance", "scheduler"})
+        return key_for(read, seed, sampling)
+
+
+class PictureModels(Protocol):
+    """What pictures are made with: a Gill has it loaded, a worker loads what it comes to use."""
+
+    @property
+    def model(self) -> MultimodalLanguageModel: ...
+    @property
+    def encoder(self) -> VisualEncoder: ...
+    @property
+    def generator(self) -> ImageGenerator | None: ...
+    @property
+    def empty_prompt(self) -> Conditioning: ...
+    @property
+    def conditioner(self) -> Callable[[], TextConditioner] | None: ...
+
+
+class WorkerModels:
+    """The models of a worker: the baseline alone needs no language model, so none is loaded."""
+
+    def __init__(self, artifacts: Artifacts, params: Params) -> None:
+        self._artifacts, self._checkpoint = artifacts, params.training.checkpoint
+        self._device = set_up(params.run.device, params.run.threads)
+        self._backbones = read_backbones(artifacts)
+
+    @cached_property
+    def model(self) -> MultimodalLanguageModel:
+        return load_model(self._artifacts, self._device, self._checkpoint)
+
+    @cached_property
+    def encoder(self) -> VisualEncoder:
+        return load_encoder(self._backbones, self._device)
+
+    @cached_property
+    def generator(self) -> ImageGenerator:
+        return load_generator(self._backbones, self._device)
+
+    @cached_property
+    def empty_prompt(self) -> Conditioning:
+        return read_empty_prompt(self._artifacts, self.conditioner)
+
+    def conditioner(self) -> TextConditioner:
+        found = self._backbones.image_generator
+        return load_text_conditioner(found.path, dtype=found.torch_dtype, device=self._device)
+
+
+class PictureWorker:
+    """PictureBatch -> (first seed, pictures)."""
+
+    def __init__(self, models: PictureModels) -> None:
+        self._models = models
+        self._alone = threading.Lock()  # a diffusion pipeline keeps the state of one run
+
+    def __call__(self, batch: PictureBatch) -> tuple[int, list[Image.Image]]:
+        generator = self._models.generator
+        if generator is None:
+            raise StageError("no image generator is loaded")
+        with self._alone:
+            return batch.first_seed, generate_pictures(
+                generator,
+                self._conditioning(batch),
+                self._models.empty_prompt,
+                batch.settings,
+                batch.first_seed,
+            )
+
+    def _conditioning(self, batch: PictureBatch) -> Conditioning:
+        if batch.method == "generator":
+            return text_conditioning(self._conditioner, [e.prompt for e in batch.examples])
+        contexts = [opened(example.context) for example in batch.examples]
+        hidden = read_contexts(self._models.model, self._models.encoder, contexts)
+        return gill_conditioning(self._models.model, hidden)
+
+    @cached_property
+    def _conditioner(self) -> TextConditioner:
+        """The generator's own text side, loaded when the baseline first needs it."""
+        if self._models.conditioner is None:
+            raise StageError("the generator's own text encoder cannot be loaded")
+        return self._models.conditioner()
+
+
+def load_worker(artifacts: Artifacts, params: Params, heads: str) -> PictureWorker:
+    """Called on every worker, once.
+
+    Raises StageError where it sees other heads than those of the fingerprint `heads`.
+    """
+    checkpoint = artifacts.model / CHECKPOINTS[params.training.checkpoint]
+    if fingerprint_heads(checkpoint) != heads:
+        raise StageError(
+            f"{checkpoint} on {socket.gethostname()} is not the file that is evaluated: all "
+            "machines of a cluster need the same files"
+        )
+    return PictureWorker(WorkerModels(artifacts, params))
+
+
+def picture_crew(gill: Gill, artifacts: Artifacts, params: Params, heads: str) -> Crew:
+    """Who makes the pictures: this process with the models that it has, or workers."""
+    make: Callable[[], PictureWorker] = partial(load_worker, artifacts, params, heads)
+    if params.run.scheduler in ("single", "threads"):
+        make = partial(PictureWorker, gill)
+    return Crew(
+        make, params.run.scale_out, versions=library_versions("torch", "diffusers", "transformers")
+    )
+
+
+class Meter:
+    """How far long work is, how fast, and how long it will still take."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._total, self._unit, self._done = total, unit, 0
+        self._start = time.monotonic()
+
+    def after(self, number: int) -> str:
+        """The state after `number` more: `96 of 100 pictures, 12.3 per second, 1 s left`."""
+        self._done += number
+        rate = self._done / max(time.monotonic() - self._start, 1e-9)
+        left = (self._total - self._done) / rate
+        return (
+            f"{self._done} of {self._total} {self._unit}, {rate:.1f} per second, "
+            f"{_duration(left)} left"
+        )
+
+
+def opened(context: Sequence[str | Picture]) -> list[str | Image.Image]:
+    """A context with its pictures decoded."""
+    return [part if isinstance(part, str) else open_picture(part.reference) for part in context]
+
+
+@lru_cache(maxsize=200_000)
+def content_of(reference: str) -> str:
+    """A hash of a picture's bytes, taken once per run."""
+    return hashlib.blake2b(read_picture(reference), digest_size=16).hexdigest()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

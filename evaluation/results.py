@@ -1,0 +1,156 @@
+"""What the evaluation found, in two files: results.json (one row per number) and records.parquet
+(one row per example).
+
+A result says on how many of how many examples it ran, how uncertain it is, what the paper prints
+in its place, and where it is absent, why. Shares (recall, accuracy, F1, BLEU) lie between 0 and 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gill_errors import StageError
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number of one table, or why it is absent."""
+
+    table: str
+    """As in the paper: `table_1` to `table_8`, `figure_6`, `figure_8`, `latency` (appendix E.4);
+    `captions` and `retrieval` are the run's own caption table."""
+    set: str
+    """The examples: `story_5_pictures`, `dialogue_10`, `coco_captions`, ..."""
+    title: str
+    """The same for people."""
+    method: str
+    """`generator` (its own text encoder), `gill`, `clip`, ..."""
+    metric: str
+    """`clip_similarity`, `lpips`, `fid`, `oracle_attributes`, `recall_at_1`, `bleu_4`, ..."""
+    value: float | None
+    standard_error: float | None
+    low: float | None
+    """Lower end of the bootstrap interval (95%) over examples."""
+    high: float | None
+    examples: int
+    """How many were measured."""
+    of: int
+    """How many the files offered, before exclusions and limits."""
+    published: float | None = None
+    absent: str | None = None
+    """Why `value` is None."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example of one set, with what every method made of it."""
+
+    set: str
+    id: str
+    prompt: str
+    """What the generator's own text encoder reads, or the question."""
+    context: tuple[dict[str, str], ...]
+    """What GILL reads, in order: {"text": ...} or {"picture": reference}."""
+    real: str | None = None
+    """The real picture: a path or `shard.tar#member`, as `corpora.pictures.open_picture` takes."""
+    scene: str | None = None
+    """The truth in words, on the miniature world."""
+    references: tuple[str, ...] = ()
+    """People's captions or answers."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """Method to file; `retrieved` is the nearest candidate of the index."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Method to caption or answer."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """`METHOD.METRIC` to the example's own number, such as `gill.clip_similarity`."""
+
+
+_FOLDED = ("pictures", "texts", "scores")
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write results.json, whole or not at all."""
+    _replace(path, (json.dumps([asdict(r) for r in results], indent=1) + "\n").encode())
+
+
+def read_results(path: Path) -> list[Result]:
+    """Raises StageError when the file is missing or of another version."""
+    try:
+        return [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: run `stages evaluate`") from None
+    except (ValueError, TypeError) as error:
+        raise StageError(f"{path} cannot be read ({error}): run `stages evaluate` again") from None
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write records.parquet, whole or not at all.
+
+    Columns: set, id, prompt, context (JSON), real, scene, references (JSON), and `pictures.METHOD`,
+    `texts.METHOD`, `scores.METHOD.METRIC`, null where a set does not have them.
+    """
+    rows = [_flat(record) for record in records]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = [name for name in names if not name.startswith("scores.")]
+    schema = pa.schema([(name, pa.string() if name in text else pa.float64()) for name in names])
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=schema), sink)
+    _replace(path, sink.getvalue().to_pybytes())
+
+
+def read_records(path: Path) -> list[Record]:
+    """Raises StageError when the file is missing."""
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: run `stages evaluate`") from None
+    return [_unfolded(row) for row in rows]
+
+
+def _flat(record: Record) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "set": record.set,
+        "id": record.id,
+        "prompt": record.prompt,
+        "context": json.dumps(record.context, ensure_ascii=False),
+        "real": record.real,
+        "scene": record.scene,
+        "references": json.dumps(record.references, ensure_ascii=False),
+    }
+    for name in _FOLDED:
+        row |= {f"{name}.{key}": value for key, value in getattr(record, name).items()}
+    return row
+
+
+def _unfolded(row: dict[str, Any]) -> Record:
+    folded: dict[str, dict[str, Any]] = {name: {} for name in _FOLDED}
+    for column, value in row.items():
+        name, dot, key = column.partition(".")
+        if dot and value is not None:
+            folded[name][key] = value
+    return Record(
+        set=row["set"],
+        id=row["id"],
+        prompt=row["prompt"],
+        context=tuple(json.loads(row["context"])),
+        real=row["real"],
+        scene=row["scene"],
+        references=tuple(json.loads(row["references"])),
+        **folded,
+    )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)

@@ -1,0 +1,219 @@
+"""Scores of generated pictures beside the real ones, and how a list of scores becomes a result.
+
+CLIP similarity (the run's own visual encoder, in its joint space; section 4.1), LPIPS and FID where
+their published weights are named (`evaluation.metrics.images` states the conventions), and on the
+miniature world the oracle's share of right attributes and of wholly right pictures. Pictures are
+opened a batch at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from corpora.pictures import open_picture
+from evaluation.metrics.basic import (
+    MetricUnavailable,
+    bootstrap_interval,
+    cosine_similarities,
+    mean_and_standard_error,
+)
+from evaluation.metrics.images import (
+    InceptionFeatures,
+    LearnedPerceptualDistance,
+    frechet_inception_distance,
+)
+from evaluation.pictures import Meter
+from evaluation.results import Result
+from evaluation.sets import EvaluationSet
+from gill_progress import Ticker
+from miniature import oracle
+from pipeline.frozen.visual_encoder import VisualEncoder
+from settings.evaluation import EvaluationParams
+
+T = TypeVar("T")
+BATCH = 64
+
+
+@dataclass
+class Found:
+    """What one method's pictures of one set are worth."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    """Metric to one number per example."""
+    whole: dict[str, float] = field(default_factory=dict)
+    """Metric to a number of the whole set."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """Metric to why there is none."""
+
+
+class PictureScorer:
+    """Loads the networks of LPIPS and FID when they are first needed; says why one is absent."""
+
+    def __init__(self, encoder: VisualEncoder, section: EvaluationParams) -> None:
+        self._encoder = encoder
+        self._real: dict[str, Tensor] = {}
+        device = encoder.device
+        self._lpips = _loaded(
+            lambda: LearnedPerceptualDistance(_path(section.lpips_weights), device)
+        )
+        self._inception = _loaded(
+            lambda: InceptionFeatures(_path(section.inception_weights), device)
+        )
+
+    def score(self, one: EvaluationSet, pictures: Mapping[str, Sequence[Path]]) -> dict[str, Found]:
+        """What each method's pictures are worth."""
+        found = {method: Found() for method in pictures}
+        features: dict[str, list[Tensor]] = {}
+        total = len(one.examples)
+        with Ticker(f"{one.title}, scores") as ticker:
+            meter = Meter(total, "examples")
+            for first in range(0, total, BATCH):
+                part = slice(first, first + BATCH)
+                self._score_batch(one, pictures, part, found, features)
+                ticker.show(meter.after(len(one.examples[part])))
+        for method, scores in found.items():
+            self._finish(scores, features.get(method), features.get("real"))
+        return found
+
+    def _score_batch(
+        self,
+        one: EvaluationSet,
+        pictures: Mapping[str, Sequence[Path]],
+        part: slice,
+        found: Mapping[str, Found],
+        features: dict[str, list[Tensor]],
+    ) -> None:
+        examples = one.examples[part]
+        references = [example.real for example in examples]
+        real: list[Image.Image] = []
+        if self._needs_real or any(name not in self._real for name in references):
+            real = [open_picture(name) for name in references]
+            self._real |= zip(references, self._joint(real), strict=True)
+        if isinstance(self._inception, InceptionFeatures):
+            features.setdefault("real", []).append(self._inception.encode(real))
+        embedded = torch.stack([self._real[name] for name in references])
+        scenes = [example.scene for example in examples]
+        for method, paths in pictures.items():
+            made = [open_picture(path) for path in paths[part]]
+            values = found[method].values
+            similarity = cosine_similarities(self._joint(made), embedded)
+            values.setdefault("clip_similarity", []).extend(similarity.tolist())
+            if isinstance(self._lpips, LearnedPerceptualDistance):
+                distances = self._lpips.distances(made, real)
+                values.setdefault("lpips", []).extend(distances.tolist())
+            if isinstance(self._inception, InceptionFeatures):
+                features.setdefault(method, []).append(self._inception.encode(made))
+            if all(scene is not None for scene in scenes):
+                truth = np.array([scene.codes for scene in scenes if scene is not None])
+                right = oracle.read_scenes(made) == truth
+                values.setdefault("oracle_attributes", []).extend(right.mean(1).tolist())
+                values.setdefault("oracle_exact", []).extend(right.all(1).astype(float).tolist())
+
+    def _finish(self, scores: Found, made: list[Tensor] | None, real: list[Tensor] | None) -> None:
+        if isinstance(self._lpips, str):
+            scores.absent["lpips"] = self._lpips
+        if isinstance(self._inception, str):
+            scores.absent["fid"] = self._inception
+        elif made is not None and real is not None:
+            try:
+                scores.whole["fid"] = frechet_inception_distance(torch.cat(made), torch.cat(real))
+            except ValueError as error:
+                scores.absent["fid"] = str(error)
+
+    @property
+    def _needs_real(self) -> bool:
+        """Whether a metric needs the real picture itself, and not only its CLIP vector."""
+        return not isinstance(self._lpips, str) or not isinstance(self._inception, str)
+
+    def _joint(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "N c"]:
+        """Vectors in CLIP's joint space, on the CPU."""
+        return self._encoder.project(self._encoder.encode_pictures(pictures)).cpu()
+
+
+def pooled_of(encoder: VisualEncoder, references: Sequence[str], what: str) -> Float[Tensor, "N d"]:
+    """v_phi of pictures by reference, float32 on the CPU, a batch at a time."""
+    batches = []
+    with Ticker(what) as ticker:
+        meter = Meter(len(references), "pictures")
+        for first in range(0, len(references), BATCH):
+            pictures = [open_picture(name) for name in references[first : first + BATCH]]
+            batches.append(encoder.encode_pictures(pictures).float().cpu())
+            ticker.show(meter.after(len(pictures)))
+    return torch.cat(batches)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Makes results of one set; the table and the published number are added where it is used."""
+
+    set: str
+    title: str
+    examples: int
+    of: int
+    seed: int
+
+    def results(self, method: str, found: Found) -> list[Result]:
+        """One result per metric."""
+        rows = [self.mean(method, metric, values) for metric, values in found.values.items()]
+        rows += [self.whole(method, metric, value) for metric, value in found.whole.items()]
+        return rows + [self.absent(method, metric, why) for metric, why in found.absent.items()]
+
+    def mean(self, method: str, metric: str, values: Sequence[float]) -> Result:
+        """A mean over examples, with its standard error and bootstrap interval."""
+        mean, error = mean_and_standard_error(values)
+        low, high = bootstrap_interval(values, self.seed) if len(values) > 1 else (None, None)
+        return self._row(method, metric, mean, error, low, high)
+
+    def whole(self, method: str, metric: str, value: float) -> Result:
+        """A number of the whole set, which no example has of its own."""
+        return self._row(method, metric, value, None, None, None)
+
+    def absent(self, method: str, metric: str, why: str) -> Result:
+        """A number that there is not, and why."""
+        return self._row(method, metric, None, None, None, None, why)
+
+    def _row(
+        self,
+        method: str,
+        metric: str,
+        value: float | None,
+        error: float | None,
+        low: float | None,
+        high: float | None,
+        absent: str | None = None,
+    ) -> Result:
+        return Result(
+            table="",
+            set=self.set,
+            title=self.title,
+            method=method,
+            metric=metric,
+            value=value,
+            standard_error=error,
+            low=low,
+            high=high,
+            examples=self.examples,
+            of=self.of,
+            absent=absent,
+        )
+
+
+def _loaded(load: Callable[[], T]) -> T | str:
+    """A metric's network, or why there is none."""
+    try:
+        return load()
+    except MetricUnavailable as error:
+        return str(error)
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)

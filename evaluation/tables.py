@@ -1,0 +1,283 @@
+"""How the tables are measured: those of the paper, on the miniature world or on the original files.
+
+    examples (evaluation_sets) -> pictures of each method (evaluation_pictures, kept)
+      -> scores (evaluation_scores) -> results.json, records.parquet
+
+`TABLES` says what each table measures; a set that several tables share is measured once. Killed and
+run again, the stage goes on after the last finished batch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cluster import Crew
+from evaluation import sets
+from evaluation.decision import table_6
+from evaluation.headline import headline
+from evaluation.latency import latency
+from evaluation.pictures import PictureMaker, opened, picture_crew
+from evaluation.published import published
+from evaluation.results import Record, Result, write_records, write_results
+from evaluation.retrieval import caption_retrieval, table_5
+from evaluation.scores import Found, PictureScorer, Rows
+from evaluation.sets import EvaluationSet
+from evaluation.sources import Sources
+from evaluation.store import EvaluationStore
+from evaluation.texts import captioning, visual_questions
+from gill.artifacts import Artifacts
+from gill.frozen import read_backbones
+from gill.loading import CHECKPOINTS, Gill, fingerprint_heads
+from pipeline.devices import set_up
+from pipeline.frozen.backbones import Backbones
+from pipeline.settings import GenerationSettings
+from pipeline.talking.generation import read_contexts
+from settings.params import Params
+from workfolder import WorkFolder, code_of, place, write_json
+
+SetsOf = Callable[[Sources, Params], Iterable[EvaluationSet]]
+
+GENERATED: dict[str, SetsOf] = {
+    "captions": lambda s, p: [sets.caption_set(s.captions, p.evaluation.captions)],
+    "table_1": lambda s, p: sets.table_1(s.stories, p.evaluation.vist.limit),
+    "table_2": lambda s, p: sets.table_2(s.dialogues, p.evaluation.visdial.limit),
+    "table_3": lambda s, p: _ablation_sets(s, p),
+    "table_4": lambda s, p: _ablation_sets(s, p),
+    "table_8": lambda s, p: [sets.table_8(s.coco_2014, p.evaluation)],
+    "figure_6": lambda s, p: sets.figure_6(s.stories, p.evaluation.vist.limit),
+    "figure_8": lambda s, p: sets.figure_8(s.dialogues, p.evaluation.visdial.limit),
+}
+"""Tables whose pictures are generated, and from what."""
+
+
+def measure_tables(params: Params, artifacts: Artifacts, work: WorkFolder, folder: Path) -> None:
+    """Write `folder`/evaluation (results, records, pictures) and the headlines beside it.
+
+    Pictures and texts are kept in the work folder as they are made, whatever happens to the rest.
+
+    Raises ParamsError for a table whose files are not named or not there, and what the readers say
+    of them, before any model is loaded.
+    """
+    sources = Sources(params, artifacts)
+    tables = params.evaluation.chosen(sources.is_miniature)
+    plan = {name: list(GENERATED[name](sources, params)) for name in tables if name in GENERATED}
+    sources.read(tables)
+    run_ = _Run.of(params, artifacts, sources, work)
+    results: list[Result] = []
+    said: set[str] = set()
+    with run_.crew:
+        for table in tables:
+            rows = [
+                replace(
+                    row, table=table, published=published(table, row.set, row.method, row.metric)
+                )
+                for row in run_.measure(table, plan.get(table, []))
+            ]
+            _print(table, rows, said)
+            results += rows
+    out = folder / "evaluation"
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was killed while it was written
+    records = [_placed(record, out, artifacts.evaluation, run_.makers) for record in run_.records]
+    write_records(out / "records.parquet", records)
+    write_results(out / "results.json", results)
+    _write_headline(folder / "evaluation.json", results)
+    write_json(folder / "gill.json", headline(results))
+
+
+def _placed(record: Record, out: Path, final: Path, makers: Mapping[str, Path]) -> Record:
+    """The record with its generated pictures beside it: in `out`, which will lie at `final`."""
+    pictures = dict(record.pictures)
+    for method, folder in makers.items():
+        if method in pictures:
+            inside = Path("pictures", method, Path(pictures[method]).relative_to(folder))
+            place(Path(pictures[method]), out / inside)
+            pictures[method] = str(final / inside)
+    return replace(record, pictures=pictures)
+
+
+@dataclass
+class _Run:
+    """The loaded models, and what was measured so far."""
+
+    params: Params
+    artifacts: Artifacts
+    sources: Sources
+    gill: Gill
+    crew: Crew
+    store: EvaluationStore
+    makers: Mapping[str, Path]
+    scorer: PictureScorer
+    records: list[Record] = field(default_factory=list)
+    measured: dict[tuple[str, str], list[Result]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, params: Params, artifacts: Artifacts, sources: Sources, work: WorkFolder) -> _Run:
+        """Load the model, and find what it has made before."""
+        device, section = set_up(params.run.device, params.run.threads), params.evaluation
+        heads = fingerprint_heads(artifacts.model / CHECKPOINTS[params.training.checkpoint])
+        gill = Gill.load(artifacts, device=str(device), checkpoint=params.training.checkpoint)
+        backbones = read_backbones(artifacts)
+        frozen = {
+            role: f"{found.fingerprint} {found.dtype}"
+            for role, found in ((r, getattr(backbones, r)) for r in Backbones.model_fields)
+        }
+        made_by = {
+            "generator": {"image_generator": frozen["image_generator"]},
+            "gill": {"heads": heads, **frozen},
+        }
+        makers = {}
+        for method, models in made_by.items():
+            entry = work.entry(
+                "pictures", {"method": method, **models, "code": code_of("pictures", work)}
+            )
+            entry.begin()
+            work.note_use(artifacts.stage(f"evaluate.{method}"), entry)
+            makers[method] = entry.folder
+        store = EvaluationStore(makers)
+        scorer = PictureScorer(gill.encoder, section)
+        crew = picture_crew(gill, artifacts, params, heads)
+        return cls(params, artifacts, sources, gill, crew, store, makers, scorer)
+
+    def measure(self, table: str, plan: Sequence[EvaluationSet]) -> list[Result]:
+        """The results of one table."""
+        section, sources = self.params.evaluation, self.sources
+        settings = section.settings_for(table, self.params.generation_settings)
+        if table in GENERATED:
+            return [row for one in plan for row in self._generated(one, settings)]
+        if table == "retrieval":
+            return caption_retrieval(self.gill, sources, section)
+        if table == "table_5":
+            return table_5(self.gill, sources.stories, section)
+        if table == "table_6":
+            return table_6(self.artifacts.decision, section.seed)
+        if table == "table_7":
+            return self._table_7()
+        [example] = sets.caption_set(sources.captions, 1).examples
+        return latency(self.gill, example.prompt, settings, section.seed)
+
+    def _generated(self, one: EvaluationSet, settings: GenerationSettings) -> list[Result]:
+        """Make and score the pictures of a set, unless another table has already."""
+        known = (one.name, settings.model_dump_json())
+        if known in self.measured:
+            return self.measured[known]
+        section = self.params.evaluation
+        maker = PictureMaker(self.crew, self.store, section.seed)
+        pictures: dict[str, list[Path]] = {
+            method: maker.make(one, method, settings) for method in section.methods
+        }
+        found = self.scorer.score(one, pictures)
+        rows = Rows(one.name, one.title, len(one.examples), one.of, section.seed)
+        results = [row for method in found for row in rows.results(method, found[method])]
+        self.records += self._records(one, pictures, found)
+        self.measured[known] = results
+        return results
+
+    def _records(
+        self,
+        one: EvaluationSet,
+        pictures: dict[str, list[Path]],
+        found: dict[str, Found],
+    ) -> list[Record]:
+        retrieved = self._retrieved(one)
+        records = []
+        for index, example in enumerate(one.examples):
+            scores = {
+                f"{method}.{metric}": values[index]
+                for method, scores in found.items()
+                for metric, values in scores.values.items()
+            }
+            made = {method: str(paths[index]) for method, paths in pictures.items()}
+            if index < len(retrieved):
+                image, scores["retrieved.similarity"] = retrieved[index]
+                made |= {"retrieved": image} if image is not None else {}
+            records.append(
+                Record(
+                    set=one.name,
+                    id=example.id,
+                    prompt=example.prompt,
+                    context=tuple(
+                        {"text": part} if isinstance(part, str) else {"picture": part.reference}
+                        for part in example.context
+                    ),
+                    real=example.real,
+                    scene=None if example.scene is None else " ".join(example.scene),
+                    pictures=made,
+                    scores=scores,
+                )
+            )
+        return records
+
+    def _retrieved(self, one: EvaluationSet) -> list[tuple[str | None, float]]:
+        """The nearest candidate of the first examples, which the report shows."""
+        gill = self.gill
+        if gill.index is None:
+            return []
+        shown = one.examples[: self.params.evaluation.examples_shown]
+        hidden = read_contexts(gill.model, gill.encoder, [opened(e.context) for e in shown])
+        found = gill.index.search(gill.model.text_query(hidden).float().cpu(), 1)
+        return [(hits[0].image, hits[0].score) for hits in found]
+
+    def _table_7(self) -> list[Result]:
+        section, sources = self.params.evaluation, self.sources
+        halves: list[tuple[list[Result], list[Record]]] = []
+        if sources.has("coco"):
+            halves.append(captioning(self.gill, sources.coco, section, self.store))
+        if sources.has("vqa"):
+            halves.append(visual_questions(self.gill, sources.questions, section, self.store))
+        self.records += [record for _, records in halves for record in records]
+        return [row for rows, _ in halves for row in rows]
+
+
+def _ablation_sets(sources: Sources, params: Params) -> list[EvaluationSet]:
+    """Tables 3 and 4: captions (FID on CC3M val) and stories with five captions and four pictures
+    (CLIP similarity), with other mapping networks and numbers of [IMG] tokens. Section 5."""
+    section = params.evaluation
+    return [
+        sets.caption_set(sources.captions, section.captions),
+        sets.story_set(sources.stories, 5, pictures=True, limit=section.vist.limit),
+    ]
+
+
+def _print(table: str, rows: Sequence[Result], said: set[str]) -> None:
+    """One line per set for people, with every method's main numbers; each reason once."""
+    for name in dict.fromkeys(row.set for row in rows):
+        own = [row for row in rows if row.set == name]
+        numbers = ", ".join(
+            f"{row.method} {row.metric} {row.value:.3g}"
+            for row in own
+            if row.value is not None and row.metric in (*HEADLINE, *_SPEEDS)
+        )
+        print(f"{table}, {own[0].title} ({own[0].examples} of {own[0].of}): {numbers}")
+    for row in rows:
+        if row.absent and row.absent not in said:
+            said.add(row.absent)
+            print(f"  {row.metric} is absent: {row.absent}")
+
+
+HEADLINE = (
+    "oracle_attributes",
+    "clip_similarity",
+    "fid",
+    "recall_at_1",
+    "macro_f1",
+    "bleu_4",
+    "meteor",
+    "vqa_accuracy",
+)
+_SPEEDS = ("tokens_per_second", "seconds")
+
+
+def _write_headline(path: Path, results: Sequence[Result]) -> None:
+    """The numbers that git compares: of each set and method the first of `HEADLINE` there is."""
+    short: dict[str, float] = {}
+    for metric in HEADLINE:
+        for row in results:
+            name = f"{row.set}.{row.method}"
+            if row.metric == metric and row.value is not None:
+                short.setdefault(name, round(row.value, 4))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(sorted(short.items())), indent=1) + "\n", encoding="utf-8")

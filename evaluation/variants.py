@@ -1,0 +1,155 @@
+"""The variants of findings/variants.yaml, and the params of each of their cells.
+
+A cell is one variant trained and measured with one seed. Its heads, its results and its curves lie
+in artifacts/findings/VARIANT/SEED; everything frozen and cached is that of the main run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from gill.artifacts import ARTIFACTS, Artifacts
+from gill_errors import StageError
+from settings.params import Params, Section, parse_params
+from workfolder import code_fingerprint
+
+VARIANTS = Path("findings/variants.yaml")
+BASELINE = "gill"
+# Sections on which a cell's results depend; the others made the caches, whose content counts.
+_SECTIONS = (
+    *("captions", "model", "batches", "objective", "training"),
+    *("index", "decision", "generation", "evaluation"),
+)
+
+CellStage = Literal["train", "build-index", "fit-decision", "evaluate"]
+
+
+class Variant(Section):
+    """One way to train, as changes of params.yaml."""
+
+    title: str = Field(description="for people")
+    stages: tuple[CellStage, ...] = Field(
+        ("train", "evaluate"), description="what a cell runs, in this order"
+    )
+    params: dict[str, Any] = Field({}, description="laid over params.yaml and `common`")
+
+
+class Study(Section):
+    """All of findings/variants.yaml."""
+
+    seeds: tuple[int, ...] = Field(min_length=1)
+    common: dict[str, Any] = Field({}, description="laid over params.yaml in every cell")
+    variants: dict[str, Variant]
+
+    def variant(self, name: str) -> Variant:
+        """Raises StageError naming those that exist."""
+        if name not in self.variants:
+            raise StageError(
+                f"there is no variant {name}; {VARIANTS} has {', '.join(self.variants)}"
+            )
+        return self.variants[name]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant with one seed."""
+
+    name: str
+    seed: int
+    folder: Path
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """Its own heads and results; the caches of the main run."""
+        return Artifacts(self.folder, shared=self.folder.parents[2])
+
+    @property
+    def record(self) -> Path:
+        """Written last: params, inputs, seconds. Without it the cell is not finished."""
+        return self.folder / "cell.json"
+
+    @property
+    def log(self) -> Path:
+        """What the cell printed."""
+        return self.folder / "log.txt"
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+
+def read_study(path: Path = VARIANTS) -> Study:
+    """Raises StageError when the file is missing or has a wrong key."""
+    try:
+        return Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: run in the repository root") from None
+    except (yaml.YAMLError, ValidationError) as error:
+        raise StageError(f"{path} cannot be used: {error}") from None
+
+
+def cell(name: str, seed: int, artifacts: Artifacts = ARTIFACTS) -> Cell:
+    """Where a variant with a seed lies."""
+    return Cell(name, seed, artifacts.findings / name / str(seed))
+
+
+def cell_params(file: Path, study: Study, name: str, seed: int) -> Params:
+    """params.yaml with the changes of a variant and a seed.
+
+    Raises StageError for an unknown variant, ParamsError for a change that names no key.
+    """
+    raw = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    sections = ("model", "training", "evaluation", "decision")
+    seeds = {section: {"seed": seed} for section in sections}
+    for changes in (study.common, study.variant(name).params, seeds):
+        raw = lay_over(raw or {}, changes)
+    return parse_params(raw, Path(f"{file} with variant {name}"))
+
+
+def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, mapping by mapping; a list or a value is replaced whole."""
+    laid = dict(base)
+    for key, value in changes.items():
+        old = laid.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        laid[key] = lay_over(old, value) if both else value  # type: ignore[arg-type]
+    return laid
+
+
+def cell_fingerprint(params: Params, variant: Variant, artifacts: Artifacts) -> str:
+    """What a cell's results follow from: its params, the frozen models, the content of the caches.
+
+    Raises StageError when the caches are not there yet.
+    """
+    content = {
+        "params": {name: getattr(params, name).model_dump(mode="json") for name in _SECTIONS},
+        "stages": variant.stages,
+        "code": code_fingerprint("evaluation.tables"),
+        "training": code_fingerprint("stages.head_training"),
+        "inputs": _inputs(artifacts),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _inputs(artifacts: Artifacts) -> dict[str, Any]:
+    """Fingerprints of what the cells share."""
+    manifest = artifacts.backbones
+    if not manifest.is_file() or not artifacts.captions.is_file():
+        raise StageError(f"{artifacts.common} has no caches yet: run `dvc repro` first")
+    backbones = json.loads(manifest.read_text(encoding="utf-8"))
+    inputs = {role: found["fingerprint"] for role, found in backbones.items()}
+    for store in (artifacts.features, artifacts.targets):
+        summary = store.with_suffix(".manifest.json")
+        if summary.is_file():
+            inputs[store.stem] = json.loads(summary.read_text(encoding="utf-8"))["content"]
+    drawn = artifacts.miniature / "drawn.json"
+    if drawn.is_file():
+        inputs["miniature"] = hashlib.sha256(drawn.read_bytes()).hexdigest()
+    return inputs

@@ -1,0 +1,98 @@
+"""Where everything that a run makes lies, below one folder; dvc.yaml names the same places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The places under `root` (`artifacts/` in the repository).
+
+    What does not depend on the trained heads (world, captions, frozen models, caches) lies under
+    `shared` where that is given: many runs with other heads then read one set of caches.
+    """
+
+    root: Path
+    shared: Path | None = None
+
+    @property
+    def common(self) -> Path:
+        """Where the part lies that no trained head changes."""
+        return self.root if self.shared is None else self.shared
+
+    def stage(self, name: str) -> str:
+        """How a stage that writes here is called among all that a workspace uses."""
+        return name if self.shared is None else f"{self.root.as_posix()}: {name}"
+
+    @property
+    def miniature(self) -> Path:
+        """The drawn miniature world, where it was asked for."""
+        return self.common / "miniature"
+
+    @property
+    def captions(self) -> Path:
+        """The checked caption table."""
+        return self.common / "captions" / "captions.parquet"
+
+    @property
+    def backbones(self) -> Path:
+        """The manifest of the frozen models."""
+        return self.common / "backbones" / "backbones.json"
+
+    @property
+    def features(self) -> Path:
+        """Pooled visual vectors, one row per caption."""
+        return self.common / "features.zarr"
+
+    @property
+    def targets(self) -> Path:
+        """The generator's text embeddings, one row per caption."""
+        return self.common / "targets.zarr"
+
+    @property
+    def candidates(self) -> Path:
+        """The checked table of other candidates than the training pictures."""
+        return self.captions.with_name("candidates.parquet")
+
+    @property
+    def candidate_features(self) -> Path:
+        """Pooled visual vectors of those candidates."""
+        return self.common / "candidates.zarr"
+
+    @property
+    def model(self) -> Path:
+        """The trained heads and, while training, its state."""
+        return self.root / "model"
+
+    @property
+    def index(self) -> Path:
+        """The candidate index."""
+        return self.root / "index"
+
+    @property
+    def decision(self) -> Path:
+        """The retrieve-or-generate classifier."""
+        return self.root / "decision"
+
+    @property
+    def evaluation(self) -> Path:
+        """Tables, records and pictures of the evaluation."""
+        return self.root / "evaluation"
+
+    @property
+    def findings(self) -> Path:
+        """Ablations and seeds: one folder per variant, in it one per seed."""
+        return self.root / "findings"
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.root / "report" / "index.html"
+
+
+ARTIFACTS = Artifacts(Path("artifacts"))
+METRICS = Path("metrics")
+INPUTS = Path("inputs")
+"""Links to the user's own files, by stage; see workfolder.inputs."""

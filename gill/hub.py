@@ -1,0 +1,218 @@
+"""The trained part of a GILL in the hub's conventions: a folder to keep, to send, to load.
+
+    config.json          sizes, the frozen models it was trained against, how it draws and captions
+    model.safetensors    the trained tensors, with the record of what made them
+    decision.*           the retrieve-or-generate classifier, where there is one
+    README.md            the model card
+
+The frozen models are not in it. They are named by hub id and revision where they came from the hub,
+and by their fingerprint always, so that heads are never put on other models than their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gill.model_card import write_model_card
+from gill_errors import GillError
+from pipeline.bridge.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
+from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.frozen.backbones import Backbone, Backbones, Role, resolve_backbone
+from pipeline.settings import GenerationSettings
+from pipeline.talking.captioning import CAPTION_PROMPT
+from pipeline.talking.decision import DecisionModel
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_FILES = [CONFIG, WEIGHTS, CARD, "decision.json", "decision.safetensors"]
+
+
+class HubError(GillError):
+    """A folder or repository that holds no trained part, or cannot be reached."""
+
+
+class FrozenModel(BaseModel):
+    """One frozen model that the trained part belongs to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str | None = Field(description="hub id or built-in tag; none for a local directory")
+    revision: str | None = Field(description="the hub's commit")
+    fingerprint: str = Field(description="of its weights and configuration")
+    dtype: Literal["float32", "bfloat16", "float16"]
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    widths: dict[str, int]
+
+
+class TrainedConfig(BaseModel):
+    """What config.json holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_type: Literal["gill"] = "gill"
+    format: Literal[1] = 1
+    sizes: HeadSizes
+    backbones: dict[Role, FrozenModel]
+    generation: GenerationSettings
+    caption_prompt: str = CAPTION_PROMPT
+    step: int
+    num_parameters: int
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Role -> fingerprint, as checkpoints carry them."""
+        return {role: one.fingerprint for role, one in self.backbones.items()}
+
+
+def save_trained(
+    folder: Path,
+    heads: Heads,
+    record: CheckpointRecord,
+    backbones: Backbones,
+    decision: DecisionModel | None,
+    generation: GenerationSettings,
+    caption_prompt: str,
+) -> None:
+    """Write the folder; files of the same names are replaced, others left alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = TrainedConfig(
+        sizes=heads.sizes,
+        backbones={role: _frozen(getattr(backbones, role)) for role in _ROLES},
+        generation=generation,
+        caption_prompt=caption_prompt,
+        step=record.step,
+        num_parameters=sum(p.numel() for p in heads.parameters()),
+    )
+    save_heads(folder / WEIGHTS, heads, record)
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if decision is not None:
+        decision.save(folder)
+    card = write_model_card(
+        config.model_dump(mode="json"),
+        record.model_dump(mode="json"),
+        has_decision=decision is not None,
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def load_trained(folder: Path) -> tuple[TrainedConfig, Heads, CheckpointRecord]:
+    """Read the folder. Raises HubError or CheckpointError, saying what is missing or wrong."""
+    path = folder / CONFIG
+    try:
+        config = TrainedConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise HubError(f"{path} is missing: {folder} holds no trained GILL") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise HubError(f"{path} is not JSON: {error}") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise HubError(f"{path} is not the configuration of a trained GILL: {wrong}") from None
+    try:
+        heads, record = load_heads(folder / WEIGHTS, sizes=config.sizes)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
+    if record.backbones and record.backbones != config.fingerprints:
+        raise HubError(f"{path} names other frozen models than {WEIGHTS} was trained against")
+    return config, heads, record
+
+
+def find_folder(name: str | Path, revision: str | None, local_files_only: bool) -> Path:
+    """The folder itself, or that of a hub repository, downloaded if it may be."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                str(name),
+                revision=revision,
+                local_files_only=local_files_only,
+                allow_patterns=_FILES,
+            )
+        )
+    except HFValidationError:
+        raise HubError(f"{name}: neither a folder here nor a hub id") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise HubError(f"{name}: not to be had from the hub: {error}") from error
+
+
+def resolve_backbones(
+    config: TrainedConfig,
+    given: Backbones | Mapping[Role, str] | None,
+    local_files_only: bool,
+) -> Backbones:
+    """The frozen models: from a manifest, from `given` sources by role, or as the config names.
+
+    Raises BackboneError where one cannot be found and HubError where one is another model than the
+    trained part belongs to.
+    """
+    if isinstance(given, Backbones):
+        found = given
+    else:
+        sources = dict(given or {})
+        resolved: dict[str, Backbone] = {}
+        for role in _ROLES:
+            frozen = config.backbones[role]
+            source = sources.pop(role, frozen.source)
+            if source is None:
+                raise HubError(
+                    f"the {role.replace('_', ' ')} was a local directory with the fingerprint "
+                    f"{frozen.fingerprint[:12]}: name yours as backbones={{{role!r}: DIRECTORY}}"
+                )
+            resolved[role] = resolve_backbone(
+                role,
+                source,
+                revision=frozen.revision if source == frozen.source else None,
+                allow_download=not local_files_only,
+                dtype=frozen.dtype,
+                quantization=frozen.quantization,
+            )
+        if sources:
+            raise HubError(f"no such role: {', '.join(sources)}; roles: {', '.join(_ROLES)}")
+        found = Backbones.model_validate(resolved)
+    for name, fingerprint in config.fingerprints.items():
+        theirs: Backbone = getattr(found, name)
+        if theirs.fingerprint != fingerprint:
+            raise HubError(
+                f"the {name.replace('_', ' ')} {theirs.source} is another model "
+                f"({theirs.fingerprint[:12]}) than the one trained against ({fingerprint[:12]})"
+            )
+    return found
+
+
+def upload(folder: Path, repo_id: str, *, private: bool | None, message: str) -> str:
+    """Send a saved folder to the hub, with the login that huggingface_hub finds; gives its address.
+
+    Raises HubError when the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        api = HfApi()
+        full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=full_id,
+            folder_path=folder,
+            commit_message=message,
+            allow_patterns=_FILES,
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise HubError(f"{repo_id} could not be sent to the hub: {error}") from error
+    return str(commit.commit_url)
+
+
+_ROLES: tuple[Role, ...] = ("language_model", "visual_encoder", "image_generator")
+
+
+def _frozen(backbone: Backbone) -> FrozenModel:
+    built_in = backbone.role == "visual_encoder" and not backbone.path.startswith("local-dir:")
+    public = backbone.revision is not None or built_in
+    kept: dict[str, Any] = backbone.model_dump(include=set(FrozenModel.model_fields))
+    return FrozenModel(**kept | {"source": backbone.source if public else None})

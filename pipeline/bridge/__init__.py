@@ -1,0 +1,1 @@
+"""What is trained and what for: heads around a frozen language model, losses, checkpoints."""

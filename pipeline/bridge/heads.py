@@ -1,0 +1,91 @@
+"""Everything that is trained, and nothing that is frozen."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from gill_errors import InputError
+from pipeline.bridge.mapper import MAPPERS
+from pipeline.settings import MapperSizes
+
+if TYPE_CHECKING:
+    from pipeline.frozen.language_model import LanguageModel
+
+
+class HeadSizes(BaseModel):
+    """Widths of the trained parts; the letters are the paper's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    d: int = Field(gt=0, description="width of the visual encoder's pooled vector")
+    e: int = Field(gt=0, description="width of the language model's embedding rows")
+    k: int = Field(default=4, ge=1, description="visual tokens per image")
+    r: int = Field(default=8, ge=1, description="[IMG] tokens per image")
+    L: int = Field(
+        default=77, ge=1, description="text positions of the image generator = learnt queries"
+    )
+    D: int = Field(default=768, ge=1, description="text width of the image generator")
+    m: int = Field(default=512, ge=1, description="width of the mapping network")
+    p: int = Field(default=256, ge=1, description="width of the retrieval space")
+    D_pooled: int | None = Field(
+        default=None,
+        ge=1,
+        description="width of the pooled text vector, for generators that need one",
+    )
+    mapper: MapperSizes = Field(default_factory=MapperSizes, description="the mapping network")
+
+
+class Heads(nn.Module):
+    """`E_img`, `W_cap`, `W_t2i`, `W_i2t`, the temperature and the mapper: 50.1 M in the paper.
+
+    All linear maps have a bias, as released (UPSTREAM 15). Initialisation is torch's own for linear
+    maps; `logit_scale` starts at log(1/0.07) (UPSTREAM 8); `E_img` as N(0, 0.02^2), to be replaced
+    by `mean_image_embeddings` or `word_image_embeddings` once the language model is known.
+    """
+
+    def __init__(self, sizes: HeadSizes) -> None:
+        super().__init__()
+        self.sizes = s = sizes
+        self.image_embeddings = nn.Parameter(torch.randn(s.r, s.e) * 0.02)
+        self.caption_projection = nn.Linear(s.d, s.k * s.e)
+        self.text_to_image = nn.Linear(s.e, s.p)
+        self.image_to_text = nn.Linear(s.d, s.p)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.mapper = MAPPERS[s.mapper.kind](s.e, s.r, s.L, s.D, s.m, s.mapper)
+        self.pooled_projection = None if s.D_pooled is None else nn.Linear(s.e, s.D_pooled)
+
+    @torch.no_grad()
+    def set_image_embeddings(self, rows: Float[Tensor, "r e"]) -> None:
+        """Start `E_img` from `rows`."""
+        self.image_embeddings.copy_(rows)
+
+
+def mean_image_embeddings(
+    language_model: "LanguageModel", r: int, generator: torch.Generator | None = None
+) -> Float[Tensor, "r e"]:
+    """r rows drawn around the mean of the frozen rows with their standard deviation, in float32.
+
+    The paper does not say how `E_img` starts. The released code starts it from whatever rows the
+    resized table holds at those ids (UPSTREAM 19), which depends on the checkpoint.
+    """
+    rows = language_model.input_rows[: language_model.num_rows].detach().float().cpu()
+    noise = torch.randn(r, rows.shape[1], generator=generator)
+    return rows.mean(0) + noise * rows.std(0)
+
+
+def word_image_embeddings(
+    language_model: "LanguageModel", r: int, text: str
+) -> Float[Tensor, "r e"]:
+    """The embedding rows of the first r tokens of `text`, in float32.
+
+    Raises:
+        ValueError: `text` has fewer than r tokens.
+    """
+    ids = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) < r:
+        raise InputError(f"{text!r} has {len(ids)} tokens; r = {r} [IMG] tokens need as many")
+    return language_model.embed(torch.tensor(ids[:r])).detach().float().cpu()

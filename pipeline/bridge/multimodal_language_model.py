@@ -1,0 +1,238 @@
+"""The multimodal language model: the frozen language model with the trained heads around it.
+
+Three things the model does, one method each: `caption` reads pictures and predicts text,
+`image_tokens` reads captions and predicts [IMG] tokens for training, `image_hidden` reads any
+interleaved context and returns the [IMG] hidden states.
+
+Legend: B batch, k visual tokens, r [IMG] tokens, e language-model width, P supervised positions,
+n frozen vocabulary rows.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Num
+from torch import Tensor, nn
+
+from gill_errors import InputError
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.heads import Heads
+from pipeline.bridge.image_tokens import embed_with_image_tokens
+from pipeline.bridge.losses import at_least_float32
+from pipeline.bridge.streams import FILLED, Row, Stream, captioning_stream, image_streams
+from pipeline.frozen.language_model import LanguageModel
+from pipeline.frozen.packing import Packing
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Hidden states and the ids they are to predict; n + i stands for [IMG i+1]."""
+
+    hidden: Float[Tensor, "P e"]
+    targets: Int64[Tensor, " P"]
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """What the shared pass of retrieval and generation yields."""
+
+    hidden: Float[Tensor, "B r e"]
+    """Of the [IMG] tokens after each caption, in the order of the batch."""
+    constant: Supervised
+    """Predictions before the first [IMG1] of each row: no gradient reaches their hidden states."""
+    dependent: Supervised | None
+    """Predictions within the second captions of packed pairs; None where there are none."""
+
+
+class MultimodalLanguageModel(nn.Module):
+    """The frozen language model and the heads, which are moved to its device.
+
+    `state_dict()` and `parameters()` hold the heads alone. Heads compute in the language model's
+    dtype (autocast), whatever dtype their parameters are kept in; losses and normalisations in at
+    least float32.
+
+    Raises:
+        ValueError: the heads' e is not the language model's width.
+    """
+
+    def __init__(self, language_model: LanguageModel, heads: Heads) -> None:
+        super().__init__()
+        if heads.sizes.e != language_model.width:
+            raise InputError(
+                f"heads made for e = {heads.sizes.e}, but the language model's embedding rows have "
+                f"width {language_model.width}"
+            )
+        self.language_model = language_model  # a plain attribute: LanguageModel is no nn.Module
+        self.heads = heads.to(language_model.device)
+
+    # --- heads -------------------------------------------------------------------------------
+
+    def visual_prefix(self, pooled: Float[Tensor, "B d"]) -> Float[Tensor, "B k e"]:
+        """v_phi(x)^T W_cap as k input vectors for the language model."""
+        with self._compute():
+            flat = self.heads.caption_projection(self._as_parameters(pooled))
+        return flat.unflatten(1, (self.heads.sizes.k, -1)).to(self.language_model.dtype)
+
+    def generation_embedding(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B L D"]:
+        """f_omega: the [IMG] hidden states in the generator's text space, at least float32."""
+        with self._compute():
+            out = self.heads.mapper(self._as_parameters(hidden), self.heads.image_embeddings)
+        return at_least_float32(out)
+
+    def generation_pooled(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B D_pooled"]:
+        """The pooled text vector that some generators need, from the mean [IMG] hidden state."""
+        if self.heads.pooled_projection is None:
+            raise InputError("these heads have no pooled projection: D_pooled is not set")
+        with self._compute():
+            out = self.heads.pooled_projection(self._as_parameters(hidden.mean(dim=1)))
+        return at_least_float32(out)
+
+    def text_query(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B p"]:
+        """The retrieval query: W_t2i on the hidden state of [IMG1], normalised."""
+        with self._compute():
+            out = self.heads.text_to_image(self._as_parameters(hidden[:, 0]))
+        return F.normalize(at_least_float32(out), dim=-1)
+
+    def image_key(self, pooled: Float[Tensor, "B d"]) -> Float[Tensor, "B p"]:
+        """What queries are compared with: W_i2t on the pooled visual vector, normalised."""
+        with self._compute():
+            out = self.heads.image_to_text(self._as_parameters(pooled))
+        return F.normalize(at_least_float32(out), dim=-1)
+
+    # --- passes ------------------------------------------------------------------------------
+
+    def caption(
+        self, batch: CaptionBatch, rows: Sequence[Row], supervise_start: bool
+    ) -> Supervised:
+        """Read `k + T` tokens per caption and predict it (Eq. 1). See `captioning_stream`."""
+        start_ids, k = self.language_model.start_ids, self.heads.sizes.k
+        stream = captioning_stream(batch.lengths, rows, k, len(start_ids), supervise_start)
+        words = self._words(batch)
+        visual = self.visual_prefix(batch.pooled).flatten(0, 1)
+        inputs = self._inputs(stream, words, visual)
+        packing = Packing.of(stream.lengths, inputs.device)
+        return self._supervised(stream, words, self.language_model.hidden_states(inputs, packing))
+
+    def image_tokens(
+        self,
+        batch: CaptionBatch,
+        rows: Sequence[Row],
+        supervise_captions: bool,
+        supervise_second: bool,
+    ) -> ImageTokens:
+        """Read captions with their [IMG] tokens; retrieval and generation share this one pass.
+
+        What precedes the first [IMG1] of a row depends on nothing trainable: it is read without
+        gradient, and only its keys and values go on. See `image_streams`.
+        """
+        model, r = self.language_model, self.heads.sizes.r
+        streams = image_streams(
+            batch.lengths, rows, r, len(model.start_ids), supervise_captions, supervise_second
+        )
+        words = self._words(batch)
+        with torch.no_grad():
+            inputs = self._inputs(streams.prefix, words, None)
+            start = model.read_start()
+            packing = Packing.of(
+                streams.prefix.lengths,
+                inputs.device,
+                prefix=None if start is None else start.prefix.repeat(len(rows)),
+                record=True,
+            )
+            before = model.hidden_states(inputs, packing)
+            if start is not None:
+                before = torch.cat([start.hidden[-1:], before])
+        # One row of E_img per use, in E_img's own dtype: their gradients are summed in that dtype.
+        images = self.heads.image_embeddings.expand(len(batch), -1, -1).flatten(0, 1)
+        inputs = self._inputs(streams.suffix, words, images.to(model.dtype))
+        after = Packing.of(streams.suffix.lengths, inputs.device, prefix=packing.recorded)
+        hidden = model.hidden_states(inputs, after)
+        places = torch.tensor(streams.suffix.filled).to(hidden.device, non_blocking=True)
+        return ImageTokens(
+            hidden=hidden.index_select(0, places).unflatten(0, (len(batch), r)),
+            constant=self._supervised(streams.prefix, words, before),
+            dependent=self._supervised(streams.suffix, words, hidden)
+            if streams.suffix.targets
+            else None,
+        )
+
+    def image_hidden(
+        self, contexts: Sequence[Sequence[Num[Tensor, "..."]]]
+    ) -> Float[Tensor, "B r e"]:
+        """Hidden states of [IMG1..r] after each of B contexts, all in one packed pass.
+
+        A context is a list of parts: int64 ids [T] (start ids are the caller's; ids from n on are
+        [IMG] tokens) and visual prefixes [k, e], in reading order.
+
+        >>> parts = [torch.tensor([2, 88, 91]), model.visual_prefix(pooled)[0]]
+        >>> hidden = model.image_hidden([parts])
+
+        Raises:
+            ValueError: a context with its [IMG] tokens is longer than the model's positions.
+        """
+        model, images = self.language_model, self.heads.image_embeddings
+        pieces: list[Tensor] = []
+        lengths: list[int] = []
+        for context in contexts:
+            read = [
+                part.to(model.device, model.dtype)
+                if part.is_floating_point()
+                else embed_with_image_tokens(part.to(model.device), model, images)
+                for part in context
+            ]
+            pieces += [*read, images.to(model.dtype)]
+            lengths.append(sum(map(len, read)) + len(images))
+        hidden = model.hidden_states(torch.cat(pieces), Packing.of(lengths, model.device))
+        ends = torch.tensor(lengths).cumsum(0)
+        places = ends[:, None] + torch.arange(-len(images), 0)
+        return hidden[places.to(hidden.device)]
+
+    # --- details -----------------------------------------------------------------------------
+
+    def _compute(self) -> AbstractContextManager:
+        model = self.language_model
+        if model.dtype not in (torch.bfloat16, torch.float16):
+            return nullcontext()
+        return torch.autocast(model.device.type, dtype=model.dtype)
+
+    def _as_parameters(self, x: Tensor) -> Tensor:
+        """`x` in the heads' own dtype; autocast takes it from there."""
+        return x.to(self.heads.image_embeddings.dtype)
+
+    def _words(self, batch: CaptionBatch) -> Int64[Tensor, " words"]:
+        """Start ids, caption tokens, and the id of [IMG1], as `streams` index them."""
+        model = self.language_model
+        # On a device the check would wait for it; there the embedding itself refuses most such ids.
+        if batch.tokens.device.type == "cpu" and int(batch.tokens.max()) >= model.num_rows:
+            raise InputError(
+                f"a caption holds token {int(batch.tokens.max())}, but the frozen vocabulary ends "
+                f"at {model.num_rows - 1}: the captions were made with another tokenizer"
+            )
+        start = torch.tensor(model.start_ids, dtype=torch.int64)
+        image = torch.tensor([model.num_rows])
+        device = batch.tokens.device
+        parts = [part.to(device, non_blocking=True) for part in (start, batch.tokens, image)]
+        return torch.cat(parts).to(model.device)
+
+    def _inputs(
+        self, stream: Stream, words: Int64[Tensor, " words"], filling: Float[Tensor, "F e"] | None
+    ) -> Float[Tensor, "S e"]:
+        """Embed a stream; `filling` goes to its filled places."""
+        source = torch.tensor(stream.source)
+        ids = words[source.masked_fill(source == FILLED, 0).to(words.device, non_blocking=True)]
+        with torch.no_grad():
+            inputs = self.language_model.embed(ids)
+        if filling is None:
+            return inputs
+        places = torch.tensor(stream.filled).to(words.device, non_blocking=True)
+        return inputs.index_copy(0, places, filling.to(inputs.dtype))
+
+    def _supervised(
+        self, stream: Stream, words: Int64[Tensor, " words"], hidden: Float[Tensor, "S e"]
+    ) -> Supervised:
+        predictors = torch.tensor(stream.predictors).to(words.device, non_blocking=True)
+        targets = torch.tensor(stream.targets).to(words.device, non_blocking=True)
+        return Supervised(hidden.index_select(0, predictors), words[targets])

@@ -1,0 +1,295 @@
+"""The training objective: every difference between the paper and the released code is one switch.
+
+`training_losses` is the fast step. It is equal to the plain formulation (three padded passes, full
+logits), and never runs the visual encoder, pads, or keeps a [tokens, vocabulary] tensor.
+
+All losses but retrieval are sums over examples or tokens: `example_losses` gives the share of some
+examples in those of a whole batch. Retrieval compares all examples: `contrastive_losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gill_errors import InputError
+from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.losses import (
+    constant_cross_entropy_sum,
+    cross_entropy_sum,
+    info_nce,
+    mean_distance,
+    mean_squared_error,
+)
+from pipeline.bridge.multimodal_language_model import ImageTokens, MultimodalLanguageModel
+from pipeline.bridge.streams import captioning_count, image_token_count, pair_rows
+from pipeline.settings import Objective
+
+
+@dataclass(frozen=True)
+class PackingDraws:
+    """Which pairs (2i, 2i + 1) share a sequence, for each use; one entry per complete pair."""
+
+    captioning: Sequence[bool]
+    retrieval: Sequence[bool]
+    generation: Sequence[bool]
+
+    @classmethod
+    def same(cls, num_examples: int, packed: bool) -> PackingDraws:
+        """Every pair packed, or none."""
+        pairs = [packed] * (num_examples // 2)
+        return cls(pairs, pairs, pairs)
+
+    def part(self, start: int, stop: int) -> PackingDraws:
+        """Those of examples `start` to `stop`; `start` is even, so that no pair is cut."""
+        pairs = slice(start // 2, stop // 2)
+        return PackingDraws(
+            list(self.captioning)[pairs], list(self.retrieval)[pairs], list(self.generation)[pairs]
+        )
+
+
+def draw_packing(
+    num_examples: int, objective: Objective, generator: torch.Generator
+) -> PackingDraws:
+    """Toss the coins of one step; three times as many numbers are drawn whatever the objective."""
+    pairs = num_examples // 2
+    coins = torch.rand(3, max(pairs, 1), generator=generator)
+    if objective.packing_unit == "batch":
+        coins = coins[:, :1].expand(-1, max(pairs, 1))
+    captioning, retrieval, generation = (coins[:, :pairs] < objective.pack_probability).tolist()
+    return PackingDraws(
+        captioning, retrieval, generation if objective.separate_image_draws else retrieval
+    )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts, unweighted (a part with weight 0 is reported as 0), and their weighted sum."""
+
+    total: Float[Tensor, ""]
+    captioning: Float[Tensor, ""]
+    image_token: Float[Tensor, ""]
+    text_to_image: Float[Tensor, ""]
+    """First term of Eq. 4: the picture among all, given the text."""
+    image_to_text: Float[Tensor, ""]
+    generation: Float[Tensor, ""]
+    pooled: Float[Tensor, ""]
+    """Of the pooled text vector, for generators that need one; weighted like `generation`."""
+
+    def with_retrieval(
+        self, objective: Objective, text_to_image: Tensor, image_to_text: Tensor
+    ) -> Losses:
+        """The same with the two terms of Eq. 4, which were left out."""
+        return replace(
+            self,
+            total=self.total + objective.retrieval_weight * (text_to_image + image_to_text),
+            text_to_image=text_to_image,
+            image_to_text=image_to_text,
+        )
+
+
+@dataclass(frozen=True)
+class Divisors:
+    """What sums over tokens and examples are divided by to be means of a whole batch."""
+
+    captioning: float | int
+    image_token: tuple[float | int, ...]
+    """One for each use of the image pass: retrieval, generation."""
+    examples: float | int
+
+    @classmethod
+    def of(
+        cls,
+        gill: MultimodalLanguageModel,
+        lengths: Sequence[int],
+        objective: Objective,
+        draws: PackingDraws,
+    ) -> Divisors:
+        """Those of captions of these lengths, by `objective.token_reduction`."""
+        examples, uses = len(lengths), _image_uses(objective, draws)
+        if objective.token_reduction == "examples":
+            return cls(examples, (examples,) * len(uses), examples)
+        num_start = len(gill.language_model.start_ids)
+        return cls(
+            captioning_count(
+                lengths,
+                pair_rows(examples, draws.captioning),
+                num_start,
+                objective.supervise_start,
+            ),
+            tuple(
+                image_token_count(
+                    lengths,
+                    pair_rows(examples, packed),
+                    num_start,
+                    _supervises_captions(objective),
+                    objective.supervise_second,
+                )
+                for packed in uses
+            ),
+            examples,
+        )
+
+
+def training_losses(
+    gill: MultimodalLanguageModel,
+    batch: CaptionBatch,
+    objective: Objective,
+    draws: PackingDraws,
+    divisors: Divisors | None = None,
+) -> Losses:
+    """All losses of one step.
+
+    Examples 2i and 2i + 1 of `batch` share sequences where `draws` says so. Retrieval and
+    generation share one pass unless their draws differ. `divisors` are by default the batch's own.
+
+    >>> losses = training_losses(gill, batch, Objective.released(), draw_packing(len(batch), ...))
+    >>> losses.total.backward()
+
+    Raises:
+        ValueError: the heads' mapper input contradicts the objective; `draws` do not fit the batch;
+            a sequence exceeds the language model's positions; pooled targets are missing; the
+            language model is in float16, in which gradients underflow.
+    """
+    divisors = divisors or Divisors.of(gill, batch.lengths, objective, draws)
+    losses, queries = example_losses(gill, batch, objective, draws, divisors)
+    if queries is None:
+        return losses
+    keys = gill.image_key(batch.pooled)
+    return losses.with_retrieval(objective, *contrastive_losses(gill, objective, queries, keys))
+
+
+def example_losses(
+    gill: MultimodalLanguageModel,
+    batch: CaptionBatch,
+    objective: Objective,
+    draws: PackingDraws,
+    divisors: Divisors,
+) -> tuple[Losses, Float[Tensor, "B p"] | None]:
+    """What these examples contribute to the losses of a whole batch, without retrieval.
+
+    Also the retrieval queries of the texts, where the objective has retrieval. Summed over the
+    parts of a batch, with the batch's divisors, the shares are its losses. Raises as
+    `training_losses`.
+    """
+    _refuse_unfit(gill, objective)
+    captioning = image_token = generation = pooled = zero = gill.heads.logit_scale.new_zeros(())
+    if objective.captioning_weight:
+        captioning = _captioning_sum(gill, batch, objective, draws.captioning) / divisors.captioning
+
+    uses = _image_uses(objective, draws)
+    passes: dict[tuple[bool, ...], ImageTokens] = {}
+    for packed in uses:
+        if packed not in passes:
+            passes[packed] = _image_pass(gill, batch, objective, packed)
+    if objective.image_token_weight:
+        sums = {packed: _image_token_sum(gill, tokens) for packed, tokens in passes.items()}
+        means = [sums[packed] / count for packed, count in zip(uses, divisors.image_token)]
+        image_token = torch.stack(means).mean()
+    if objective.generation_weight:
+        states = passes[tuple(draws.generation)].hidden
+        distance, share = _DISTANCES[objective.generation_loss], len(batch) / divisors.examples
+        generation = share * distance(gill.generation_embedding(states), batch.targets)
+        if gill.heads.pooled_projection is not None:
+            if batch.pooled_targets is None:
+                raise InputError(
+                    "the heads have a pooled projection, but the batch no pooled targets"
+                )
+            pooled = share * distance(gill.generation_pooled(states), batch.pooled_targets)
+    queries = None
+    if objective.retrieval_weight:
+        queries = gill.text_query(passes[tuple(draws.retrieval)].hidden)
+
+    total = (
+        objective.captioning_weight * captioning
+        + objective.image_token_weight * image_token
+        + objective.generation_weight * (generation + pooled)
+    )
+    return Losses(total, captioning, image_token, zero, zero, generation, pooled), queries
+
+
+def retrieval_queries(
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, draws: PackingDraws
+) -> Float[Tensor, "B p"]:
+    """The retrieval queries of `example_losses` alone."""
+    return gill.text_query(_image_pass(gill, batch, objective, draws.retrieval).hidden)
+
+
+def contrastive_losses(
+    gill: MultimodalLanguageModel,
+    objective: Objective,
+    queries: Float[Tensor, "B p"],
+    keys: Float[Tensor, "B p"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Both terms of Eq. 4 over the batch of all processes, with the heads' temperature."""
+    scale: Tensor = gill.heads.logit_scale
+    if not objective.learn_temperature:
+        scale = scale.detach()
+    return info_nce(queries, keys, scale, objective.contrastive_gradient == "divided")
+
+
+_DISTANCES = {"squared_error": mean_squared_error, "distance": mean_distance}
+
+
+def _image_uses(objective: Objective, draws: PackingDraws) -> list[tuple[bool, ...]]:
+    """How each use of the image pass is packed; l_p is the mean over the uses."""
+    uses: list[tuple[bool, ...]] = []
+    if objective.retrieval_weight:
+        uses.append(tuple(draws.retrieval))
+    if objective.generation_weight:
+        uses.append(tuple(draws.generation))
+    if not uses and objective.image_token_weight:
+        uses.append(tuple(draws.retrieval))
+    return uses
+
+
+def _supervises_captions(objective: Objective) -> bool:
+    return objective.image_token_targets == "caption_and_image_token"
+
+
+def _refuse_unfit(gill: MultimodalLanguageModel, objective: Objective) -> None:
+    if gill.language_model.dtype == torch.float16:
+        raise InputError(
+            "the language model is in float16, in which gradients underflow: train with bfloat16 "
+            "or float32"
+        )
+
+
+def _captioning_sum(
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, packed: Sequence[bool]
+) -> Tensor:
+    model = gill.language_model
+    supervised = gill.caption(batch, pair_rows(len(batch), packed), objective.supervise_start)
+    with_images = objective.captioning_softmax == "words_and_images"
+    return cross_entropy_sum(
+        supervised.hidden,
+        supervised.targets,
+        model.output_rows,
+        model.output_bias,
+        gill.heads.image_embeddings if with_images else None,
+    )
+
+
+def _image_pass(
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, packed: Sequence[bool]
+) -> ImageTokens:
+    return gill.image_tokens(
+        batch,
+        pair_rows(len(batch), packed),
+        supervise_captions=_supervises_captions(objective),
+        supervise_second=objective.supervise_second,
+    )
+
+
+def _image_token_sum(gill: MultimodalLanguageModel, tokens: ImageTokens) -> Tensor:
+    model, images = gill.language_model, gill.heads.image_embeddings
+    rows, bias = model.output_rows, model.output_bias
+    constant, dependent = tokens.constant, tokens.dependent
+    total = constant_cross_entropy_sum(constant.hidden, constant.targets, rows, bias, images)
+    if dependent is not None:
+        total = total + cross_entropy_sum(dependent.hidden, dependent.targets, rows, bias, images)
+    return total

@@ -1,0 +1,1 @@
+"""The frozen models: found, pinned, loaded, asked. They are never trained."""

@@ -1,0 +1,96 @@
+"""The text side of the frozen image generator: T_psi(y), the targets of GILLMapper (Eq. 3).
+
+Only the tokenizers and text encoders of a diffusers pipeline are loaded, and its own
+`encode_prompt` does the work, so Stable Diffusion 1.x, 2.x and XL come out as they themselves
+condition: L positions of width D, padding included, and for XL a pooled vector besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pipeline.frozen.backbones import BackboneError
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the generator reads for B prompts."""
+
+    embedding: Float[Tensor, "B L D"]
+    pooled: Float[Tensor, "B Dp"] | None = None
+
+
+class TextConditioner:
+    """Frozen tokenizers and text encoders of one generator."""
+
+    def __init__(self, pipeline: Any):
+        self._pipeline = pipeline
+        probe = self.encode([""])
+        self.length, self.width = probe.embedding.shape[1:]
+        self.pooled_width = None if probe.pooled is None else probe.pooled.shape[1]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Embeddings of the prompts; what passes the encoder's length is cut on the right."""
+        result = self._pipeline.encode_prompt(
+            prompt=list(prompts),
+            device=self._pipeline.text_encoder.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
+        return Conditioning(result[0], result[2] if len(result) == 4 else None)
+
+    @torch.no_grad()
+    def unconditional(self) -> Conditioning:
+        """What classifier-free guidance leads away from where no negative prompt is given, B = 1.
+
+        The empty prompt, but for Stable Diffusion XL zeros, as its pipeline has it
+        (`force_zeros_for_empty_prompt`).
+        """
+        result = self._pipeline.encode_prompt(
+            prompt=[""],
+            device=self._pipeline.text_encoder.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+        return Conditioning(result[1], result[3] if len(result) == 4 else None)
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt with its start and end marks, before any cut."""
+        return len(self._pipeline.tokenizer(prompt).input_ids)
+
+
+def load_text_conditioner(
+    source: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> TextConditioner:
+    """Load the text side of a diffusers pipeline from a directory or a hub id.
+
+    Raises BackboneError when a file is missing or the pipeline has no `encode_prompt`.
+    """
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            source, unet=None, vae=None, dtype=dtype, **_absent(source)
+        ).to(device)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BackboneError(f"cannot load the text side of {source}: {error}") from error
+    if not hasattr(pipeline, "encode_prompt"):
+        raise BackboneError(f"{source}: {type(pipeline).__name__} has no encode_prompt")
+    return TextConditioner(pipeline)
+
+
+def _absent(source: str) -> dict[str, None]:
+    """Components that text encoding never needs, where the pipeline declares them."""
+    declared = DiffusionPipeline.load_config(source)
+    optional = ("safety_checker", "feature_extractor", "image_encoder")
+    return {name: None for name in optional if name in declared}

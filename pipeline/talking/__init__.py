@@ -1,0 +1,1 @@
+"""Reading and answering: decoding, retrieval, generation, the decision between them."""

@@ -1,0 +1,196 @@
+"""What the language model has read: keys and values that live across the turns of a talk.
+
+Letters: B rows, T positions of one read, S positions so far, e language-model width.
+
+The rows of a batch advance by different numbers of tokens (ragged prompts; 1 token or r of an
+image; none when finished). Each read is therefore right-aligned: shorter rows are padded on the
+left, no later position attends to the padding, and positions count real tokens only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from gill_errors import InputError
+from pipeline.frozen.language_model import LanguageModel
+
+
+class Context:
+    """All that the language model has read so far in B rows: keys, values and positions.
+
+    Keep it between the turns of a conversation: a turn then reads its own tokens only.
+    """
+
+    def __init__(self, language_model: LanguageModel, num_rows: int = 1) -> None:
+        self._language_model = language_model
+        # Without the configuration: layers with a sliding window would drop what masks still count.
+        self._cache = DynamicCache()
+        window = getattr(language_model.model.config, "sliding_window", None)
+        self.max_positions = min(
+            language_model.max_positions, window or language_model.max_positions
+        )
+        self._real = torch.zeros(num_rows, 0, dtype=torch.bool, device=language_model.device)
+        self._pending: list[list[Tensor]] = [[] for _ in range(num_rows)]
+        self._has_padding = False
+        self.last_hidden = torch.zeros(
+            num_rows, language_model.width, dtype=language_model.dtype, device=self._real.device
+        )
+        """[B, e]: final hidden state of each row's last position read."""
+        self.num_rows = num_rows
+        self.lengths = [0] * num_rows
+        """Positions used per row, those noted and not yet read included."""
+
+    @classmethod
+    def join(cls, contexts: Sequence[Context]) -> Context:
+        """One context whose rows are those of `contexts`, in order; these stay as they are.
+
+        Conversations of any age are decoded together and taken apart again with `split`.
+        """
+        first = contexts[0]
+        joined = cls(first._language_model, sum(context.num_rows for context in contexts))
+        width = max(context._real.shape[1] for context in contexts)
+
+        def padded(states: Tensor, dim: int) -> Tensor:
+            shape = list(states.shape)
+            shape[dim] = width - shape[dim]
+            return torch.cat([states.new_zeros(shape), states], dim) if shape[dim] else states
+
+        joined._real = torch.cat([padded(context._real, 1) for context in contexts])
+        joined._has_padding = not bool(joined._real.all())
+        joined._pending = [list(parts) for context in contexts for parts in context._pending]
+        joined.lengths = [length for context in contexts for length in context.lengths]
+        joined.last_hidden = torch.cat([context.last_hidden for context in contexts])
+        like = next((context for context in contexts if context._cache.layers), None)
+        for layer in range(len(like._cache.layers) if like else 0):
+            assert like is not None
+            parts = [context._layer(layer, like) for context in contexts]
+            joined._cache.update(
+                torch.cat([padded(keys, 2) for keys, _ in parts]),
+                torch.cat([padded(values, 2) for _, values in parts]),
+                layer,
+            )
+        return joined
+
+    def split(self) -> list[Context]:
+        """Each row as a context of its own, without padding."""
+        alone = []
+        for row in range(self.num_rows):
+            context = Context(self._language_model)
+            real = self._real[row]
+            context._real = real[real][None]
+            context._pending = [list(self._pending[row])]
+            context.lengths = [self.lengths[row]]
+            context.last_hidden = self.last_hidden[row : row + 1].clone()
+            layers: list[Any] = list(self._cache.layers)
+            for layer, states in enumerate(layers):
+                context._cache.update(
+                    states.keys[row : row + 1, :, real],
+                    states.values[row : row + 1, :, real],
+                    layer,
+                )
+            alone.append(context)
+        return alone
+
+    def rewind(self, length: int) -> None:
+        """Forget all after the first `length` positions of a context of one row.
+
+        Raises ValueError for several rows or a length that was not reached.
+        """
+        if self.num_rows != 1 or self._has_padding or not 0 <= length <= self.lengths[0]:
+            raise InputError(
+                f"cannot rewind {self.num_rows} rows of {self.lengths} positions to {length}"
+            )
+        was_read = self._real.shape[1]
+        pending = torch.cat([self.last_hidden[:0], *self._pending[0]])
+        self._pending[0] = [pending[: max(length - was_read, 0)]]
+        self.lengths[0] = length
+        if length < was_read:
+            self._cache.crop(length - was_read)
+            self._real = self._real[:, :length]
+            # The state before the next token is that of a position whose state was not kept.
+            self.last_hidden = torch.zeros_like(self.last_hidden)
+
+    def _layer(self, layer: int, like: Context) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer; none, in the shapes of `like`, where nothing was read yet."""
+        there: Any = (self if self._cache.layers else like)._cache.layers[layer]
+        if self._cache.layers:
+            return there.keys, there.values
+        keys, values = (
+            states.new_zeros(self.num_rows, states.shape[1], 0, states.shape[3])
+            for states in (there.keys, there.values)
+        )
+        return keys, values
+
+    def room(self, row: int) -> int:
+        """Positions left in `row`."""
+        return self.max_positions - self.lengths[row]
+
+    def note(self, row: int, embeddings: Float[Tensor, "T e"]) -> None:
+        """Append embeddings to `row`; they are read together with the next ones.
+
+        Raises ValueError when the row would pass the language model's last position.
+        """
+        if len(embeddings) > self.room(row):
+            raise InputError(
+                f"row {row}: {len(embeddings)} positions after the {self.lengths[row]} already "
+                f"used pass the language model's limit of {self.max_positions}; "
+                "shorten the prompt or start a new context"
+            )
+        self._pending[row].append(embeddings)
+        self.lengths[row] += len(embeddings)
+
+    @torch.no_grad()
+    def read(self) -> Float[Tensor, "B T e"]:
+        """Run the language model over what was noted; T is the longest row's share.
+
+        Returns the final hidden states, right-aligned: a row with n noted positions has them at
+        [-n:]; what lies before is padding and means nothing.
+        """
+        language_model, device = self._language_model, self._real.device
+        counts = [sum(len(part) for part in parts) for parts in self._pending]
+        width = max(counts)
+        if width == 0:
+            return self.last_hidden.new_zeros(self.num_rows, 0, language_model.width)
+        embeddings = torch.zeros(
+            self.num_rows, width, language_model.width, dtype=language_model.dtype, device=device
+        )
+        for row, (parts, count) in enumerate(zip(self._pending, counts)):
+            if count:
+                embeddings[row, width - count :] = torch.cat(parts).to(embeddings)
+            parts.clear()
+        column = torch.arange(width, device=device)
+        share = torch.tensor(counts, device=device)[:, None]
+        padding = width - share
+        real = column >= padding
+        before = torch.tensor(self.lengths, device=device)[:, None] - share
+        positions = (before + column - padding).clamp(min=0)
+        self._has_padding |= min(counts) < width
+        self._real = torch.cat([self._real, real], dim=1)
+        output = language_model.model.base_model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask=self._mask(width, embeddings.dtype) if self._has_padding else None,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state
+        self.last_hidden = torch.where(share > 0, hidden[:, -1], self.last_hidden)
+        return hidden
+
+    def _mask(self, width: int, dtype: torch.dtype) -> Float[Tensor, "B 1 T S"]:
+        """Additive mask of the last `width` positions over all S: causal, real, or itself.
+
+        That padding sees itself keeps its softmax from being empty (NaN).
+        """
+        total = self._real.shape[1]
+        key = torch.arange(total, device=self._real.device)
+        query = key[total - width :, None]
+        seen: Bool[Tensor, "B T S"] = (self._real[:, None] & (key <= query)) | (key == query)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

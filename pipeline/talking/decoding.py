@@ -1,0 +1,409 @@
+"""Text and images out, token by token, in a context of the language model.
+
+Letters: B rows, T positions of a prompt, V frozen output rows, C = V + 1 candidates for the next
+token (the frozen rows and [IMG1]), e language-model width,
+r [IMG] tokens. The token ids of an answer are those of the tokenizer below V, and V .. V+r-1 for
+[IMG1] .. [IMGr].
+
+Only [IMG1] is ever chosen by the model; [IMG2..r] follow it by force and are read in the same pass
+of the language model, whose hidden states at the r positions are what GILL retrieves and generates
+from (section 3.3 of the paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from gill_errors import InputError
+from pipeline.bridge.image_tokens import append_image_logits, image_token_ids
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.talking.context import Context
+
+EndReason = Literal["stop", "max_tokens", "max_images", "max_positions", "cancelled"]
+ImageLogit = Callable[[Float[Tensor, " B"]], Float[Tensor, " B"]]
+
+
+class DecodingSettings(BaseModel):
+    """How an answer is decoded; the defaults are greedy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(
+        default=32, ge=1, description="longest answer; an image counts as one token"
+    )
+    max_images: int = Field(default=1, ge=0, description="most images in one answer")
+    min_tokens_before_image: int = Field(
+        default=0, ge=0, description="text tokens of this answer before its first image is allowed"
+    )
+    image_bias: float = Field(
+        default=0.0,
+        allow_inf_nan=False,
+        description="added to the logit of [IMG1]; 1e4 makes an image come as soon as it may",
+    )
+    temperature: float = Field(
+        default=0.0, ge=0, description="0 is greedy, 1 samples the model's own odds"
+    )
+    top_k: int | None = Field(
+        default=None, ge=1, description="sample among the k likeliest tokens only"
+    )
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="sample among the fewest tokens that hold this probability",
+    )
+    repetition_penalty: float = Field(
+        default=1.0,
+        ge=1,
+        description="divides the odds of text tokens already in this answer (CTRL's)",
+    )
+    stop_at_newline: bool = Field(
+        default=False,
+        description="end the answer before a line break, unless it begins with it (39 of UPSTREAM)",
+    )
+    stop_after_images: bool = Field(
+        default=False,
+        description="end the answer with its last image (max_images). Captions end with [IMG] in "
+        "training, so the words behind one are the model's weakest",
+    )
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """Some text of row `row`: whole characters, and the token ids behind them."""
+
+    row: int
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePiece:
+    """An image of row `row`: the language model's hidden states at [IMG1..r]."""
+
+    row: int
+    hidden: Float[Tensor, "r e"]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EndPiece:
+    """The end of row `row`: a stop token, enough said, no position left, or the caller's wish."""
+
+    row: int
+    reason: EndReason
+
+
+Piece = TextPiece | ImagePiece | EndPiece
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One row's answer: text and images in their order, and why it ended."""
+
+    pieces: tuple[TextPiece | ImagePiece, ...]
+    end: EndReason
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for piece in self.pieces for token in piece.token_ids]
+
+    @property
+    def images(self) -> list[ImagePiece]:
+        return [piece for piece in self.pieces if isinstance(piece, ImagePiece)]
+
+    @property
+    def text(self) -> str:
+        """The text without the images."""
+        return "".join(piece.text for piece in self.pieces if isinstance(piece, TextPiece))
+
+
+def decode(
+    model: MultimodalLanguageModel,
+    context: Context,
+    prompts: Sequence[Float[Tensor, "_ e"]],
+    settings: DecodingSettings | Sequence[DecodingSettings],
+    *,
+    seeds: Sequence[int] | None = None,
+    stop_ids: Sequence[int] | None = None,
+    image_logit: ImageLogit | None = None,
+) -> list[Answer]:
+    """The whole answers of `stream`, one per row.
+
+    >>> context = Context(model.language_model)
+    >>> [answer] = decode(model, context, [prompt], DecodingSettings(max_tokens=32))
+    >>> answer.text, [image.hidden for image in answer.images]
+    """
+    pieces: list[list[TextPiece | ImagePiece]] = [[] for _ in prompts]
+    ends: dict[int, EndPiece] = {}
+    for piece in stream(
+        model,
+        context,
+        prompts,
+        settings,
+        seeds=seeds,
+        stop_ids=stop_ids,
+        image_logit=image_logit,
+    ):
+        if isinstance(piece, EndPiece):
+            ends[piece.row] = piece
+            continue
+        own = pieces[piece.row]
+        last = own[-1] if own else None
+        if isinstance(piece, TextPiece) and isinstance(last, TextPiece):
+            own[-1] = TextPiece(piece.row, last.text + piece.text, last.token_ids + piece.token_ids)
+        else:
+            own.append(piece)
+    return [Answer(tuple(own), ends[row].reason) for row, own in enumerate(pieces)]
+
+
+@torch.no_grad()
+def stream(
+    model: MultimodalLanguageModel,
+    context: Context,
+    prompts: Sequence[Float[Tensor, "_ e"]],
+    settings: DecodingSettings | Sequence[DecodingSettings],
+    *,
+    seeds: Sequence[int] | None = None,
+    stop_ids: Sequence[int] | None = None,
+    image_logit: ImageLogit | None = None,
+    cancelled: Callable[[int], bool] | None = None,
+) -> Iterator[Piece]:
+    """Continue every row of `context` with its prompt, and yield the answers as they come.
+
+    `prompts`: one [T, e] per row, words and visual tokens already embedded; T differs freely, and
+    may be 0 in a context that has been read before. The context afterwards holds prompt and answer
+    (not the stop token), so that the next turn only adds its own.
+    `settings`: for all rows, or one per row.
+    `seeds`: one per row, needed when the temperature is not 0; a row's answer depends on its own
+    seed and never on the rest of the batch.
+    `stop_ids`: tokens that end an answer and are not part of it; default: the tokenizer's end of
+    text. The released code stops at none: pass ().
+    `image_logit`: replaces the logit [B] of [IMG1], before `settings.image_bias` is added; see
+    `released_image_logit`.
+    `cancelled(row)` is asked before every token; a row of which it is true ends there.
+
+    Raises ValueError for an empty prompt in a fresh row, a prompt beyond the last position, or
+    missing seeds.
+    """
+    if isinstance(settings, DecodingSettings):
+        settings = [settings] * len(prompts)
+    _check_request(context, prompts, settings, seeds)
+    language_model, tokenizer = model.language_model, model.language_model.tokenizer
+    if stop_ids is None:
+        stop_ids = [tokenizer.eos_token_id]
+    image_embeddings = model.heads.image_embeddings
+    image_ids = tuple(image_token_ids(language_model.num_rows, len(image_embeddings)))
+    image_id = image_ids[0]
+    rows = [
+        _Row(index, None if seeds is None else torch.Generator().manual_seed(seeds[index]), one)
+        for index, one in enumerate(settings)
+    ]
+    for row, prompt in zip(rows, prompts):
+        context.note(row.index, prompt)
+    context.read()
+
+    while active := [row for row in rows if row.reason is None]:
+        for row in active:
+            if cancelled is not None and cancelled(row.index):
+                row.reason = "cancelled"
+                yield EndPiece(row.index, row.reason)
+        active = [row for row in active if row.reason is None]
+        if not active:
+            return
+        logits = _next_logits(model, context.last_hidden[[row.index for row in active]])
+        if image_logit is not None:
+            logits[:, image_id] = image_logit(logits[:, image_id])
+        logits[:, image_id] += torch.tensor([row.settings.image_bias for row in active]).to(logits)
+        banned = [not _image_allowed(row, context, len(image_ids)) for row in active]
+        logits[torch.tensor(banned, device=logits.device), image_id] = -torch.inf
+        for i, row in enumerate(active):
+            _penalise_repetition(logits[i : i + 1], [row], row.settings.repetition_penalty)
+        chosen = _choose(logits, active)
+
+        with_image = []
+        for row, token in zip(active, chosen):
+            if token in stop_ids or row.ends_line(token, tokenizer):
+                row.reason = "stop"
+                continue
+            if token == image_id:
+                context.note(row.index, image_embeddings)
+                row.num_images += 1
+                with_image.append(row)
+            else:
+                context.note(
+                    row.index, language_model.embed(torch.tensor([token]).to(logits.device))
+                )
+                row.text_ids.append(token)
+                row.unshown.append(token)
+            row.num_tokens += 1
+            if row.num_tokens == row.settings.max_tokens:
+                row.reason = "max_tokens"
+            elif row.ends_with_image(token == image_id):
+                row.reason = "max_images"
+            elif context.room(row.index) == 0:
+                row.reason = "max_positions"
+
+        for row in active:
+            if piece := row.show(tokenizer, flush=row.reason is not None or row in with_image):
+                yield piece
+        # The very last text tokens need no pass of their own; an image needs its hidden states.
+        states = None
+        if with_image or any(row.reason is None for row in active):
+            states = context.read()
+        for row in active:
+            if row in with_image:
+                assert states is not None
+                yield ImagePiece(row.index, states[row.index, -len(image_ids) :], image_ids)
+            if row.reason is not None:
+                yield EndPiece(row.index, row.reason)
+
+
+def released_image_logit(
+    ret_scale_factor: float = 1.0, gen_scale_factor: float = 1.0
+) -> ImageLogit:
+    """What the released code does to the logit of [IMG1]: |logit| times each factor above 1.
+
+    Its two factors act on the same token and so multiply (UPSTREAM 35). A magnitude turns an
+    unlikely image into a likely one, which is why `image_bias` is the setting of this project.
+    """
+
+    def adjust(logit: Float[Tensor, B]) -> Float[Tensor, B]:
+        for factor in (ret_scale_factor, gen_scale_factor):
+            if factor > 1:
+                logit = logit.abs() * factor
+        return logit
+
+    return adjust
+
+
+@dataclass(eq=False)
+class _Row:
+    """One row of a batch while its answer is being decoded."""
+
+    index: int
+    generator: torch.Generator | None
+    settings: DecodingSettings = field(default_factory=DecodingSettings)
+    num_tokens: int = 0
+    num_images: int = 0
+    text_ids: list[int] = field(default_factory=list)
+    shown: list[int] = field(default_factory=list)
+    unshown: list[int] = field(default_factory=list)
+    reason: EndReason | None = None
+
+    def ends_line(self, token: int, tokenizer: Any) -> bool:
+        """Whether `token` is a line break at which the answer is to stop."""
+        wanted = self.settings.stop_at_newline and self.num_tokens > 0
+        return wanted and "\n" in tokenizer.decode([token])
+
+    def ends_with_image(self, image: bool) -> bool:
+        """Whether the answer is to stop after what was just said, an image or not."""
+        enough = self.num_images == self.settings.max_images
+        return image and enough and self.settings.stop_after_images
+
+    def show(self, tokenizer: Any, *, flush: bool) -> TextPiece | None:
+        """The text not shown yet, unless its last character is still incomplete.
+
+        Decoded behind the piece before it, because some tokenizers drop a leading space.
+        """
+        if not self.unshown:
+            return None
+        before = tokenizer.decode(self.shown, clean_up_tokenization_spaces=False)
+        text = tokenizer.decode(self.shown + self.unshown, clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd") and not flush:
+            return None
+        piece = TextPiece(self.index, text[len(before) :], tuple(self.unshown))
+        self.shown, self.unshown = self.unshown, []
+        return piece
+
+
+def _check_request(
+    context: Context,
+    prompts: Sequence[Tensor],
+    settings: Sequence[DecodingSettings],
+    seeds: Sequence[int] | None,
+) -> None:
+    if len(prompts) != context.num_rows:
+        raise InputError(f"{len(prompts)} prompts for a context of {context.num_rows} rows")
+    if len(settings) != len(prompts):
+        raise InputError(f"{len(settings)} settings for {len(prompts)} prompts")
+    for row, prompt in enumerate(prompts):
+        if len(prompt) + context.lengths[row] == 0:
+            raise InputError(f"row {row}: the prompt is empty and nothing was read before it")
+    temperature = max((one.temperature for one in settings), default=0.0)
+    if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
+        raise InputError(
+            f"temperature {temperature} samples and needs one seed per row: "
+            f"{len(prompts)} rows, {0 if seeds is None else len(seeds)} seeds"
+        )
+
+
+def _next_logits(
+    model: MultimodalLanguageModel, hidden: Float[Tensor, "B e"]
+) -> Float[Tensor, "B C"]:
+    """Logits of the V frozen rows and of [IMG1], float32."""
+    words = model.language_model.logits(hidden)
+    return append_image_logits(words, hidden, model.heads.image_embeddings[:1]).float()
+
+
+def _image_allowed(row: _Row, context: Context, r: int) -> bool:
+    return (
+        row.num_images < row.settings.max_images
+        and len(row.text_ids) >= row.settings.min_tokens_before_image
+        and context.room(row.index) >= r
+    )
+
+
+def _penalise_repetition(
+    logits: Float[Tensor, "B C"], rows: Sequence[_Row], penalty: float
+) -> None:
+    """In place: a logit of a text token already in the answer moves towards less likely."""
+    if penalty == 1.0:
+        return
+    for logit, row in zip(logits, rows):
+        seen = torch.tensor(sorted(set(row.text_ids)), dtype=torch.long, device=logits.device)
+        old = logit[seen]
+        logit[seen] = torch.where(old < 0, old * penalty, old / penalty)
+
+
+def _choose(logits: Float[Tensor, "B C"], rows: Sequence[_Row]) -> list[int]:
+    """The next token of each row: the likeliest, or drawn with the row's own generator."""
+    chosen = logits.argmax(dim=-1).tolist()
+    alike: dict[tuple, list[int]] = {}
+    for i, row in enumerate(rows):
+        one = row.settings
+        if one.temperature > 0:
+            alike.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
+    for (temperature, top_k, top_p), members in alike.items():
+        odds = _filtered_probabilities(logits[members] / temperature, top_k, top_p)
+        cumulative = odds.double().cumsum(dim=-1)
+        draws = torch.stack(
+            [torch.rand((), generator=rows[i].generator, dtype=torch.float64) for i in members]
+        )
+        threshold = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].tolist()
+        for i, token in zip(members, drawn):
+            chosen[i] = token
+    return chosen
+
+
+def _filtered_probabilities(
+    logits: Float[Tensor, "B C"], top_k: int | None, top_p: float
+) -> Float[Tensor, "B C"]:
+    """Softmax over the `top_k` likeliest tokens, of these over the fewest that hold `top_p`."""
+    if top_k is not None and top_k < logits.shape[1]:
+        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    odds = logits.softmax(dim=-1)
+    if top_p < 1:
+        ranked, order = odds.sort(dim=-1, descending=True)
+        beyond = ranked.cumsum(dim=-1) - ranked >= top_p
+        odds = odds.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
+    return odds

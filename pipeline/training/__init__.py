@@ -1,0 +1,1 @@
+"""How the heads are trained: steps, memory, several processes, validation, going on."""

@@ -1,0 +1,86 @@
+"""Losses and recall on held-out rows, and which rows of a batch are to blame for a bad loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.bridge.batch import CaptionBatch, take_examples
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.objective import Losses, PackingDraws, training_losses
+from pipeline.bridge.streams import pair_rows
+from pipeline.settings import Objective
+
+
+@torch.no_grad()
+def validate(
+    gill: MultimodalLanguageModel, batches: Sequence[CaptionBatch], objective: Objective
+) -> dict[str, float]:
+    """Losses and recall on held-out rows, unpacked.
+
+    Losses are means over examples. Retrieval is over all rows of all batches at once: its two
+    losses, and R@1 of pictures given texts (`text_to_image_r1`) and of texts given pictures.
+    """
+    # Retrieval is measured below, over all rows; without it no process waits for another here.
+    alone = objective.model_copy(update={"retrieval_weight": 0.0})
+    sums: dict[str, float] = {}
+    queries, keys = [], []
+    for batch in batches:
+        batch = batch.to(gill.language_model.device)
+        draws = PackingDraws.same(len(batch), packed=False)
+        for name, value in loss_values(training_losses(gill, batch, alone, draws)).items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
+        query, key = _retrieval_vectors(gill, batch)
+        queries.append(query)
+        keys.append(key)
+    total = sum(map(len, batches))
+    means = {name: value / total for name, value in sums.items()}
+    scores = torch.cat(queries) @ torch.cat(keys).T
+    own = torch.arange(total, device=scores.device)
+    logits = gill.heads.logit_scale.float().exp() * scores
+    to_image = float(F.cross_entropy(logits, own))
+    to_text = float(F.cross_entropy(logits.T, own))
+    return means | {
+        "loss": means["loss"] + objective.retrieval_weight * (to_image + to_text),
+        "text_to_image": to_image,
+        "image_to_text": to_text,
+        "text_to_image_r1": float((scores.argmax(dim=1) == own).float().mean()),
+        "image_to_text_r1": float((scores.argmax(dim=0) == own).float().mean()),
+    }
+
+
+@torch.no_grad()
+def guilty_rows(
+    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective
+) -> list[int]:
+    """Rows whose own inputs, vectors or losses are not finite."""
+    alone = objective.model_copy(update={"retrieval_weight": 0.0})
+    guilty = []
+    for i in range(len(batch)):
+        one = take_examples(batch, i, i + 1)
+        losses = training_losses(gill, one, alone, PackingDraws.same(1, packed=False))
+        inputs = [one.pooled, one.targets, *_retrieval_vectors(gill, one), losses.total]
+        if not all(bool(x.isfinite().all()) for x in inputs):
+            guilty.append(int(one.rows[0]))
+    return guilty
+
+
+def loss_values(losses: Losses) -> dict[str, Tensor]:
+    """The total as `loss`, then its parts; the pooled one only where it is used."""
+    parts = {field.name: getattr(losses, field.name).detach() for field in fields(losses)}
+    loss = parts.pop("total")
+    return {"loss": loss, **parts}
+
+
+def _retrieval_vectors(
+    gill: MultimodalLanguageModel, batch: CaptionBatch
+) -> tuple[Float[Tensor, "B p"], Float[Tensor, "B p"]]:
+    """Queries and keys of unpacked examples."""
+    rows = pair_rows(len(batch), [False] * (len(batch) // 2))
+    tokens = gill.image_tokens(batch, rows, supervise_captions=False, supervise_second=False)
+    return gill.text_query(tokens.hidden), gill.image_key(batch.pooled)

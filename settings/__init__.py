@@ -1,0 +1,1 @@
+"""What params.yaml may hold: every key with its type, bounds and description."""

@@ -1,0 +1,384 @@
+"""params.yaml as frozen models: an unknown or impossible key is an error that names it.
+
+`run` is how: where, with how much memory and how often something is written. No number depends on
+it, so DVC does not watch it and resuming ignores it. Every other section is what: it decides
+numbers, and belongs to the stage of its name, but `model` and `generation`, which several share.
+Sections that a room owns are defined there and only put together here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cache import Codec, FillingParams, ReadingOrder, ReadingParams
+from cluster import ScaleOutParams
+from corpora.captions import CaptionParams
+from gill_errors import GillError
+from pipeline.settings import (
+    DecisionSettings,
+    GenerationNumbers,
+    GenerationRun,
+    GenerationSettings,
+    IndexSettings,
+    MapperSizes,
+    Objective,
+    TrainingNumbers,
+    TrainingRun,
+    TrainingSettings,
+)
+from settings.evaluation import EvaluationParams
+
+MINIATURE = "miniature"
+"""What `captions.table` and `backbones` say for the built-in world and models."""
+
+MOVED = {
+    "run.checkpoint": "training.checkpoint",
+    "captions.workers": "run.readers",
+    "objective.mapper_adds_embedding": "model.mapper.adds_embedding",
+    **{f"{section}.scheduler": "run.scheduler" for section in ("features", "targets", "index")},
+    **{f"{section}.num_workers": "run.workers" for section in ("features", "targets", "index")},
+    **{f"{section}.num_readers": "run.readers" for section in ("features", "targets")},
+    **{
+        f"{section}.batch_size": f"run.batch_sizes.{section}" for section in ("features", "targets")
+    },
+    "evaluation.scheduler": "run.scheduler",
+    "evaluation.num_workers": "run.workers",
+    "generation.batch_size": "run.batch_sizes.pictures",
+    "batches.reading.prefetch": "run.prefetch",
+    **{f"training.{name}": f"run.{name}" for name in TrainingRun.model_fields},
+    **{f"generation.{name}": f"run.{name}" for name in GenerationRun.model_fields},
+}
+"""Keys of earlier versions, and where they went."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BatchSizes(Section):
+    """Rows that a frozen model takes at once. They change rounding at most."""
+
+    features: int = Field(64, ge=1, description="pictures per call of the visual encoder")
+    targets: int = Field(64, ge=1, description="captions per call of the generator's text encoder")
+    pictures: int = Field(8, ge=1, description="pictures per forward pass of the UNet")
+
+
+class RunParams(TrainingRun, GenerationRun):
+    """How everything runs; the keys of training and sampling are described in pipeline.settings."""
+
+    device: str = Field("auto", description="`auto` takes a GPU where there is one, else the CPU")
+    threads: int = Field(1, ge=1, description="CPU threads of torch")
+    readers: int = Field(4, ge=1, description="threads that read and decode pictures")
+    work: str | None = Field(
+        None,
+        description="the folder of all that is expensive, for any number of workspaces; null: "
+        "`work` in the repository. The environment variable GILL_WORK goes before it",
+    )
+    scheduler: str = Field(
+        "single", description=ScaleOutParams.model_fields["scheduler"].description
+    )
+    workers: int | None = Field(
+        None, ge=1, description=ScaleOutParams.model_fields["num_workers"].description
+    )
+    batch_sizes: BatchSizes = BatchSizes()
+    prefetch: int = Field(2, ge=1, description="training batches made ahead of the step")
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return ScaleOutParams(scheduler=value).scheduler
+
+    @property
+    def scale_out(self) -> ScaleOutParams:
+        """Where tasks run."""
+        return ScaleOutParams(scheduler=self.scheduler, num_workers=self.workers)
+
+    def filling(self, batch_size: int) -> FillingParams:
+        """How a shard is filled."""
+        return FillingParams(batch_size=batch_size, num_readers=self.readers)
+
+
+class MiniatureParams(Section):
+    pictures: int = Field(6000, ge=1, description="training pictures to draw")
+    captions_per_picture: int = Field(2, ge=1)
+    held_out_pictures: int = Field(600, ge=1, description="pictures for each of val and test")
+    stories: int = Field(100, ge=1)
+    dialogues: int = Field(100, ge=1)
+    prompts: int = Field(300, ge=1)
+    seed: int = 0
+
+
+class CaptionsParams(CaptionParams):
+    """`table: miniature` draws the miniature world; anything else is the user's own table."""
+
+    table: str = "miniature"
+    miniature: MiniatureParams = MiniatureParams()
+
+    def for_table(self, table: str) -> CaptionParams:
+        """The same checks for the table that was drawn, or named."""
+        fields = {name: getattr(self, name) for name in CaptionParams.model_fields}
+        return CaptionParams(**{**fields, "table": table})
+
+
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+_COMPUTES_IN: DtypeChoice = Field(
+    "auto",
+    description="what the frozen model computes in; auto: bfloat16 on a GPU that has it, else "
+    "float32. `prepare-backbones` writes down what it came to",
+)
+
+
+class BackbonesParams(Section):
+    language_model: str = Field("miniature", description="`miniature`, a directory, or a hub id")
+    visual_encoder: str = Field(
+        "miniature", description="as above, or an open_clip ARCHITECTURE:TAG"
+    )
+    image_generator: str = Field("miniature", description="as language_model: a diffusers pipeline")
+    language_model_revision: str | None = None
+    visual_encoder_revision: str | None = None
+    image_generator_revision: str | None = None
+    allow_download: bool = Field(False, description="whether hub ids may be fetched")
+    language_model_dtype: DtypeChoice = _COMPUTES_IN
+    image_generator_dtype: DtypeChoice = _COMPUTES_IN
+    visual_encoder_dtype: DtypeChoice = _COMPUTES_IN
+    language_model_quantization: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="frozen linear weights in 8 bits, or in 4 (extra `quantized`). Heads belong to "
+        "the quantisation they were trained with: another one is another language model",
+    )
+
+
+class PrecomputeParams(Section):
+    """How a store is laid out."""
+
+    shard_rows: int = Field(1024, ge=1, description="rows per shard file, written by one writer")
+    codec: Codec = Codec()
+
+
+class TargetsParams(PrecomputeParams):
+    source: Literal["cache", "online"] = Field(
+        "cache",
+        description="`online` stores no targets and encodes each batch of captions while training",
+    )
+
+
+class ImageTokenInit(Section):
+    kind: Literal["mean", "words"] = Field(
+        "mean", description="rows around the mean of the vocabulary, or the rows of given words"
+    )
+    text: str = Field("", description="for `words`: text of at least r tokens")
+
+
+class ModelParams(Section):
+    k: int = Field(4, ge=1, description="visual tokens per picture")
+    r: int = Field(8, ge=1, description="[IMG] tokens per picture")
+    m: int = Field(512, ge=1, description="width of the mapping network")
+    p: int = Field(256, ge=1, description="width of the retrieval space")
+    mapper: MapperSizes = MapperSizes()
+    image_token_init: ImageTokenInit = ImageTokenInit()
+    seed: int = Field(0, description="of the trained parts' first values")
+
+
+class BatchesParams(Section):
+    max_caption_tokens: int = Field(23, ge=1, description="longer captions are cut, [IMG] kept")
+    validation_rows: int = Field(500, ge=0, description="held-out rows measured during training")
+    reading: ReadingOrder = ReadingOrder()
+
+
+class TrainingParams(TrainingNumbers):
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="which heads are indexed, evaluated and talked to"
+    )
+    weights: str | None = Field(
+        None,
+        description="trained heads to use instead of training: a checkpoint of ours, a folder in "
+        "the released layout or of `save_pretrained`, or with backbones.allow_download a hub id",
+    )
+    start_from: str | None = Field(None, description="the same, with training after it")
+
+
+class IndexParams(IndexSettings):
+    candidates: str | None = Field(
+        None,
+        description="caption table of the pictures to retrieve from; null: the training pictures",
+    )
+
+    @property
+    def settings(self) -> IndexSettings:
+        """What the index itself takes of these."""
+        return IndexSettings(**{name: getattr(self, name) for name in IndexSettings.model_fields})
+
+
+class DecisionParams(DecisionSettings):
+    votes: str | None = Field(
+        None,
+        description="annotated prompts (Prompt, Category, Challenge, Note, Decisions); null: none, "
+        "or on the miniature world the oracle's",
+    )
+
+    @property
+    def settings(self) -> DecisionSettings:
+        """What the classifier itself takes of these."""
+        return DecisionSettings(
+            **{name: getattr(self, name) for name in DecisionSettings.model_fields}
+        )
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    run: RunParams = RunParams()
+    captions: CaptionsParams = CaptionsParams()
+    backbones: BackbonesParams = BackbonesParams()
+    features: PrecomputeParams = PrecomputeParams()
+    targets: TargetsParams = TargetsParams()
+    model: ModelParams = ModelParams()
+    batches: BatchesParams = BatchesParams()
+    objective: Objective = Objective()
+    training: TrainingParams = TrainingParams()
+    index: IndexParams = IndexParams()
+    decision: DecisionParams = DecisionParams()
+    generation: GenerationNumbers = GenerationNumbers()
+    evaluation: EvaluationParams = EvaluationParams()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _named_objective(cls, value: object) -> object:
+        """`paper` and `released` stand for all of their settings."""
+        named = {"paper": Objective.paper, "released": Objective.released}
+        return named[value]() if isinstance(value, str) and value in named else value
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether the captions are the built-in world's."""
+        return self.captions.table == MINIATURE
+
+    @property
+    def training_settings(self) -> TrainingSettings:
+        """What is minimised how, and how the run goes."""
+        numbers = self.training.model_dump(exclude={"checkpoint", "weights", "start_from"})
+        how = {name: getattr(self.run, name) for name in TrainingRun.model_fields}
+        return TrainingSettings(**numbers, **how)
+
+    @property
+    def generation_settings(self) -> GenerationSettings:
+        """How pictures are sampled, and with how much memory."""
+        how = {name: getattr(self.run, name) for name in GenerationRun.model_fields}
+        batch = self.run.batch_sizes.pictures
+        return GenerationSettings(**self.generation.model_dump(), **how, batch_size=batch)
+
+    @property
+    def reading(self) -> ReadingParams:
+        """How training rows are read."""
+        return ReadingParams(**self.batches.reading.model_dump(), prefetch=self.run.prefetch)
+
+    def contradictions(self) -> list[str]:
+        """What two sections say differently, a line each."""
+        found = self.evaluation.unnamed_files(self.is_miniature)
+        model, lm = self.model, self.backbones
+        if self.training.weights and self.training.start_from:
+            found.append(
+                "training.weights: goes without training.start_from: use weights as they are, or "
+                "train on from them"
+            )
+        if self.run.shard_language_model and lm.language_model_quantization != "none":
+            found.append(
+                "run.shard_language_model: does not go with a language model in "
+                f"{lm.language_model_quantization}: set backbones.language_model_quantization: none"
+            )
+        if lm.language_model_dtype == "float16" and not self.training.weights:
+            found.append(
+                "backbones.language_model_dtype: gradients underflow in float16: train with "
+                "bfloat16 or float32"
+            )
+        if model.m % model.mapper.num_heads and model.mapper.kind in ("gill_mapper", "encoder"):
+            found.append(
+                f"model.m: {model.m} is no multiple of model.mapper.num_heads "
+                f"({model.mapper.num_heads})"
+            )
+        if self.training.batch_size % 2 and self.objective.pack_probability > 0:
+            found.append(
+                f"training.batch_size: {self.training.batch_size} is odd, but examples are packed "
+                "in pairs: make it even, or set objective.pack_probability: 0"
+            )
+        size = self.run.micro_batch_size
+        if size is not None and size > self.training.batch_size:
+            found.append(
+                f"run.micro_batch_size: {size} is more than training.batch_size "
+                f"({self.training.batch_size})"
+            )
+        return found
+
+
+class ParamsError(GillError):
+    """params.yaml cannot be used; one line per key says why."""
+
+
+def read_params(path: Path) -> Params:
+    """Parse and check a params file.
+
+    Raises ParamsError with one line per wrong key: its name, what it holds, what is allowed.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{path} is missing: run where it lies, or `stages init` in an empty folder"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from error
+    return parse_params(raw, path)
+
+
+def parse_params(raw: object, path: Path) -> Params:
+    """Check what was read from `path`. Raises ParamsError as `read_params` does."""
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} must hold sections, found {type(raw).__name__}")
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(path, e) for e in error.errors())) from None
+    if found := params.contradictions():
+        raise ParamsError("\n".join(f"{path}: {line}" for line in found))
+    return params
+
+
+class _NoRepeats(yaml.SafeLoader):
+    """YAML in which a key written twice is an error: otherwise the last one wins in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} is written twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _explain(path: Path, error: object) -> str:
+    """One error of pydantic as a line for the person who edits the file."""
+    assert isinstance(error, dict)
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "(the whole file)"
+    if error["type"] == "extra_forbidden" and key in MOVED:
+        return f"{path}: {key}: is now {MOVED[key]}"
+    if error["type"] == "extra_forbidden":
+        allowed = ", ".join(sorted(_fields_at(location[:-1])))
+        return f"{path}: {key}: unknown key; allowed here: {allowed}"
+    found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
+    return f"{path}: {key}: {error['msg']}{found}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Params
+    for name in location:
+        inner = model.model_fields[name].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
