@@ -19,8 +19,9 @@ to which come the heads' activations, gradients (4 P), one block of logits, and 
 heads' weights in the smaller dtype. The dry run finds these numbers (tests/test_memory.py), and as
 well those of other architectures, of recomputation and of micro-batches.
 
-Quantised weights: nf4 takes 4 bits, and 8 more per 64 weights; int8 takes 8 bits, and a float32 per output row. Embeddings, norms and output rows keep the dtype. A product
-needs its weight in the dtype again, one at a time, which the dry run sees too.
+Quantised weights: nf4 takes 4 bits, and 8 more per 64 weights; int8 takes 8 bits, and a float32 per
+output row. Embeddings, norms and output rows keep the dtype. A product needs its weight in the
+dtype again, one at a time, which the dry run sees too.
 """
 
 from __future__ import annotations

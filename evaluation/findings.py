@@ -24,10 +24,9 @@ from evaluation.metrics.paired import (
     seed_difference,
 )
 from evaluation.results import Result
-from evaluation.variants import BASELINE, Cell, Study, cell
+from evaluation.variants import BASELINE, Cell, Study, cell, is_done
 from gill.artifacts import ARTIFACTS, METRICS, Artifacts
 from gill_errors import StageError
-from stages.run_variants import is_done
 
 
 def run(

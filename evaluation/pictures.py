@@ -25,17 +25,10 @@ from evaluation.sets import EvaluationSet, Example, Picture
 from evaluation.store import EvaluationStore, key_for
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
-from gill.loading import (
-    CHECKPOINTS,
-    Gill,
-    fingerprint_heads,
-    load_encoder,
-    load_generator,
-    load_model,
-    read_empty_prompt,
-)
+from gill.loading import Gill, load_encoder, load_generator, load_model, read_empty_prompt
 from gill_errors import StageError
 from gill_progress import Ticker
+from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import set_up
 from pipeline.frozen.image_generator import ImageGenerator

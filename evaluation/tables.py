@@ -31,7 +31,8 @@ from evaluation.store import EvaluationStore
 from evaluation.texts import captioning, visual_questions
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
-from gill.loading import CHECKPOINTS, Gill, fingerprint_heads
+from gill.loading import Gill
+from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbones
 from pipeline.settings import GenerationSettings

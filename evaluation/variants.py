@@ -153,3 +153,16 @@ def _inputs(artifacts: Artifacts) -> dict[str, Any]:
     if drawn.is_file():
         inputs["miniature"] = hashlib.sha256(drawn.read_bytes()).hexdigest()
     return inputs
+
+
+def is_finished(one: Cell, fingerprint: str) -> bool:
+    """Whether a cell is there with exactly these params and inputs."""
+    if not one.record.is_file():
+        return False
+    return json.loads(one.record.read_text(encoding="utf-8")).get("fingerprint") == fingerprint
+
+
+def is_done(params_file: Path, study: Study, one: Cell) -> bool:
+    """Whether a cell is finished with these params and caches."""
+    params = cell_params(params_file, study, one.name, one.seed)
+    return is_finished(one, cell_fingerprint(params, study.variant(one.name), one.artifacts))

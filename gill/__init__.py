@@ -26,7 +26,7 @@ def _refuse_shadows() -> None:
     home = Path(__file__).resolve().parents[1]
     for room in _ROOMS:
         spec = importlib.util.find_spec(room)
-        places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin])
+        places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
         if not any(place and Path(place).resolve().parent == home for place in places):
             where = places[0] if places else "nowhere"
             raise ImportError(

@@ -9,13 +9,8 @@ from pathlib import Path
 
 from gill.artifacts import Artifacts
 from miniature.backbones import SHIPPED
-from pipeline.frozen.backbones import (
-    Backbone,
-    BackboneError,
-    Backbones,
-    find_backbone,
-    fingerprint_backbone,
-)
+from pipeline.frozen.backbones import Backbone, BackboneError, Backbones
+from pipeline.frozen.pinning import find_backbone, fingerprint_backbone
 
 MINIATURE = "miniature"
 """The source of a built-in model."""

@@ -22,7 +22,8 @@ from gill.model_card import write_model_card
 from gill_errors import GillError
 from pipeline.bridge.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
 from pipeline.bridge.heads import Heads, HeadSizes
-from pipeline.frozen.backbones import Backbone, Backbones, Role, resolve_backbone
+from pipeline.frozen.backbones import Backbone, Backbones, Role
+from pipeline.frozen.pinning import resolve_backbone
 from pipeline.settings import GenerationSettings
 from pipeline.talking.captioning import CAPTION_PROMPT
 from pipeline.talking.decision import DecisionModel

@@ -14,12 +14,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -31,7 +30,14 @@ from corpora.pictures import open_picture
 from gill.artifacts import Artifacts
 from gill.frozen import MINIATURE, locate_backbones, read_backbones
 from gill.world import have_world
-from pipeline.bridge.checkpoint import BEST, LAST, CheckpointRecord, load_heads, read_record
+from pipeline.bridge.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    CheckpointRecord,
+    fingerprint_heads,
+    load_heads,
+    read_record,
+)
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import pick_device
 from pipeline.frozen.backbones import Backbones, Role
@@ -50,9 +56,6 @@ from pipeline.talking.likelihood import Likelihood, log_likelihoods
 from pipeline.talking.retrieval import Retrieved
 from pipeline.talking.speaker import Speaker
 from workfolder import WorkFolder
-
-CHECKPOINTS = {"last": LAST, "best": BEST}
-Checkpoint = Literal["last", "best"]
 
 
 class GillError(Exception):
@@ -382,12 +385,6 @@ def read_empty_prompt(
     store = open_store(artifacts.targets)
     tensors = {name: torch.from_numpy(store.constant(name))[None] for name in store.spec.constants}
     return Conditioning(tensors["empty_embedding"], tensors.get("empty_pooled"))
-
-
-def fingerprint_heads(path: Path) -> str:
-    """SHA-256 of a checkpoint file: what an index was built with."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _beside(reference: str, folder: Path) -> str:

@@ -1,7 +1,6 @@
 """The shipped tiny backbones: three directories in the real formats, to use there or copy out."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ __all__ = [
     "SHIPPED",
     "TEXT_LENGTH",
     "Backbones",
-    "train",
     "unpack",
 ]
 
@@ -62,13 +60,3 @@ def unpack(directory: Path) -> Backbones:
             shutil.rmtree(place)
         shutil.copytree(source, place)
     return target
-
-
-def train(directory: Path, report: Callable[[str], None] = print) -> Backbones:
-    """Trains the backbones from nothing, as the shipped ones were: an hour or so on two cores.
-
-    What lies in `directory` finished, from an earlier call, is kept.
-    """
-    from miniature.recipe import train_backbones  # slow to import, and seldom needed
-
-    return train_backbones(directory, report=report)

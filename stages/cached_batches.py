@@ -82,7 +82,7 @@ class BatchMaker:
 
 
 class CachedBatches:
-    """Batches of some rows without end, resumable at any step (`pipeline.training.loop.BatchSource`).
+    """Batches of some rows without end, resumable at any step (a `BatchSource` of training).
 
     A thread makes the next batch, and sends it to the device, while this one is in use.
     """

@@ -19,10 +19,9 @@ from cluster import ScaleOutParams, map_in_order
 from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
 from gill.artifacts import Artifacts
-from gill.loading import CHECKPOINTS, fingerprint_heads
 from gill_errors import StageError
 from gill_progress import Ticker
-from pipeline.bridge.checkpoint import load_heads
+from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads, load_heads
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbones
 from pipeline.talking.index_files import save_index

@@ -31,11 +31,12 @@ from evaluation.metrics.basic import mean_and_deviation
 from evaluation.published import TABLE_6
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
-from gill.loading import CHECKPOINTS, Gill, fingerprint_heads
+from gill.loading import Gill
 from gill_errors import StageError
 from gill_progress import Ticker
 from miniature import oracle
 from miniature.world import Scene
+from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.devices import set_up
 from pipeline.settings import DecisionSettings
 from pipeline.talking.decision_fitting import fit_decision

@@ -9,16 +9,9 @@ from gill.artifacts import ARTIFACTS, INPUTS
 from gill.frozen import MINIATURE
 from miniature import backbones as miniature_backbones
 from pipeline.devices import pick_device
-from pipeline.frozen.backbones import (
-    Backbone,
-    Backbones,
-    Quantization,
-    Role,
-    check_widths,
-    resolve_backbone,
-    resolve_dtype,
-)
+from pipeline.frozen.backbones import Backbone, Backbones, Quantization, Role
 from pipeline.frozen.language_model import check_language_model
+from pipeline.frozen.pinning import check_widths, resolve_backbone, resolve_dtype
 from pipeline.frozen.quantization import require_quantization
 from settings.params import BackbonesParams, Params
 from workfolder import WorkFolder, bring_from_repository, watch_files
@@ -31,7 +24,9 @@ def run(params: Params, *, retrain: bool) -> None:
     bring_from_repository(sources.values())
     if retrain:
         folder = WorkFolder.open(params.run.work).root / "backbones"
-        trained = miniature_backbones.train(folder)
+        from miniature.recipe import train_backbones  # slow to import, and seldom needed
+
+        trained = train_backbones(folder, report=print)
         sources = {
             role: str(getattr(trained, role)) if source == MINIATURE else source
             for role, source in sources.items()

@@ -12,8 +12,7 @@ from torch import nn
 from evaluation.variants import lay_over
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
-from gill.loading import CHECKPOINTS
-from pipeline.bridge.checkpoint import load_heads
+from pipeline.bridge.checkpoint import CHECKPOINTS, load_heads
 from pipeline.bridge.upstream import (
     export_decision,
     export_heads,

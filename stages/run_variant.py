@@ -6,7 +6,6 @@ killed one goes on, as every stage does: what it had made lies in the work folde
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from evaluation.variants import (
     cell,
     cell_fingerprint,
     cell_params,
+    is_finished,
 )
 from settings.params import Params
 from workfolder import code_fingerprint, write_json
@@ -47,13 +47,6 @@ def run(params_file: Path, study: Study, name: str, seed: int, metrics: Path | N
     if metrics is not None:
         write_json(metrics, cell_headline(one))
     return one
-
-
-def is_finished(one: Cell, fingerprint: str) -> bool:
-    """Whether a cell is there with exactly these params and inputs."""
-    if not one.record.is_file():
-        return False
-    return json.loads(one.record.read_text(encoding="utf-8")).get("fingerprint") == fingerprint
 
 
 def cell_headline(one: Cell) -> dict[str, float]:

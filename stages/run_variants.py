@@ -19,15 +19,12 @@ from pathlib import Path
 from evaluation.variants import (
     BASELINE,
     Cell,
-    Study,
     cell,
-    cell_fingerprint,
-    cell_params,
+    is_done,
     read_study,
 )
 from gill_errors import StageError
 from gill_progress import Ticker
-from stages.run_variant import is_finished
 
 
 @dataclass
@@ -63,12 +60,6 @@ def run(
         logs = ", ".join(f"{one} ({one.log})" for one in failed)
         raise StageError(f"{len(failed)} of {len(waiting)} cells failed: {logs}")
     return cells
-
-
-def is_done(params_file: Path, study: Study, one: Cell) -> bool:
-    """Whether a cell is finished with these params and caches."""
-    params = cell_params(params_file, study, one.name, one.seed)
-    return is_finished(one, cell_fingerprint(params, study.variant(one.name), one.artifacts))
 
 
 def _run_all(files: tuple[Path, Path], cells: Sequence[Cell], jobs: int) -> list[Cell]:

@@ -6,8 +6,10 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STAGES_INIT = Path("stages/__init__.py")
-ROOMS = ("pipeline", "stages", "cache", "corpora", "miniature", "app", "benchmarks")
+ROOMS = (
+    *("gill", "settings", "pipeline", "cache", "cluster", "corpora", "workfolder", "evaluation"),
+    *("doctor", "miniature", "app", "stages", "benchmarks"),
+)
 
 
 def modules() -> list[Path]:
@@ -27,28 +29,3 @@ def imported_names(module: Path) -> set[str]:
             names.add(node.module or "")
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return names
-
-
-def project_imports(module: Path) -> set[Path]:
-    """Files of the project that a file imports directly."""
-    files: set[Path] = set()
-    for name in imported_names(module):
-        path = Path(*name.split("."))
-        room = path.parts[0] if path.parts else ""
-        candidates = [path.with_suffix(".py"), Path(room) / "__init__.py"]
-        # `stages/__init__.py` is the command line, which reaches every stage and computes nothing.
-        if room in ROOMS:
-            files.update(f for f in candidates if (ROOT / f).is_file() and f != STAGES_INIT)
-    return files
-
-
-def closure(module: Path) -> set[Path]:
-    """A file with every file of the project that it reaches; empty package files are left out."""
-    seen: set[Path] = set()
-    todo = [module]
-    while todo:
-        current = todo.pop()
-        if current not in seen:
-            seen.add(current)
-            todo.extend(project_imports(current))
-    return {f for f in seen if (ROOT / f).read_text(encoding="utf-8").strip()}

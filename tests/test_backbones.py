@@ -5,14 +5,8 @@ import json
 import pytest
 import tiny_models
 
-from pipeline.frozen.backbones import (
-    BackboneError,
-    Backbones,
-    check_widths,
-    files_to_fetch,
-    resolve_backbone,
-    resolve_dtype,
-)
+from pipeline.frozen.backbones import BackboneError, Backbones
+from pipeline.frozen.pinning import check_widths, files_to_fetch, resolve_backbone, resolve_dtype
 
 
 def test_fingerprint_follows_content_not_place(tmp_path):

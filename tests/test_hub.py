@@ -13,7 +13,8 @@ from gill.hub import HubError
 from gill.loading import Gill, GillError
 from miniature.backbones import SHIPPED
 from pipeline.bridge.checkpoint import CheckpointRecord
-from pipeline.frozen.backbones import Backbones, resolve_backbone
+from pipeline.frozen.backbones import Backbones
+from pipeline.frozen.pinning import resolve_backbone
 from pipeline.talking.answers import ReplySettings
 from tests.tiny_gill import FEW, tiny_gill
 

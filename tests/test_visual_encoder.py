@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from pipeline.frozen.backbones import BackboneError, resolve_backbone
+from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.pinning import resolve_backbone
 from pipeline.frozen.visual_encoder import (
     VisualEncoder,
     load_visual_encoder,

@@ -11,6 +11,7 @@ one step and what lies in it belongs together. Nothing is pickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ CurvePoint = dict[str, int | float]
 _METADATA = "gill"
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
+Checkpoint = Literal["last", "best"]
+CHECKPOINTS: dict[Checkpoint, str] = {"last": LAST, "best": BEST}
 
 
 class CheckpointError(GillError):
@@ -268,3 +271,9 @@ def put_optimizer_tensors(
         name, _, key = joined.rpartition("|")
         state.setdefault(index[name], {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def fingerprint_heads(path: Path) -> str:
+    """SHA-256 of a checkpoint file: what an index was built with."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
