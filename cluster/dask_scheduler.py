@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 import distributed
 
-from cluster.crew import Call, Lost, OnResult, logger, visible_gpus
+from cluster.jobs import Call, Lost, OnResult, logger, visible_gpus
 from gill_errors import GillError, UnfitWorkerError
 
 FILE_WAIT = 60.0  # seconds that a scheduler may take to write its scheduler file

@@ -25,8 +25,8 @@ from cluster import (
     map_in_order,
     map_tasks,
 )
-from cluster.crew import Job, do_task, visible_gpus
 from cluster.dask_scheduler import SchedulerUnreachableError, do_sealed, shared_gpus
+from cluster.jobs import Job, do_task, visible_gpus
 
 WORDS = [f"word{i}" for i in range(200)]
 

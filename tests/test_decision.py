@@ -1,6 +1,7 @@
 """The decision model: what it computes, the released weights, and its two files."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,18 +60,33 @@ def test_states_in_half_precision_are_read_in_float32(states: tuple) -> None:
 
 def test_saved_and_loaded_it_decides_alike(states: tuple, tmp_path: Path) -> None:
     model = _model()
-    model.save(tmp_path / "decision")
-    assert sorted(path.name for path in (tmp_path / "decision").iterdir()) == [
+    model.save(tmp_path / "model" / "decision")
+    assert sorted(path.name for path in (tmp_path / "model" / "decision").iterdir()) == [
         "decision.json",
         "decision.safetensors",
     ]
-    again = DecisionModel.load(tmp_path / "decision", heads="h1")
+    again = DecisionModel.load(tmp_path / "model" / "decision", heads="h1")
     assert torch.equal(again.decide(*states), model.decide(*states))
     assert (again.threshold, again.heads) == (0.4, "h1")
     with pytest.raises(DecisionError, match="fitted on heads h1, but the current heads are h2"):
-        DecisionModel.load(tmp_path / "decision", heads="h2")
-    _model(offset=0.5).save(tmp_path / "decision")
-    assert DecisionModel.load(tmp_path / "decision").offset == 0.5
+        DecisionModel.load(tmp_path / "model" / "decision", heads="h2")
+    _model(offset=0.5).save(tmp_path / "model" / "decision")
+    assert DecisionModel.load(tmp_path / "model" / "decision").offset == 0.5
+
+
+def test_a_save_that_fails_leaves_the_model_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _model().save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        _model(offset=0.5).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def _without_slope(folder: Path) -> None:
