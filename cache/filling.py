@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from cache.checksums import row_keys
 from cache.codec import FittedCodec, fit, needs_fitting
@@ -22,6 +21,7 @@ from cache.location import Location, locate
 from cache.lock import run_lock
 from cache.manifest import manifest_location, measure, write_manifest
 from cache.progress import Progress
+from cache.settings import FillingParams
 from cache.store import (
     EmbeddingStore,
     RowStatus,
@@ -39,18 +39,6 @@ DoTasks = Callable[[Iterable[Any], Callable[[Any], None]], None]
 """Does every task, and hands each result to the second argument."""
 OpenCrew = Callable[[Callable[[], Any]], AbstractContextManager[DoTasks]]
 """From what makes the work, in whichever process does it, to who does tasks."""
-
-
-class FillingParams(BaseModel):
-    """How a store is filled: one task is one shard.
-
-    What is stored does not depend on it, save rounding on batch_size.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch_size: int = Field(default=64, ge=1, description="Rows per call of the encoder.")
-    num_readers: int = Field(default=4, ge=1, description="Threads that read and decode rows.")
 
 
 @dataclass

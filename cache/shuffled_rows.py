@@ -8,11 +8,10 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from cache.epoch_order import Window, plan_epoch
 from cache.reading import (
@@ -23,35 +22,9 @@ from cache.reading import (
     opened,
 )
 from cache.row_sources import RowSource, row_source
+from cache.settings import ReadingParams
 from cache.store import EmbeddingStore, RowStatus
 from gill_errors import InputError
-
-
-class ReadingOrder(BaseModel):
-    """What decides the order of an epoch, and which rows it has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    block_rows: int = Field(
-        default=128, ge=1, description="Consecutive rows that are read at once."
-    )
-    buffer_rows: int = Field(
-        default=2048,
-        ge=1,
-        description="Rows that are mixed: of compressed or remote stores two such buffers are held "
-        "in memory, of others the system's page cache serves.",
-    )
-    on_damage: Literal["stop", "skip"] = Field(
-        default="stop",
-        description="A row that fails its checksum when it is first read, or when its file has "
-        "changed since: stop, naming its shard; or skip and report.",
-    )
-
-
-class ReadingParams(ReadingOrder):
-    """How shuffled rows are read."""
-
-    prefetch: int = Field(default=2, ge=1, description="Batches made ahead of the consumer.")
 
 
 class StoresDifferError(InputError):

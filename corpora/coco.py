@@ -6,8 +6,8 @@
 
 from pathlib import Path
 
+from corpora.caption_params import CheckLevel
 from corpora.json_files import finished, identifier, lists, read_json, text, whole_number
-from corpora.picture_checks import CheckLevel
 from corpora.picture_folder import PictureFolder
 from corpora.pictures import PictureError
 from corpora.records import CaptionedImage, Exclusion, Report

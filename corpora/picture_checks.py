@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import PIL
 
+from corpora.caption_params import CheckLevel
 from corpora.pictures import PictureError, PictureErrorKind, check_picture, stat_picture
 from corpora.records import CorpusError
 
-CheckLevel = Literal["decode", "header", "exists"]
 _FORMAT = 1
 _QUERY_SIZE = 500  # SQLite allows 999 variables in older builds
 

@@ -4,9 +4,9 @@ import os
 import re
 from pathlib import Path
 
+from corpora.caption_params import MAX_PIXELS, CheckLevel
 from corpora.caption_sources import PICTURE_SUFFIXES
-from corpora.picture_checks import CheckLevel
-from corpora.pictures import MAX_PIXELS, PictureError, check_picture
+from corpora.pictures import PictureError, check_picture
 from corpora.records import CorpusError
 
 _NUMBER = re.compile(r"\d+$")

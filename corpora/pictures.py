@@ -32,9 +32,9 @@ from PIL import (
 )
 
 from corpora import tar_shards
+from corpora.caption_params import MAX_PIXELS
 from gill_errors import GillError
 
-MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20
 
 PictureErrorKind = Literal[

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cache import Codec, FillingParams, ReadingOrder, ReadingParams
 from cluster import ScaleOutParams
-from corpora.captions import CaptionParams
+from corpora.caption_params import CaptionParams
 from gill_errors import GillError
 from pipeline.settings import (
     DecisionSettings,

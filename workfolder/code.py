@@ -29,7 +29,7 @@ DOES_NOT_DECIDE = (
     # Weights that exist are read exactly, or not at all.
     "stages.trained_weights",
     # Values of params are in the key themselves.
-    "settings", "pipeline.settings",
+    "settings", "cache.settings", "corpora.caption_params", "pipeline.settings",
 )  # fmt: skip
 """Modules, or whole rooms, that do not decide a number of any stage."""
 
@@ -84,14 +84,23 @@ def _defining_module(package: str, name: str) -> str:
     """The module that `from package import name` comes from."""
     if _file(f"{package}.{name}"):
         return f"{package}.{name}"
-    file = _file(package)
-    if file is not None and file.name == "__init__.py":
-        for node in _tree(package).body:
-            if isinstance(node, ast.ImportFrom) and node.module and _file(node.module):
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        return _defining_module(node.module, alias.name)
+    for node in _names_of(package):
+        module = f"{package}.{node.module}" if node.level else node.module
+        for alias in node.names:
+            if (alias.asname or alias.name) == name and module and _file(module):
+                return _defining_module(module, alias.name)
     return package
+
+
+@functools.cache
+def _names_of(package: str) -> tuple[ast.ImportFrom, ...]:
+    """What a package's __init__ imports; where that is lazy, its stub says so."""
+    file = _file(package)
+    if file is None or file.name != "__init__.py":
+        return ()
+    stub = file.with_suffix(".pyi")
+    text = (stub if stub.is_file() else file).read_text(encoding="utf-8")
+    return tuple(node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom))
 
 
 def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:

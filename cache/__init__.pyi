@@ -1,0 +1,79 @@
+from .codec import Codec, FirstPositionVariesError
+from .encoding import Roles
+from .filling import FillReport, ShardsLostError, fill
+from .inspecting import (
+    RowView,
+    StoreDescription,
+    describe,
+    row_panel,
+    store_panel,
+    view_row,
+    write_page,
+)
+from .layout import ArraySpec, StoreSpec
+from .location import WriteFailedError
+from .lock import StoreLockedError
+from .manifest import manifest_location, read_manifest
+from .progress import Progress, print_progress
+from .reading import (
+    Batch,
+    DamagedRowsError,
+    RowsUnavailableError,
+    iterate_blocks,
+    read_rows,
+)
+from .settings import FillingParams, ReadingOrder, ReadingParams
+from .sharing import share_store
+from .shuffled_rows import ShuffledRows, StoresDifferError
+from .store import (
+    EmbeddingStore,
+    NotAStoreError,
+    RowStatus,
+    StoreMismatchError,
+    open_store,
+)
+from .verifying import BadShard, VerifyReport, repair, verify
+
+__all__ = [
+    "ArraySpec",
+    "BadShard",
+    "Batch",
+    "Codec",
+    "DamagedRowsError",
+    "EmbeddingStore",
+    "FillReport",
+    "FillingParams",
+    "FirstPositionVariesError",
+    "NotAStoreError",
+    "Progress",
+    "ReadingOrder",
+    "ReadingParams",
+    "Roles",
+    "RowStatus",
+    "RowView",
+    "RowsUnavailableError",
+    "ShardsLostError",
+    "ShuffledRows",
+    "StoreDescription",
+    "StoreLockedError",
+    "StoreMismatchError",
+    "StoreSpec",
+    "StoresDifferError",
+    "VerifyReport",
+    "WriteFailedError",
+    "describe",
+    "fill",
+    "iterate_blocks",
+    "manifest_location",
+    "open_store",
+    "print_progress",
+    "read_manifest",
+    "read_rows",
+    "repair",
+    "row_panel",
+    "share_store",
+    "store_panel",
+    "verify",
+    "view_row",
+    "write_page",
+]

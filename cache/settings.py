@@ -1,0 +1,46 @@
+"""What this room takes from a params file, apart from the code that obeys it; see also `Codec`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class FillingParams(BaseModel):
+    """How a store is filled: one task is one shard.
+
+    What is stored does not depend on it, save rounding on batch_size.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=64, ge=1, description="Rows per call of the encoder.")
+    num_readers: int = Field(default=4, ge=1, description="Threads that read and decode rows.")
+
+
+class ReadingOrder(BaseModel):
+    """What decides the order of an epoch, and which rows it has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block_rows: int = Field(
+        default=128, ge=1, description="Consecutive rows that are read at once."
+    )
+    buffer_rows: int = Field(
+        default=2048,
+        ge=1,
+        description="Rows that are mixed: of compressed or remote stores two such buffers are held "
+        "in memory, of others the system's page cache serves.",
+    )
+    on_damage: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="A row that fails its checksum when it is first read, or when its file has "
+        "changed since: stop, naming its shard; or skip and report.",
+    )
+
+
+class ReadingParams(ReadingOrder):
+    """How shuffled rows are read."""
+
+    prefetch: int = Field(default=2, ge=1, description="Batches made ahead of the consumer.")

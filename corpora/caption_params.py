@@ -1,0 +1,53 @@
+"""What a params file says about the caption table and its check."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gill_errors import InputError
+
+MAX_PIXELS = 100_000_000
+CheckLevel = Literal["decode", "header", "exists"]
+
+
+class CaptionParams(BaseModel):
+    """The parameters of the caption table and its check."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    table: str = Field(
+        description="TSV with header caption<TAB>image, Parquet, or tar shards (file, folder, glob)"
+    )
+    images_dir: str | None = Field(
+        default=None,
+        description="what the table's image column is relative to; default: its folder",
+    )
+    check: CheckLevel = Field(
+        default="decode",
+        description="decode every picture whole, read its header, or see that it exists; only "
+        "decode identifies a picture by its content rather than by size and time of change",
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS, ge=1, le=178_956_970, description="larger pictures are excluded"
+    )
+    max_caption_chars: int = Field(default=2000, ge=1, description="longer captions are excluded")
+    val_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the images in split val, if the table has no split",
+    )
+    test_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the images in split test, likewise"
+    )
+    allow_outside: bool = Field(
+        default=False, description="accept absolute paths and paths that leave images_dir"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train(self) -> CaptionParams:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise InputError("val_fraction + test_fraction must be less than 1")
+        return self
