@@ -11,7 +11,6 @@ anybody who reaches it can answer under any name.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -32,6 +31,7 @@ from app.annotations import (
     Question,
     Side,
 )
+from app.encoded_pictures import as_png
 from corpora.parti_prompts import (
     agreed_label,
     fleiss_kappa,
@@ -92,9 +92,7 @@ def create_app(
         except PictureError as error:
             raise HTTPException(500, f"the picture cannot be shown: {error.detail}") from error
         shown.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-        buffer = io.BytesIO()
-        shown.save(buffer, "PNG", compress_level=1)
-        return Response(buffer.getvalue(), media_type="image/png")
+        return Response(as_png(shown), media_type="image/png")
 
     @app.put("/answers")
     def answer(given: Answer) -> dict[str, int]:

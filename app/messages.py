@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import math
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from app.encoded_pictures import as_png
 from corpora.pictures import PictureError, open_picture
 from gill_errors import InputError
 from pipeline.talking.answers import GeneratedImage, Part, ReplySettings, RetrievedImage
@@ -294,10 +293,3 @@ def _picture_bytes(url: str, where: str, max_pixels: int, remote: RemotePictureS
     except RemotePictureError as error:
         raise RequestError(str(error), param=where) from error
     return as_png(picture)
-
-
-def as_png(picture: Image.Image) -> bytes:
-    """The picture as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.transcript import picture_uri
+from app.encoded_pictures import picture_uri
 from cache import DamagedRowsError, EmbeddingStore, describe, iterate_blocks, open_store, view_row
 from corpora.caption_table import CaptionTable
 from corpora.pictures import PictureError, open_picture

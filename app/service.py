@@ -17,7 +17,6 @@ unpickled, unless the operator allows its host (`remote`).
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hmac
 import ipaddress
@@ -38,6 +37,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import messages
+from app.encoded_pictures import as_png, data_uri
 from app.kept_pictures import KeptPictures
 from app.messages import ChatRequest, RequestError, RequestLimits
 from app.service_metrics import ServiceMetrics
@@ -357,11 +357,11 @@ class _Answer:
         return _error(500, failure.reason)
 
     async def _picture(self, event: RetrievedImage | GeneratedImage) -> dict[str, Any]:
-        data = await asyncio.to_thread(messages.as_png, event.picture)
+        data = await asyncio.to_thread(as_png, event.picture)
         if self._as_names:
             url = f"{self._base_url}v1/pictures/{self._service.kept.keep(data)}.png"
         else:
-            url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+            url = data_uri(data, "png")
         return messages.picture_part(event, url)
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -14,6 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
+from app.encoded_pictures import picture_uri, preview_uri
 from pipeline.talking.answers import Answer, GeneratedImage, ReplySettings, RetrievedImage, Text
 
 _LARGEST_SHOWN = 512
@@ -37,9 +36,7 @@ class Piece:
     def shown(self) -> str:
         """The picture as a data URI of at most 512 pixels."""
         assert self.picture is not None
-        picture = self.picture.convert("RGB")
-        picture.thumbnail((_LARGEST_SHOWN, _LARGEST_SHOWN))
-        return picture_uri(picture, "PNG" if max(picture.size) <= 128 else "JPEG")
+        return preview_uri(self.picture, _LARGEST_SHOWN)
 
     @property
     def small(self) -> bool:
@@ -130,13 +127,6 @@ def to_json(exchanges: Sequence[Exchange]) -> str:
         for exchange in exchanges
     ]
     return json.dumps({"format": "gill-conversation", "exchanges": described}, indent=1)
-
-
-def picture_uri(picture: Image.Image, kind: str = "PNG") -> str:
-    """A data URI; `kind` is PNG (without loss) or JPEG."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 88} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _describe(piece: Piece) -> dict[str, Any]:
