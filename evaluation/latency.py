@@ -13,7 +13,7 @@ from gill.loading import Gill
 from pipeline.settings import GenerationSettings
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, decode
-from pipeline.talking.generation import gill_conditioning, read_contexts
+from pipeline.talking.reading import read_contexts
 
 _TOKENS = 32
 _TEXT_REPEATS, _RETRIEVAL_REPEATS, _PICTURE_REPEATS = 5, 50, 3
@@ -61,7 +61,7 @@ def latency(gill: Gill, text: str, settings: GenerationSettings, seed: int) -> l
         return results
 
     def generate() -> None:
-        conditioning = gill_conditioning(gill.model, hidden)
+        conditioning = gill.model.conditioning(hidden)
         generator.generate(conditioning, gill.empty_prompt, seeds=[seed], settings=settings)
 
     seconds = _timed(generate, _PICTURE_REPEATS, device)

@@ -31,16 +31,13 @@ from gill_progress import Ticker
 from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import set_up
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import ImageGenerator
-from pipeline.frozen.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
+from pipeline.frozen.text_conditioner import TextConditioner, load_text_conditioner
 from pipeline.frozen.visual_encoder import VisualEncoder
 from pipeline.settings import GenerationSettings
-from pipeline.talking.generation import (
-    generate_pictures,
-    gill_conditioning,
-    read_contexts,
-    text_conditioning,
-)
+from pipeline.talking.generation import generate_pictures, text_conditioning
+from pipeline.talking.reading import read_contexts
 from settings.params import Params
 
 Method = Literal["generator", "gill"]
@@ -182,7 +179,7 @@ class PictureWorker:
             return text_conditioning(self._conditioner, [e.prompt for e in batch.examples])
         contexts = [opened(example.context) for example in batch.examples]
         hidden = read_contexts(self._models.model, self._models.encoder, contexts)
-        return gill_conditioning(self._models.model, hidden)
+        return self._models.model.conditioning(hidden)
 
     @cached_property
     def _conditioner(self) -> TextConditioner:

@@ -21,7 +21,7 @@ from gill.loading import Gill
 from gill_progress import Ticker
 from miniature.language import EVERYTHING, caption
 from miniature.world import SCENES, SCENES_OF, Scene, render
-from pipeline.talking.generation import read_contexts
+from pipeline.talking.reading import read_contexts
 from settings.evaluation import EvaluationParams
 
 KS = (1, 5, 10)

@@ -36,7 +36,7 @@ from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbones
 from pipeline.settings import GenerationSettings
-from pipeline.talking.generation import read_contexts
+from pipeline.talking.reading import read_contexts
 from settings.params import Params
 from workfolder import WorkFolder, code_of, place, write_json
 

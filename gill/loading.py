@@ -41,18 +41,19 @@ from pipeline.bridge.checkpoint import (
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import pick_device
 from pipeline.frozen.backbones import Backbones, Role
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import ImageGenerator, load_image_generator
 from pipeline.frozen.language_model import load_language_model
-from pipeline.frozen.text_conditioner import Conditioning, TextConditioner, load_text_conditioner
+from pipeline.frozen.text_conditioner import TextConditioner, load_text_conditioner
 from pipeline.frozen.visual_encoder import VisualEncoder, load_visual_encoder
 from pipeline.settings import GenerationRun, GenerationSettings
 from pipeline.talking.answers import ConversationError, Part, Reply, ReplySettings
 from pipeline.talking.captioning import CAPTION_PROMPT, CAPTION_TOKENS, caption_pictures
 from pipeline.talking.conversation import Conversation, reply_together
 from pipeline.talking.decision import DecisionModel
-from pipeline.talking.generation import read_contexts
 from pipeline.talking.index_files import load_index
 from pipeline.talking.likelihood import Likelihood, log_likelihoods
+from pipeline.talking.reading import read_contexts
 from pipeline.talking.retrieval import Retrieved
 from pipeline.talking.speaker import Speaker
 from workfolder import WorkFolder

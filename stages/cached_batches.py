@@ -20,8 +20,8 @@ from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.devices import sent
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.language_model import LanguageModel
-from pipeline.frozen.text_conditioner import Conditioning
 
 EncodeCaptions = Callable[[Sequence[str]], Conditioning]
 

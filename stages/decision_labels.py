@@ -40,7 +40,8 @@ from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.devices import set_up
 from pipeline.settings import DecisionSettings
 from pipeline.talking.decision_fitting import fit_decision
-from pipeline.talking.generation import generate_pictures, gill_conditioning, read_contexts
+from pipeline.talking.generation import generate_pictures
+from pipeline.talking.reading import read_contexts
 from pipeline.talking.retrieval import RetrievalIndex
 from settings.params import Params
 from stages.trained_weights import read_weights
@@ -163,7 +164,7 @@ def _oracle_labels(
     with Ticker("pictures to judge") as ticker:
         generated = generate_pictures(
             gill.generator,
-            gill_conditioning(gill.model, hidden),
+            gill.model.conditioning(hidden),
             gill.empty_prompt,
             params.generation_settings,
             params.decision.seed,

@@ -19,7 +19,8 @@ from gill.loading import Gill
 from gill_errors import StageError
 from gill_progress import Ticker
 from pipeline.devices import set_up
-from pipeline.talking.generation import generate_pictures, gill_conditioning, read_contexts
+from pipeline.talking.generation import generate_pictures
+from pipeline.talking.reading import read_contexts
 from settings.params import Params
 
 _BLOCK = 32
@@ -64,7 +65,7 @@ def _make_block(
     hidden = read_contexts(gill.model, gill.encoder, [[rows[i].prompt] for i in span])
     generated = generate_pictures(
         gill.generator,
-        gill_conditioning(gill.model, hidden),
+        gill.model.conditioning(hidden),
         gill.empty_prompt,
         params.generation_settings,
         params.decision.seed + span.start,

@@ -19,7 +19,8 @@ from gill.frozen import read_backbones
 from gill_progress import Ticker
 from pipeline.devices import Arriving, set_up
 from pipeline.frozen.backbones import Backbone
-from pipeline.frozen.text_conditioner import Conditioning, load_text_conditioner
+from pipeline.frozen.conditioning import Conditioning
+from pipeline.frozen.text_conditioner import load_text_conditioner
 from settings.params import Params, RunParams
 from stages.caption_rows import KeyedRow, KeyedRows
 

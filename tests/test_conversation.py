@@ -24,7 +24,7 @@ from pipeline.talking.decision import DecisionModel
 from pipeline.talking.decoding import DecodingSettings, decode
 from pipeline.talking.likelihood import log_likelihoods
 from pipeline.talking.speaker import Speaker
-from tests.tiny_gill import COLORS, FEW, R, tiny_gill
+from tests.tiny_gill import COLORS, FEW, K, R, tiny_gill
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +147,14 @@ def test_streamed_events_come_in_order_with_the_picture_s_steps(speaker):
 
 
 def test_texts_are_set_off_by_one_space_and_pictures_by_none(speaker, picture):
-    ids = [
-        ids.tolist()
-        for ids, _ in speaker.embed(["a red", "ring", picture, "it", "\nturns"])
-        if ids is not None
-    ]
+    turn = ["a red", "ring", picture, "it", "\nturns"]
     tokens = speaker.language_model.tokenizer
-    expected = ["a red", " ring", "it", "\nturns"]
-    assert ids == [tokens(text, add_special_tokens=False)["input_ids"] for text in expected]
+    for after_text, expected in ((False, "a red ring"), (True, " a red ring")):
+        [(first, _), (none, vectors), (last, _)] = speaker.embed(turn, after_text=after_text)
+        assert first.tolist() == tokens(expected, add_special_tokens=False)["input_ids"]
+        assert last.tolist() == tokens("it\nturns", add_special_tokens=False)["input_ids"]
+        assert none is None
+        assert len(vectors) == K
 
 
 def test_a_broken_off_turn_was_never_said(speaker):

@@ -10,8 +10,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from transformers import PreTrainedModel
 
 from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import load_image_generator
-from pipeline.frozen.text_conditioner import Conditioning, load_text_conditioner
+from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.settings import GenerationSettings
 
 SETTINGS = GenerationSettings(steps=3, guidance=3.0, scheduler="ddim", batch_size=2)

@@ -20,8 +20,8 @@ from gill.dimensions import DimensionError, check_dimensions
 from gill.loading import Gill, read_empty_prompt
 from pipeline.bridge.checkpoint import read_record
 from pipeline.frozen.backbones import Backbones
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import load_image_generator
-from pipeline.frozen.text_conditioner import Conditioning
 from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import GeneratedImage
 from stages.cli import app

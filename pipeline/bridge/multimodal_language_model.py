@@ -23,6 +23,7 @@ from pipeline.bridge.heads import Heads
 from pipeline.bridge.image_tokens import embed_with_image_tokens
 from pipeline.bridge.losses import at_least_float32
 from pipeline.bridge.streams import FILLED, Row, Stream, captioning_stream, image_streams
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.packing import Packing
 
@@ -89,6 +90,15 @@ class MultimodalLanguageModel(nn.Module):
         with self._compute():
             out = self.heads.pooled_projection(self._as_parameters(hidden.mean(dim=1)))
         return at_least_float32(out)
+
+    @torch.no_grad()
+    def conditioning(self, hidden: Float[Tensor, "B r e"], batch_size: int = 64) -> Conditioning:
+        """What the frozen generator reads in place of its own text encoder's output."""
+        parts = hidden.split(batch_size)
+        embedding = torch.cat([self.generation_embedding(part) for part in parts])
+        if self.heads.pooled_projection is None:
+            return Conditioning(embedding)
+        return Conditioning(embedding, torch.cat([self.generation_pooled(part) for part in parts]))
 
     def text_query(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B p"]:
         """The retrieval query: W_t2i on the hidden state of [IMG1], normalised."""

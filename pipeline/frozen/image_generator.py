@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gill_errors import InputError
 from pipeline.frozen.backbones import BackboneError
-from pipeline.frozen.text_conditioner import Conditioning
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.settings import GenerationSettings
 
 OnStep = Callable[[int, int, list[Image.Image] | None], None]

@@ -8,24 +8,14 @@ condition: L positions of width D, padding included, and for XL a pooled vector 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from jaxtyping import Float
 from safetensors import SafetensorError
-from torch import Tensor
 
 from pipeline.frozen.backbones import BackboneError
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the generator reads for B prompts."""
-
-    embedding: Float[Tensor, "B L D"]
-    pooled: Float[Tensor, "B Dp"] | None = None
+from pipeline.frozen.conditioning import Conditioning
 
 
 class TextConditioner:

@@ -1,4 +1,4 @@
-"""Contexts to pictures in bulk: what the evaluations of section 4 have in common.
+"""Pictures in bulk: what the evaluations of section 4 have in common.
 
 GILL reads interleaved text and pictures, the generator's own text encoder reads words in their
 place. Every example has its own seed, so that a result does not depend on the batch.
@@ -6,105 +6,15 @@ place. Every example has its own seed, so that a result does not depend on the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
-from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import ImageGenerator
-from pipeline.frozen.text_conditioner import Conditioning, TextConditioner
-from pipeline.frozen.visual_encoder import VisualEncoder
+from pipeline.frozen.text_conditioner import TextConditioner
 from pipeline.settings import GenerationSettings
-
-
-@torch.no_grad()
-def read_contexts(
-    model: MultimodalLanguageModel,
-    encoder: VisualEncoder,
-    contexts: Sequence[Sequence[str | Image.Image]],
-    batch_size: int = 32,
-) -> Float[Tensor, "N r e"]:
-    """Hidden states of the [IMG] tokens appended to each context.
-
-    Neighbouring texts are joined by one space. A context that passes the language model's positions
-    loses tokens of its beginning, never the end.
-    """
-    language_model = model.language_model
-    room = language_model.max_positions - model.heads.sizes.r - len(language_model.start_ids)
-    start = torch.tensor(language_model.start_ids, dtype=torch.int64)
-    hidden: list[Tensor] = []
-    for first in range(0, len(contexts), batch_size):
-        batch = []
-        for parts in _embedded(model, encoder, contexts[first : first + batch_size]):
-            kept = _drop_beginning(parts, room)
-            batch.append([start, *kept] if len(start) else kept)
-        hidden.append(model.image_hidden(batch))
-    return torch.cat(hidden)
-
-
-def _embedded(
-    model: MultimodalLanguageModel,
-    encoder: VisualEncoder,
-    contexts: Sequence[Sequence[str | Image.Image]],
-) -> list[list[Tensor]]:
-    """Per context its texts as ids and its pictures as visual prefixes; all pictures in one go."""
-    pictures = [part for context in contexts for part in context if not isinstance(part, str)]
-    prefixes: Iterator[Tensor] = iter(())
-    if pictures:
-        pooled = encoder.encode_pictures(pictures).to(model.language_model.device, torch.float32)
-        prefixes = iter(model.visual_prefix(pooled))
-    tokenizer = model.language_model.tokenizer
-
-    def embed(part: str | Image.Image) -> Tensor:
-        if not isinstance(part, str):
-            return next(prefixes)
-        ids = tokenizer(part, add_special_tokens=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.int64)
-
-    return [[embed(part) for part in join_texts(context)] for context in contexts]
-
-
-def join_texts(context: Sequence[str | Image.Image]) -> list[str | Image.Image]:
-    """Neighbouring texts as one, joined by a space; none is added beside pictures, as in training.
-
-    ["a b", "c", picture, "d"] -> ["a b c", picture, "d"]
-    """
-    joined: list[str | Image.Image] = []
-    for part in context:
-        if not isinstance(part, str):
-            joined.append(part)
-        elif joined and isinstance(joined[-1], str):
-            joined[-1] = f"{joined[-1]} {part}"
-        else:
-            joined.append(part)
-    return joined
-
-
-def _drop_beginning(parts: list[Tensor], room: int) -> list[Tensor]:
-    """Cut whole pictures and single words off the front until at most `room` positions remain."""
-    parts = list(parts)
-    excess = sum(map(len, parts)) - room
-    while excess > 0:
-        first = parts.pop(0)
-        if not first.is_floating_point() and len(first) > excess:
-            parts.insert(0, first[excess:])
-        excess -= len(first)
-    return parts
-
-
-@torch.no_grad()
-def gill_conditioning(
-    model: MultimodalLanguageModel, hidden: Float[Tensor, "N r e"], batch_size: int = 64
-) -> Conditioning:
-    """What the trained mapper gives the generator."""
-    batches = hidden.split(batch_size)
-    embedding = torch.cat([model.generation_embedding(part) for part in batches])
-    if model.heads.pooled_projection is None:
-        return Conditioning(embedding)
-    return Conditioning(embedding, torch.cat([model.generation_pooled(part) for part in batches]))
 
 
 def text_conditioning(

@@ -13,9 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.frozen.image_generator import OnStep
-from pipeline.frozen.text_conditioner import Conditioning
 from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import GeneratedImage, Progress
 from pipeline.talking.speaker import Speaker
@@ -60,7 +58,7 @@ def _make_batch(
     generator = speaker.generator
     assert generator is not None
     generation, negative_prompt = jobs[0][0].generation, jobs[0][0].negative_prompt
-    prompts = _conditioning(speaker.model, torch.cat([picture.hidden for picture, _ in jobs]))
+    prompts = speaker.model.conditioning(torch.cat([picture.hidden for picture, _ in jobs]))
     away = speaker.empty_prompt
     if negative_prompt:
         assert speaker.conditioner is not None
@@ -96,14 +94,6 @@ def _make_batch(
         if len(picture.made) == len(picture.seeds):
             picture.result = _best(speaker, picture)
             yield picture.row, None
-
-
-@torch.no_grad()
-def _conditioning(model: MultimodalLanguageModel, hidden: Float[Tensor, "B r e"]) -> Conditioning:
-    pooled = None
-    if model.heads.pooled_projection is not None:
-        pooled = model.generation_pooled(hidden)
-    return Conditioning(model.generation_embedding(hidden), pooled)
 
 
 @torch.no_grad()

@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from pipeline.bridge.heads import Heads
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import ImageGenerator
 from pipeline.frozen.language_model import LanguageModel
-from pipeline.frozen.text_conditioner import Conditioning, TextConditioner
+from pipeline.frozen.text_conditioner import TextConditioner
 from pipeline.frozen.visual_encoder import VisualEncoder
 from pipeline.settings import GenerationSettings
-from pipeline.talking.answers import ConversationError, Part
+from pipeline.talking.answers import Part
 from pipeline.talking.decision import DecisionModel
+from pipeline.talking.reading import Embedded, embed_contexts
 from pipeline.talking.retrieval import RetrievalIndex
 
 
@@ -52,36 +54,9 @@ class Speaker:
         """The trained parts."""
         return self.model.heads
 
-    @torch.no_grad()
-    def embed(
-        self, parts: Sequence[Part], *, after_text: bool = False
-    ) -> list[tuple[Int64[Tensor, " n"] | None, Float[Tensor, "n e"]]]:
-        """Per part its ids (None for a picture) and its input vectors; k of them per picture.
-
-        A text that follows a text is set off by one space, as captions of one story are in
-        training; beside pictures none is added.
-
-        Raises ConversationError for a part that is neither text nor picture.
-        """
-        model = self.language_model
-        embedded: list[tuple[Tensor | None, Tensor]] = []
-        for number, part in enumerate(parts, 1):
-            if isinstance(part, str):
-                spaced = f" {part}" if after_text and part and not part[0].isspace() else part
-                ids = model.tokenizer(spaced, add_special_tokens=False)["input_ids"]
-                tokens = torch.tensor(ids, dtype=torch.int64)
-                embedded.append((tokens, model.embed(tokens)))
-                after_text = not part[-1].isspace() if part else after_text
-            elif isinstance(part, Image.Image):
-                pooled = self.encoder.encode_pictures([part]).to(model.device, torch.float32)
-                embedded.append((None, self.model.visual_prefix(pooled)[0]))
-                after_text = False
-            else:
-                raise ConversationError(
-                    f"part {number} of the turn is a {type(part).__name__}; give text (str) or a "
-                    "picture (PIL.Image.Image)"
-                )
-        return embedded
+    def embed(self, parts: Sequence[Part], *, after_text: bool = False) -> list[Embedded]:
+        """A turn's parts as the language model reads them; see `embed_contexts`."""
+        return embed_contexts(self.model, self.encoder, [parts], after_text=after_text)[0]
 
     @torch.no_grad()
     def start(self) -> Float[Tensor, "n e"]:

@@ -1,0 +1,119 @@
+"""How interleaved texts and pictures are read: the one way, in talks, retrieval and evaluation.
+
+    ["how does", "this look", picture]  ->  ids and vectors [n, e] of "how does this look", and
+                                            k vectors of the picture
+
+Letters: N contexts, n positions of a part, e language-model width, r [IMG] tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor
+
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.frozen.visual_encoder import VisualEncoder
+from pipeline.talking.answers import ConversationError, Part
+
+Embedded = tuple[Int64[Tensor, " _"] | None, Float[Tensor, "_ e"]]
+"""A part's ids (None for a picture) and its input vectors, k of them for a picture."""
+
+
+@torch.no_grad()
+def embed_contexts(
+    model: MultimodalLanguageModel,
+    encoder: VisualEncoder,
+    contexts: Sequence[Sequence[Part]],
+    *,
+    after_text: bool = False,
+) -> list[list[Embedded]]:
+    """Per context its parts as the language model reads them; all pictures are encoded in one go.
+
+    Neighbouring texts are one part, set off by one space, as captions of one story are in training;
+    beside pictures none is added. `after_text`: so is a text that begins a context.
+
+    Raises ConversationError for a part that is neither text nor picture.
+    """
+    for context in contexts:
+        for number, part in enumerate(context, 1):
+            if not isinstance(part, str | Image.Image):
+                raise ConversationError(
+                    f"part {number} of the turn is a {type(part).__name__}; give text (str) or a "
+                    "picture (PIL.Image.Image)"
+                )
+    language_model = model.language_model
+    pictures = [part for context in contexts for part in context if not isinstance(part, str)]
+    prefixes: Iterator[Tensor] = iter(())
+    if pictures:
+        pooled = encoder.encode_pictures(pictures).to(language_model.device, torch.float32)
+        prefixes = iter(model.visual_prefix(pooled))
+
+    def embed(part: Part) -> Embedded:
+        if not isinstance(part, str):
+            return None, next(prefixes)
+        tokens = language_model.tokenizer(part, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor(tokens, dtype=torch.int64)
+        return ids, language_model.embed(ids)
+
+    return [[embed(part) for part in join_texts(context, after_text)] for context in contexts]
+
+
+@torch.no_grad()
+def read_contexts(
+    model: MultimodalLanguageModel,
+    encoder: VisualEncoder,
+    contexts: Sequence[Sequence[Part]],
+    batch_size: int = 32,
+) -> Float[Tensor, "N r e"]:
+    """Hidden states of the [IMG] tokens appended to each context, which stands alone.
+
+    A context that passes the language model's positions loses tokens of its beginning, never the
+    end.
+    """
+    language_model = model.language_model
+    start = torch.tensor(language_model.start_ids, dtype=torch.int64)
+    room = language_model.max_positions - model.heads.sizes.r - len(start)
+    hidden: list[Tensor] = []
+    for first in range(0, len(contexts), batch_size):
+        batch = embed_contexts(model, encoder, contexts[first : first + batch_size])
+        kept = [[start, *_drop_beginning(parts, room)] for parts in batch]
+        hidden.append(model.image_hidden(kept))
+    return torch.cat(hidden)
+
+
+def join_texts(context: Sequence[Part], after_text: bool = False) -> list[Part]:
+    """Neighbouring texts as one, with one space between them where there is none.
+
+    ["a b", "c", picture, "d", "\\ne"] -> ["a b c", picture, "d\\ne"]
+    """
+    joined: list[Part] = []
+    open_end = after_text  # whether a text that comes now goes on from another
+    for part in context:
+        if not isinstance(part, str):
+            joined.append(part)
+            open_end = False
+        elif part:
+            text = f" {part}" if open_end and not part[0].isspace() else part
+            open_end = not part[-1].isspace()
+            if joined and isinstance(last := joined[-1], str):
+                joined[-1] = last + text
+            else:
+                joined.append(text)
+    return joined
+
+
+def _drop_beginning(parts: Sequence[Embedded], room: int) -> list[Tensor]:
+    """Cut whole pictures and single words off the front until at most `room` positions remain."""
+    excess = sum(len(vectors) for _, vectors in parts) - room
+    kept: list[Tensor] = []
+    for ids, vectors in parts:
+        lost = 0
+        if excess > 0:
+            lost = len(vectors) if ids is None else min(excess, len(vectors))
+        excess -= lost
+        kept.append(vectors[lost:])
+    return kept
