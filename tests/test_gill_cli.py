@@ -140,7 +140,7 @@ def test_a_caption_is_the_one_that_the_evaluation_measures(run, gill, monkeypatc
     for i, name in enumerate(names):
         Image.effect_mandelbrot((32, 32), (-2 + i / 3, -1.5, 1, 1.5), 40).save(name)
     images = [CaptionedImage(name, name, ("a ring.", "a cross.")) for name in names]
-    store = EvaluationStore(Path("evaluation"), {"gill": "x"})
+    store = EvaluationStore({"gill": Path("evaluation")})
     _, records = captioning(gill, CocoSource(images, 6), EvaluationParams(), store)
     measured = [record.texts["gill"] for record in records]
     assert [run("caption", name) for name in names] == [f"{text}\n" for text in measured]
