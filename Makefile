@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro ablations findings test lint app bench bench-gpu clean
+.PHONY: help install repro plots experiments ablations findings test lint app bench bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,15 +22,24 @@ install: .venv/.installed  ## Build .venv with the pinned dependencies (about 3 
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[app,dev]'
 	@touch $@
 
+.dvc/plots.html: .venv/.installed
+	@$(BIN)/stages plots-page
+
 .dvc/config.local:
 	@test -e .git || { echo "No .git here: DVC runs without version control (git init gives you its experiments)."; \
 	  printf '[core]\n    no_scm = true\n' > $@; }
 
-repro: install .dvc/config.local  ## Run the whole pipeline: train, evaluate, report (about 5 minutes)
+repro: install .dvc/config.local .dvc/plots.html  ## Run the whole pipeline: train, evaluate, report (about 5 minutes)
 	@echo "dvc repro: nine stages, about 5 minutes on 2 cores; a finished stage is not run again."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo "Done. Open artifacts/report/index.html in a browser."
 	@echo "Talk to it: $(BIN)/gill ask \"in the desert on the left a small red ring.\""
+
+plots: install .dvc/plots.html  ## Curves of the run, and of experiments (EXPERIMENTS="r4 r2")
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc plots $(if $(EXPERIMENTS),diff $(EXPERIMENTS),show)
+
+experiments: install  ## Params and numbers of all experiments side by side
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp show --only-changed --hide-workspace --no-pager --drop '^(artifacts|inputs)/|^(cache|corpora|evaluation|gill|miniature|pipeline|stages)(/|$$)'
 
 ablations: install .dvc/config.local  ## Tables 3 and 4: every variant with one seed, as DVC experiments (about 15 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

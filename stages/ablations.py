@@ -22,9 +22,6 @@ from stages import run_variants
 from stages.run_variant import cell_headline
 from workfolder import write_json
 
-SHOW = "dvc exp show --only-changed --hide-workspace --drop '^(artifacts|inputs|metrics)/|^[a-z]+$'"
-"""Less the columns that are hashes of files and folders."""
-
 
 def run(params_file: Path, *, seed: int, jobs: int) -> None:
     """Run what is not finished, then keep all of it as experiments where there is a git repository.
@@ -46,7 +43,7 @@ def run(params_file: Path, *, seed: int, jobs: int) -> None:
     finally:
         for path, content in before.items():
             path.write_bytes(content)
-    print(f"side by side: {SHOW}")
+    print("side by side: make experiments")
 
 
 def _save(params_file: Path, study: Study, name: str, seed: int, numbers: Path) -> None:

@@ -268,6 +268,17 @@ def work(
 
 
 @app.command()
+def plots_page() -> None:
+    """Have `dvc plots show` work without a network.
+
+    Reads nothing. Writes .dvc/plots.html, the template that .dvc/config names.
+    """
+    from stages import plots_page as command
+
+    _run(command.write)
+
+
+@app.command()
 def accept(params: ParamsFile = PARAMS) -> None:
     """Say that the edits of code since the last run change no number: nothing runs again.
 

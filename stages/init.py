@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gill_errors import StageError
 from settings.params import read_params
+from stages import plots_page
 from workfolder import watch_files
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
@@ -15,7 +16,7 @@ _INPUTS = ("captions", "backbones", "train", "candidates", "decision", "evaluati
 _FILES = {
     ".gitignore": "/artifacts/\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n",
     ".dvcignore": "work\n__pycache__\n.venv\n",
-    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n/plots.html\n",
 }
 
 
@@ -60,6 +61,7 @@ def run(preset: str, table: str | None, folder: Path = Path()) -> None:
         (folder / "inputs" / name).mkdir(parents=True, exist_ok=True)
         (folder / "inputs" / name / ".gitkeep").touch()
     link_code(folder)
+    plots_page.write(folder / plots_page.PAGE)
     read_params(folder / "params.yaml")
     print(f"written: {', '.join(files)}. Now: dvc repro")
 
@@ -72,7 +74,8 @@ def link_code(folder: Path = Path()) -> None:
 
 def _config(folder: Path) -> str:
     config = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"
+    plots = "[plots]\n    html_template = plots.html\n"
     has_git = any(
         (parent / ".git").exists() for parent in [folder.resolve(), *folder.resolve().parents]
     )
-    return config if has_git else f"{config}    no_scm = true\n"
+    return config + ("" if has_git else "    no_scm = true\n") + plots
