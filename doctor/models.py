@@ -166,11 +166,6 @@ def _check_dimensions(models: Models, params: Params) -> None:
             f"batches.max_caption_tokens: a packed pair takes up to {longest} positions, "
             f"{params.backbones.language_model} has {shallow.max_positions}"
         )
-    if shallow.dtype == torch.float16:
-        models.problems.append(
-            "backbones.language_model_dtype: gradients underflow in float16: train with bfloat16 "
-            "or float32"
-        )
     try:
         with torch.device("meta"):
             models.trained = count_parameters(Heads(sizes))

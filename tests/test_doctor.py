@@ -137,13 +137,9 @@ def test_missing_models_and_forbidden_downloads_are_named(tmp_path):
 @pytest.mark.usefixtures("few_variants")
 def test_impossible_combinations_are_named(tmp_path):
     mixed = tiny_models.stable_diffusion(tmp_path / "mixed", width=16, cross=24)
-    params = changed(
-        backbones={"image_generator": str(mixed), "language_model_dtype": "float16"},
-        batches={"max_caption_tokens": 500},
-    )
+    params = changed(backbones={"image_generator": str(mixed)}, batches={"max_caption_tokens": 500})
     problems = doctor.outline_models(params, None).problems
     assert any("width 16" in p and "takes 24" in p for p in problems)
-    assert any("float16" in p for p in problems)
     assert any("max_caption_tokens" in p for p in problems)
 
 
@@ -154,7 +150,7 @@ def test_what_does_not_fit_comes_with_what_to_do(monkeypatch):
     findings = doctor.examine(params, "params.yaml", card="0.3")
     problem = next(p for p in findings.problems if p.startswith("train needs"))
     assert "a card of 0.3 GB has 0.3" in problem
-    assert "training.micro_batch_size: 50" in problem
+    assert "set run.micro_batch_size: 50" in problem
 
 
 def test_too_many_files_and_too_little_disk_are_problems(monkeypatch):

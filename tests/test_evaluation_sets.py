@@ -1,6 +1,5 @@
 """What each table is generated from, on small sources, and what is kept between runs."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -100,33 +99,40 @@ def test_the_miniature_leaves_out_ablations_and_250_steps():
     assert named.chosen(miniature=True) == ("table_8", "table_3")
 
 
-def test_the_store_keeps_what_the_same_models_made(tmp_path, capsys):
+def test_the_store_keeps_what_each_method_made(tmp_path):
     picture = Image.new("RGB", (3, 2), (1, 2, 3))
-    makers = {"generator": "g", "gill": "h"}
-    store = EvaluationStore(tmp_path, makers)
+    folders = {"generator": tmp_path / "g", "gill": tmp_path / "h"}
+    store = EvaluationStore(folders)
+    assert (store.picture("gill", "00ff"), store.text("k")) == (None, None)
     path = store.save_picture("gill", "story_1", 7, "00ff", picture)
-    store.save_picture("generator", "story_1", 7, "00ff", picture)
+    assert path == tmp_path / "h/story_1/00007-00ff.png"
+    assert store.picture("gill", "00ff") == path
+    assert store.picture("generator", "00ff") is None
+    baseline = store.save_picture("generator", "story_1", 7, "00ff", picture)
     store.save_texts({"k": "two\nlines é"})
-    with (tmp_path / "texts.jsonl").open("a") as stream:
+    with (tmp_path / "h/texts.jsonl").open("a") as stream:
         stream.write('{"key": "half", "te')
-    assert path.name == "00007-00ff.png"
 
-    again = EvaluationStore(tmp_path, makers)
-    assert again.picture("gill", "00ff") == path
-    assert again.picture("gill", "11ff") is None
+    again = EvaluationStore(folders)
+    assert (again.picture("gill", "00ff"), again.picture("gill", "11ff")) == (path, None)
+    assert again.picture("generator", "00ff") == baseline
+    assert Image.open(path).getpixel((0, 0)) == (1, 2, 3)
     assert (again.text("k"), again.text("half")) == ("two\nlines é", None)
     again.save_texts({"half": "whole"})
-    assert EvaluationStore(tmp_path, {"gill": "h"}).text("half") == "whole"
-    assert capsys.readouterr().out == ""
+    whole = EvaluationStore({"gill": tmp_path / "h"})
+    assert (whole.text("k"), whole.text("half")) == ("two\nlines é", "whole")
 
-    other = EvaluationStore(tmp_path, {"gill": "other", "generator": "g"})
-    assert other.picture("gill", "00ff") is None
-    assert other.picture("generator", "00ff") is not None
-    assert other.text("k") is None
-    assert capsys.readouterr().out.count("removed") == 1
-    (tmp_path / "state.json").write_text("damaged")
-    assert EvaluationStore(tmp_path, makers).picture("generator", "00ff") is None
-    assert json.loads((tmp_path / "state.json").read_text()) == makers
+
+def test_other_models_find_nothing_in_the_store_and_remove_nothing(tmp_path):
+    store = EvaluationStore({"gill": tmp_path / "h"})
+    path = store.save_picture("gill", "story_1", 7, "00ff", Image.new("RGB", (3, 2)))
+    store.save_texts({"k": "text"})
+    other = EvaluationStore({"gill": tmp_path / "other", "generator": tmp_path / "g"})
+    assert (other.picture("gill", "00ff"), other.text("k")) == (None, None)
+    other.save_picture("gill", "story_1", 7, "00ff", Image.new("RGB", (3, 2)))
+    same = EvaluationStore({"gill": tmp_path / "h"})
+    assert (same.picture("gill", "00ff"), same.text("k")) == (path, "text")
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_keys_tell_every_part_apart():
