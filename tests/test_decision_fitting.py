@@ -126,7 +126,7 @@ def test_the_linear_classifier_learns_what_the_heuristic_cannot_see(fitted: tupl
 
 
 def test_the_classifier_is_scikit_learns_with_the_penalty_that_does_best_out_of_fold() -> None:
-    hidden, similarity, labels = _data()
+    hidden, similarity, labels = _data(seed=5)
     train = np.arange(240) % 4 != 0
     settings = DecisionSettings(seed=3, folds=4)
     model, metrics = fit_decision(
@@ -146,6 +146,13 @@ def test_the_classifier_is_scikit_learns_with_the_penalty_that_does_best_out_of_
     chosen = metrics["chosen"]["regularisation"]
     assert metrics["chosen"]["cross_validated_macro_f1"] == pytest.approx(quality[chosen])
     assert quality[chosen] == max(quality.values()) > min(quality.values())
+    scores = cross_val_predict(
+        pipelines[chosen], x[train], y[train], cv=folds, method="decision_function"
+    )
+    p = 1 / (1 + np.exp(-(model.slope * scores + model.offset)))
+    assert np.abs(p.mean() - y[train].mean()) < 1e-3  # as Platt's method has it
+    macro = [f1_score(y[train], p >= at / 100, average="macro") for at in range(101)]
+    assert macro[round(100 * model.threshold)] == max(macro) > macro[50]
     logits = model.logits(hidden, similarity)
     expected = pipelines[chosen].fit(x[train], y[train]).decision_function(x)
     assert (logits[:, 0] - logits[:, 1]).numpy() == pytest.approx(expected, abs=1e-3)
@@ -312,10 +319,21 @@ def test_what_cannot_be_fitted_is_refused(fitted: tuple) -> None:
         fit_decision(hidden, similarity, ["gen", "same", *labels[2:]], DecisionSettings())
     with pytest.raises(DecisionError, match="labelled 'ret'; at least 5"):
         fit_decision(hidden, similarity, ["gen"] * 40, DecisionSettings())
-    with pytest.raises(DecisionError, match="not finite"):
-        fit_decision(hidden, similarity / 0, labels, DecisionSettings())
+    for states, close in ((hidden, similarity / 0), (hidden / 0, similarity)):
+        with pytest.raises(DecisionError, match="not finite"):
+            fit_decision(states, close, labels, DecisionSettings(use_similarity=False))
     with pytest.raises(DecisionError, match="too few labels to draw test rows of each"):
         fit_decision(hidden, similarity, ["gen"] * 39 + ["ret"], DecisionSettings())
     alone = torch.arange(40) < 1
     with pytest.raises(DecisionError, match="training and 0 test rows are labelled"):
         fit_decision(hidden, similarity, labels, DecisionSettings(), test=alone)
+
+
+def test_a_training_row_of_each_label_per_fold_is_enough() -> None:
+    hidden, similarity, _ = _data(12)
+    labels = ["gen", "ret"] * 6
+    settings = DecisionSettings(regularisation=(1.0,))
+    _, metrics = fit_decision(hidden, similarity, labels, settings, test=torch.arange(12) >= 10)
+    assert metrics["rows"] == {"train_gen": 5, "train_ret": 5, "test_gen": 1, "test_ret": 1}
+    with pytest.raises(DecisionError, match="4 training and 2 test rows are labelled 'gen'"):
+        fit_decision(hidden, similarity, labels, settings, test=torch.arange(12) >= 8)
