@@ -219,8 +219,8 @@ def fit_decision(params: ParamsFile = PARAMS) -> None:
 def evaluate(params: ParamsFile = PARAMS) -> None:
     """Generate, retrieve and score on held-out examples.
 
-    Reads artifacts/model, artifacts/index and the test split. Writes artifacts/evaluation and
-    metrics/evaluation.json.
+    Reads artifacts/model, artifacts/index and the test split. Writes artifacts/evaluation,
+    metrics/evaluation.json and the headline numbers metrics/gill.json.
     """
     from settings.params import read_params
     from stages import evaluate as stage

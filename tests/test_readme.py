@@ -1,0 +1,87 @@
+"""What README.md, CONTRIBUTING.md and the help texts say of the tree is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from test_rooms import ARROWS
+
+from stages.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tree() -> list[tuple[Path, int]]:
+    """Paths of the README's tree with their depth in it."""
+    block = README[README.index("## The tree") :].split("```")[1]
+    found: list[tuple[Path, int]] = []
+    parents: list[str] = []
+    for line in block.strip().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        parents = [*parents[:depth], name.rstrip("/")]
+        found.append((Path(*parents), depth))
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path, _ in tree()], ids=str)
+def test_every_path_of_the_tree_is_there(path: Path) -> None:
+    assert (ROOT / path).exists()
+
+
+def test_every_room_is_in_the_tree() -> None:
+    told = {path.as_posix() for path, depth in tree() if depth == 0}
+    assert set(ARROWS) <= told
+
+
+def test_contributing_has_the_table_that_the_imports_are_held_to() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", text, re.M)
+    table = {room: set(re.findall(r"`(\w+)`", may)) for room, may in rows}
+    everyone = set(ARROWS) - {"benchmarks", "stages"}
+    table["stages"] = everyone  # "all but benchmarks"
+    assert table == ARROWS
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
+def test_help_names_files_that_the_stage_really_writes(name: str) -> None:
+    text = typer.main.get_command(app).commands[name].help or ""  # type: ignore[attr-defined]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert re.search(r"Reads |Writes |As run-variant", text), (
+        f"stages {name} --help says not what it reads"
+    )
+    if name not in stages:
+        return
+    written = text.split("Writes ", 1)[1]
+    outs = [
+        out if isinstance(out, str) else next(iter(out))
+        for kind in ("outs", "metrics")
+        for out in stages[name].get(kind, [])
+    ]
+    links = {"precompute-features": "features", "precompute-targets": "targets"}
+    extra = [f"artifacts/{links[name]}.zarr"] if name in links else ["artifacts/miniature"]
+    for path in re.findall(r"(?:artifacts|metrics)/[\w./-]*[\w]", written):
+        assert any(o.startswith(path) or path.startswith(o) for o in [*outs, *extra]), path
+    for out in outs:
+        known = [*re.findall(r"[\w./-]*[\w]", written), "metrics/evaluation.json"]
+        assert any(
+            out == n
+            or out.startswith(n.rstrip("/") + "/")
+            or Path(out).name == n
+            or n.startswith(f"{out}/")
+            for n in known
+            if "/" in n or "." in n
+        ), f"stages {name} writes {out}, and its help does not say so"
+
+
+def test_commands_of_the_readme_exist() -> None:
+    there = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    named = set(re.findall(r"(?:`|\$ |&& )stages ([a-z][a-z-]+)", README))
+    assert named <= there | {"dvc"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`make ([a-z-]+)`|\$ make ([a-z-]+)", README)) <= {
+        pair for t in targets for pair in ((t, ""), ("", t))
+    }
