@@ -18,9 +18,9 @@ from doctor.blueprints import (
 )
 from doctor.memory import features_memory, generation_memory, targets_memory, weight_bytes
 from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import load_image_generator
 from pipeline.frozen.pinning import resolve_backbone
-from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.frozen.visual_encoder import load_visual_encoder
 from pipeline.settings import GenerationSettings
