@@ -38,7 +38,7 @@ from gill.loading import Gill
 from pipeline.talking.answers import (
     Ended,
     Event,
-    Progress,
+    PictureProgress,
     ReplySettings,
     RetrievedImage,
     Started,
@@ -317,7 +317,7 @@ def _answer(state: Chat, worker: Worker) -> Iterator[list[Any]]:
             elif isinstance(event, Started):
                 exchange.forgotten = event.forgotten_turns
                 exchange.working = "thinking …"
-            elif isinstance(event, Progress):
+            elif isinstance(event, PictureProgress):
                 exchange.working = f"drawing … {event.step} of {event.steps}"
                 if event.preview is not None:
                     exchange.preview = Piece(picture=event.preview)

@@ -47,7 +47,7 @@ from pipeline.talking.answers import (
     Ended,
     Event,
     GeneratedImage,
-    Progress,
+    PictureProgress,
     RetrievedImage,
     Started,
     Text,
@@ -327,7 +327,7 @@ class _Answer:
                 yield self._chunk({"content": event.text})
             elif isinstance(event, RetrievedImage | GeneratedImage):
                 yield self._chunk({"parts": [await self._picture(event)]})
-            elif isinstance(event, Progress):
+            elif isinstance(event, PictureProgress):
                 yield f": step {event.step} of {event.steps}\n\n"
             elif isinstance(event, Ended):
                 yield self._chunk({}, messages.finish_reason(event.reason))

@@ -359,7 +359,7 @@ def _speak(
     quiet: bool,
 ) -> Reply:
     """Answer a turn, showing words and progress as they come."""
-    from pipeline.talking.answers import Progress, Reply, Text
+    from pipeline.talking.answers import PictureProgress, Reply, Text
 
     reply = Reply()
     for event in conversation.stream(turn, settings):
@@ -368,7 +368,7 @@ def _speak(
             continue
         if isinstance(event, Text):
             typer.echo(event.text if reply.text != event.text else event.text.lstrip(), nl=False)
-        elif isinstance(event, Progress) and sys.stderr.isatty():
+        elif isinstance(event, PictureProgress) and sys.stderr.isatty():
             end = "\r\x1b[K" if event.step == event.steps else ""
             typer.echo(f"\rpicture: step {event.step} of {event.steps}{end}", nl=False, err=True)
     if not quiet and reply.text:

@@ -11,7 +11,7 @@ from pipeline.talking.answers import (
     ConversationError,
     Ended,
     GeneratedImage,
-    Progress,
+    PictureProgress,
     Reply,
     ReplySettings,
     RetrievedImage,
@@ -136,10 +136,10 @@ def test_streamed_events_come_in_order_with_the_picture_s_steps(speaker):
     kinds = [type(event) for event in events]
     assert kinds[0] is Started
     assert kinds[-1] is Ended
-    steps = [event for event in events if isinstance(event, Progress)]
+    steps = [event for event in events if isinstance(event, PictureProgress)]
     # Both pictures share a batch.
-    assert steps == [Progress(s, 3) for s in (1, 1, 2, 2, 3, 3)]
-    order = [kind for kind in kinds[1:-1] if kind is not Progress]
+    assert steps == [PictureProgress(s, 3) for s in (1, 1, 2, 2, 3, 3)]
+    order = [kind for kind in kinds[1:-1] if kind is not PictureProgress]
     assert order == [Text, GeneratedImage, GeneratedImage, Text]
     assert events[-1] == Ended("max_tokens", 1 + R + R + 1)
     first, second = (e for e in events if isinstance(e, GeneratedImage))
@@ -175,7 +175,7 @@ def test_closing_a_stream_stops_the_picture_at_its_next_step(speaker):
     many = FEW.model_copy(update={"steps": 200})
     settings = ReplySettings(want="generate", generation=many)
     answering = Conversation(speaker).stream(["a red ring."], settings)
-    seen = next(event for event in answering if isinstance(event, Progress))
+    seen = next(event for event in answering if isinstance(event, PictureProgress))
     answering.close()
     assert seen.step < 20
     assert not [t for t in threading.enumerate() if t.name.startswith("pictures")]
@@ -232,7 +232,7 @@ def test_a_cancelled_row_ends_and_the_others_do_not_notice(speaker):
     replies = [Reply(), Reply()]
     for index, event in stream_together(turns):
         replies[index].add(event)
-        if isinstance(event, Progress):
+        if isinstance(event, PictureProgress):
             assert index == 0
             left.set()
     assert [reply.end for reply in replies] == ["max_images", "cancelled"]

@@ -322,16 +322,16 @@ def test_unusable_tables_are_one_clear_line(tmp_path, monkeypatch, text, words):
 
 
 def test_a_stream_shows_half_made_pictures(world, monkeypatch):
-    from pipeline.talking.answers import Progress
+    from pipeline.talking.answers import PictureProgress
 
     monkeypatch.chdir(world)
     gill = Gill.load("artifacts")
     settings = gill.settings(want="generate", steps=4, preview_every=2)
     events = list(gill.conversation().stream(["a red ring."], settings))
-    seen = [(e.step, e.preview is not None) for e in events if isinstance(e, Progress)]
+    seen = [(e.step, e.preview is not None) for e in events if isinstance(e, PictureProgress)]
     assert seen == [(1, False), (2, True), (3, False), (4, False)]
     made = next(e for e in events if isinstance(e, GeneratedImage))
-    halfway = next(e.preview for e in events if isinstance(e, Progress) and e.preview)
+    halfway = next(e.preview for e in events if isinstance(e, PictureProgress) and e.preview)
     assert halfway.size == made.picture.size
 
 

@@ -42,7 +42,7 @@ from pipeline.talking.answers import (
     ConversationError,
     Ended,
     GeneratedImage,
-    Progress,
+    PictureProgress,
     RetrievedImage,
     Started,
     Text,
@@ -85,7 +85,7 @@ class Director:
                 yield index, Text(f" {word}")
             if turn.settings.want == "generate":
                 for step in (1, 2):
-                    yield index, Progress(step, 2)
+                    yield index, PictureProgress(step, 2)
                 yield index, GeneratedImage(_picture("red"), turn.settings.seed, 2, 2.5)
             if turn.settings.want == "retrieve":
                 yield index, RetrievedImage(_picture("blue"), 7, 0.5, "b.png", "blue", 0.25)

@@ -1,6 +1,6 @@
 """What is asked of one turn, and what an answer is made of.
 
-Started, Text ..., Progress ..., RetrievedImage | GeneratedImage, Text ..., Ended
+Started, Text ..., PictureProgress ..., RetrievedImage | GeneratedImage, Text ..., Ended
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Progress:
+class PictureProgress:
     """A picture is being made: `step` of `steps` are done.
 
     `preview` is how it looks by now, every `generation.preview_every` steps.
@@ -116,7 +116,7 @@ class Ended:
 
 
 Answer = Text | RetrievedImage | GeneratedImage
-Event = Started | Text | Progress | RetrievedImage | GeneratedImage | Ended
+Event = Started | Text | PictureProgress | RetrievedImage | GeneratedImage | Ended
 
 
 class Reply(list[Answer]):
@@ -145,5 +145,5 @@ class Reply(list[Answer]):
             self.end, self.answer_tokens = event.reason, event.tokens
         elif isinstance(event, Text) and self and isinstance(last := self[-1], Text):
             self[-1] = Text(last.text + event.text)
-        elif not isinstance(event, Progress):
+        elif not isinstance(event, PictureProgress):
             self.append(event)

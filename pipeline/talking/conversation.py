@@ -99,8 +99,8 @@ class Conversation:
     def stream(
         self, turn: Sequence[Part], settings: ReplySettings | None = None
     ) -> Generator[Event, None, None]:
-        """Answer one turn, event by event: Started, then words as they come, Progress while a
-        picture is being made, the picture, and Ended.
+        """Answer one turn, event by event: Started, then words as they come, PictureProgress while
+        a picture is being made, the picture, and Ended.
 
         Pictures are generated when all words are there, the words behind a picture come after it.
         Closing the stream breaks the answer off.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.frozen.image_generator import OnStep
 from pipeline.settings import GenerationSettings
-from pipeline.talking.answers import GeneratedImage, Progress
+from pipeline.talking.answers import GeneratedImage, PictureProgress
 from pipeline.talking.speaker import Speaker
 
 
@@ -36,10 +36,10 @@ class PendingPicture:
 
 def make_pictures(
     speaker: Speaker, pictures: Sequence[PendingPicture]
-) -> Iterator[tuple[int, Progress | None]]:
+) -> Iterator[tuple[int, PictureProgress | None]]:
     """Give every picture its `result`, unless it is cancelled.
 
-    (row, Progress) as it is being made; (row, None) when one more of that row is ready.
+    (row, PictureProgress) as it is being made; (row, None) when one more of that row is ready.
     """
     alike: dict[tuple[GenerationSettings, str], list[PendingPicture]] = {}
     for picture in pictures:
@@ -54,7 +54,7 @@ def make_pictures(
 
 def _make_batch(
     speaker: Speaker, jobs: Sequence[tuple[PendingPicture, int]]
-) -> Generator[tuple[int, Progress | None], None, None]:
+) -> Generator[tuple[int, PictureProgress | None], None, None]:
     generator = speaker.generator
     assert generator is not None
     generation, negative_prompt = jobs[0][0].generation, jobs[0][0].negative_prompt
@@ -85,7 +85,7 @@ def _make_batch(
             preview = None
             if previews is not None:
                 preview = next(p for p, (one, _) in zip(previews, jobs) if one is picture)
-            yield picture.row, Progress(done, total, preview)
+            yield picture.row, PictureProgress(done, total, preview)
     if found is None:
         return
     for (picture, _), image in zip(jobs, found):
