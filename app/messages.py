@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -152,9 +151,6 @@ def check_settings(settings: ReplySettings, limits: RequestLimits) -> None:
     for name, (value, limit) in highest.items():
         if value > limit:
             raise RequestError(f"{name} is {value}, at most {limit} here", param=name)
-    for name in ("repetition_penalty", "temperature", "image_bias"):
-        if not math.isfinite(getattr(decoding, name)):
-            raise RequestError(f"{name} must be a finite number", param=name)
     if len(settings.negative_prompt) > limits.max_characters:
         raise RequestError("negative_prompt is too long", param="negative_prompt")
 

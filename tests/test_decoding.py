@@ -1,7 +1,11 @@
 """Decoding, against the language model's own generation and its own uncached forward pass."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     OPTConfig,
@@ -22,6 +26,7 @@ from pipeline.talking.decoding import (
     EndPiece,
     ImagePiece,
     TextPiece,
+    _choose,
     _filtered_probabilities,
     _penalise_repetition,
     _Row,
@@ -238,9 +243,51 @@ def test_filters_are_those_of_transformers(top_k, top_p):
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    ours = _filtered_probabilities(logits, top_k, top_p)
+    ours = _filtered_probabilities(logits, 1.0, top_k, top_p)
     ours = ours / ours.sum(-1, keepdim=True)
-    torch.testing.assert_close(ours, expected.softmax(-1))
+    torch.testing.assert_close(ours.float(), expected.softmax(-1))
+
+
+@given(
+    logits=arrays(
+        np.float32, (2, 9), elements=st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
+    ),
+    temperature=st.floats(min_value=2.0**-1022, allow_infinity=False),
+    top_k=st.none() | st.integers(1, 12),
+    top_p=st.floats(2.0**-1022, 1),
+    seed=st.integers(0, 99),
+)
+@example(np.eye(2, 9, dtype=np.float32), 5e-324, None, 1.0, 0)
+@example(np.eye(2, 9, dtype=np.float32), 1e-40, None, 1.0, 0)
+@example(np.eye(2, 9, dtype=np.float32), 1.0, None, 1e-300, 0)
+@example(np.eye(2, 9, dtype=np.float32), 1e308, None, 1.0, 0)
+def test_every_temperature_and_top_p_draws_a_token_that_may_be_said(
+    logits, temperature, top_k, top_p, seed
+):
+    given_logits = torch.from_numpy(logits)
+    given_logits[:, 8] = -torch.inf  # an image that is not allowed yet
+    best = given_logits == given_logits.amax(dim=-1, keepdim=True)
+    odds = _filtered_probabilities(given_logits, temperature, top_k, top_p)
+    assert odds.isfinite().all()
+    assert ((odds > 0) & best).any(dim=-1).all()
+    settings = DecodingSettings.model_construct(temperature=temperature, top_k=top_k, top_p=top_p)
+    rows = [_Row(i, torch.Generator().manual_seed(seed), settings) for i in range(2)]
+    for row, token in enumerate(_choose(given_logits, rows)):
+        assert odds[row, token] > 0
+        assert token < 8
+        better = int((given_logits[row] > given_logits[row, token]).sum())
+        assert better < (top_k or 9)
+        if temperature < 1e-60 or top_p < 1e-9:
+            assert better == 0, "greedy"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", 1e308), ("temperature", float("nan")), ("image_bias", 1e300)],
+)
+def test_numbers_beyond_all_use_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        DecodingSettings(**{name: value})
 
 
 def test_the_repetition_penalty_is_that_of_transformers():

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -44,11 +44,12 @@ class DecodingSettings(BaseModel):
     )
     image_bias: float = Field(
         default=0.0,
-        allow_inf_nan=False,
+        ge=-1e6,
+        le=1e6,
         description="added to the logit of [IMG1]; 1e4 makes an image come as soon as it may",
     )
     temperature: float = Field(
-        default=0.0, ge=0, description="0 is greedy, 1 samples the model's own odds"
+        default=0.0, ge=0, le=100, description="0 is greedy, 1 samples the model's own odds"
     )
     top_k: int | None = Field(
         default=None, ge=1, description="sample among the k likeliest tokens only"
@@ -62,6 +63,7 @@ class DecodingSettings(BaseModel):
     repetition_penalty: float = Field(
         default=1.0,
         ge=1,
+        le=1000,
         description="divides the odds of text tokens already in this answer (CTRL's)",
     )
     stop_at_newline: bool = Field(
@@ -382,12 +384,16 @@ def _choose(logits: Float[Tensor, "B C"], rows: Sequence[_Row]) -> list[int]:
         if one.temperature > 0:
             alike.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
     for (temperature, top_k, top_p), members in alike.items():
-        odds = _filtered_probabilities(logits[members] / temperature, top_k, top_p)
-        cumulative = odds.double().cumsum(dim=-1)
+        odds = _filtered_probabilities(logits[members], temperature, top_k, top_p)
+        cumulative = odds.cumsum(dim=-1)
+        total = cumulative[:, -1:]
         draws = torch.stack(
             [torch.rand((), generator=rows[i].generator, dtype=torch.float64) for i in members]
         )
-        threshold = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
+        # Below the total whatever the rounding: then the token found has some probability.
+        threshold = torch.minimum(
+            draws.to(total.device)[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
+        )
         drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].tolist()
         for i, token in zip(members, drawn):
             chosen[i] = token
@@ -395,15 +401,24 @@ def _choose(logits: Float[Tensor, "B C"], rows: Sequence[_Row]) -> list[int]:
 
 
 def _filtered_probabilities(
-    logits: Float[Tensor, "B C"], top_k: int | None, top_p: float
-) -> Float[Tensor, "B C"]:
-    """Softmax over the `top_k` likeliest tokens, of these over the fewest that hold `top_p`."""
+    logits: Float[Tensor, "B C"], temperature: float, top_k: int | None, top_p: float
+) -> Float64[Tensor, "B C"]:
+    """Softmax over the `top_k` likeliest tokens, of these over the fewest that hold `top_p`.
+
+    For every temperature above 0: towards 0 only the likeliest token is left. It always is, however
+    small `top_p`.
+    """
     if top_k is not None and top_k < logits.shape[1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
-    odds = logits.softmax(dim=-1)
+    # Differences to the largest, which stays 0 whatever it is divided by. Smaller numbers than the
+    # smallest normal one are 0 to a processor that flushes them.
+    apart = logits.double() - logits.double().amax(dim=-1, keepdim=True)
+    odds = (apart / max(temperature, torch.finfo(torch.float64).tiny)).softmax(dim=-1)
     if top_p < 1:
-        ranked, order = odds.sort(dim=-1, descending=True)
+        order = logits.sort(dim=-1, descending=True, stable=True).indices
+        ranked = odds.gather(1, order)
         beyond = ranked.cumsum(dim=-1) - ranked >= top_p
+        beyond[:, 0] = False
         odds = odds.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
     return odds
