@@ -19,9 +19,9 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
+from starlette.types import ASGIApp
 
 from app.annotations import (
     QUESTIONS,
@@ -32,6 +32,7 @@ from app.annotations import (
     Side,
 )
 from app.encoded_pictures import as_png
+from app.same_origin import LOOPBACK, SameOrigin, names_of
 from corpora.parti_prompts import (
     agreed_label,
     fleiss_kappa,
@@ -54,16 +55,9 @@ class Answer(BaseModel):
     choice: Choice
 
 
-def create_app(
-    annotations: Annotations, hosts: Sequence[str] = ("127.0.0.1", "localhost")
-) -> FastAPI:
-    """The page and its few addresses, over one study.
-
-    Requests under other host names than `hosts` are refused, so that a web page elsewhere cannot
-    reach the study through the annotator's browser.
-    """
+def create_app(annotations: Annotations, hosts: Sequence[str] = LOOPBACK) -> ASGIApp:
+    """The page and its few addresses, over one study, for its own requests alone (`SameOrigin`)."""
     app = FastAPI(title="Annotate", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     page = files("app").joinpath("templates/annotate.html").read_text(encoding="utf-8")
 
     @app.exception_handler(AnnotationError)
@@ -99,7 +93,7 @@ def create_app(
         annotations.record(given.annotator, given.pair, given.question, given.choice)
         return progress(given.annotator)
 
-    return app
+    return SameOrigin(app, hosts)
 
 
 def export(annotations: Annotations, folder: Path) -> str:
@@ -144,11 +138,8 @@ def main() -> None:
         print(export(annotations, given.export))
         return
     print(f"{len(annotations.pairs)} pairs; open http://{given.host}:{given.port}")
-    # Reached from elsewhere, the name in the address is the operator's choice.
-    hosts = ("127.0.0.1", "localhost") if given.host == "127.0.0.1" else ("*",)
-    uvicorn.run(
-        create_app(annotations, hosts), host=given.host, port=given.port, log_level="warning"
-    )
+    app = create_app(annotations, names_of(given.host))
+    uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -18,19 +18,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from app.upload_folder import UPLOAD_FOLDER  # Before gradio, which reads what it sets.
+
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.knobs import Knobs
 from app.page_annotation import AnnotationRoutes, annotation_tab
 from app.page_cache import cache_tab
 from app.page_examples import Example, examples_of
+from app.page_guard import PageGuard
+from app.page_jobs import Jobs
+from app.same_origin import LOOPBACK, SameOrigin, names_of
 from app.transcript import Exchange, Piece, style, to_html, to_json, to_page
+from app.uploads import Uploads
 from app.worker import BusyError, Failed, Job, Worker
 from corpora.pictures import PictureError, open_picture
 from gill.artifacts import Artifacts
@@ -49,7 +54,8 @@ from pipeline.talking.conversation import Conversation
 _MAX_PIXELS = 50_000_000
 _MAX_PICTURES = 8
 _MAX_LETTERS = 20_000
-_FORGET_AFTER = 3600.0
+_FORGET_AFTER = 3600
+_CLEAN_EVERY = 600
 
 Other = Literal["same", "retrieve", "generate"]
 
@@ -108,10 +114,9 @@ def launch(artifacts: str | Path, *, host: str = "127.0.0.1", port: int = 7860) 
     """
     places = Artifacts(Path(artifacts))
     gill = Gill.load(places.root)
-    local = host in ("127.0.0.1", "localhost", "::1")
-    if not local:
+    if host not in LOOPBACK:
         print(f"anybody who reaches {host} can use this page: there is no password", flush=True)
-    app = create_app(gill, places, hosts=("127.0.0.1", "localhost") if local else ("*",))
+    app = create_app(gill, places, hosts=names_of(host))
     print(f"open http://{host}:{port}", flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
@@ -120,13 +125,13 @@ def create_app(
     gill: Gill,
     artifacts: Artifacts,
     *,
-    hosts: Sequence[str] = ("127.0.0.1", "localhost"),
+    hosts: Sequence[str] = LOOPBACK,
     settings: ReplySettings | None = None,
 ) -> AnnotationRoutes:
     """The page as an ASGI application.
 
-    Requests under other host names than `hosts` are refused, so that a web page elsewhere cannot
-    reach it through the visitor's browser. `settings` are what the knobs start from.
+    It answers the requests of its own pages alone (`SameOrigin`, `PageGuard`), under the names
+    `hosts`. `settings` are what the knobs start from.
     """
     worker = Worker(max_waiting=16)
     if settings is None:
@@ -135,7 +140,6 @@ def create_app(
     annotation = AnnotationRoutes(artifacts, gill, worker, hosts)
     blocks = build_page(gill, artifacts, worker, annotation, settings)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     theme = gr.themes.Base(
         primary_hue="indigo",
         font=["system-ui", "sans-serif"],
@@ -152,7 +156,11 @@ def create_app(
         enable_monitoring=False,
         ssr_mode=False,
     )
-    annotation.page = app
+    # Gradio's own check of what a job may name waits for this. It knows no visitors and lets
+    # addresses pass: PageGuard does not lean on it.
+    blocks.has_launched = True
+    uploads = Uploads(UPLOAD_FOLDER, _FORGET_AFTER + _CLEAN_EVERY)
+    annotation.page = SameOrigin(PageGuard(app, Jobs(blocks), uploads), hosts)
     return annotation
 
 
@@ -164,7 +172,8 @@ def build_page(
     settings: ReplySettings,
 ) -> gr.Blocks:
     """The three tabs."""
-    with gr.Blocks(title="GILL", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    cleaning = (_CLEAN_EVERY, _FORGET_AFTER)
+    with gr.Blocks(title="GILL", analytics_enabled=False, delete_cache=cleaning) as blocks:
         with gr.Tab("Talk"):
             _talk_tab(gill, worker, settings, examples_of(artifacts, gill))
         with gr.Tab("Cache"):

@@ -167,6 +167,7 @@ def cache_tab(gill: Gill, artifacts: Artifacts) -> None:
             text = gr.Textbox(label="words of a caption", elem_id="cache-text", submit_btn="Search")
             picture = gr.Image(
                 type="filepath",
+                image_mode=None,  # as it was uploaded: `open_picture` checks and converts it
                 label="or a picture",
                 sources=["upload", "clipboard"],
                 height=160,

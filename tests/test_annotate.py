@@ -230,3 +230,24 @@ def test_pictures_do_not_tell_where_they_come_from(client: TestClient, tmp_path:
 def test_other_host_names_are_refused(client: TestClient) -> None:
     assert client.get("/", headers={"Host": "attacker.example"}).status_code == 400
     assert "Two pictures" in client.get("/").text
+
+
+def test_pages_elsewhere_neither_answer_nor_look(client: TestClient) -> None:
+    good = {"annotator": "Ada", "pair": 0, "question": "relevant", "choice": "A"}
+    for headers in (
+        {"Origin": "http://attacker.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    ):
+        for answer in (
+            client.put("/answers", json=good, headers=headers),
+            client.get("/pairs/0/A?annotator=Ada", headers=headers),
+            client.get("/", headers=headers),
+        ):
+            assert answer.status_code == 403
+            assert "are refused" in answer.json()["detail"]
+    assert client.get("/progress?annotator=Ada").json()["done"] == 0
+    own = {"Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-origin"}
+    assert client.put("/answers", json=good, headers=own).status_code == 200
