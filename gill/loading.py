@@ -30,6 +30,7 @@ from corpora.pictures import open_picture
 from gill.artifacts import Artifacts
 from gill.frozen import MINIATURE, locate_backbones, read_backbones
 from gill.world import have_world
+from gill_errors import GillError
 from pipeline.bridge.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
@@ -57,10 +58,6 @@ from pipeline.talking.reading import read_contexts
 from pipeline.talking.retrieval import Retrieved
 from pipeline.talking.speaker import Speaker
 from workfolder import WorkFolder
-
-
-class GillError(Exception):
-    """A model that cannot be put together, or a question it cannot take; the message says why."""
 
 
 @dataclass(eq=False)
