@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cluster.jobs import Call, Job, Lost, OnResult, Work, do_task, forget
 from cluster.local_pool import LocalPool
@@ -27,12 +27,24 @@ from gill_errors import InputError, TasksLostError
 WAVE = 64  # results that wait to be put in order
 
 
+def _known(value: str) -> str:
+    local = ("single", "threads", "processes", "local-cluster")
+    if value not in local and "://" not in value and not value.endswith(".json"):
+        raise InputError(
+            f"{value!r} is no scheduler: {', '.join(local)}, an address, a scheduler file"
+        )
+    return value
+
+
+SchedulerName = Annotated[str, AfterValidator(_known)]
+
+
 class ScaleOutParams(BaseModel):
     """Where tasks run. What comes out does not depend on it, on machines of one kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scheduler: str = Field(
+    scheduler: SchedulerName = Field(
         default="single",
         description="single: in this process. Otherwise by Dask: threads, processes, local-cluster "
         "(a worker per GPU where there are GPUs), or a running scheduler by its address such as "
@@ -43,16 +55,6 @@ class ScaleOutParams(BaseModel):
         ge=1,
         description="Workers of threads, processes and local-cluster; null: one per core.",
     )
-
-    @field_validator("scheduler")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        local = ("single", "threads", "processes", "local-cluster")
-        if value not in local and "://" not in value and not value.endswith(".json"):
-            raise InputError(
-                f"{value!r} is no scheduler: {', '.join(local)}, an address, a scheduler file"
-            )
-        return value
 
 
 def crew_for(

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
-from settings.params import Params, Section, parse_params
+from settings.params import Params, Section, parse_params, read_unchecked
 from workfolder import code_fingerprint
 
 VARIANTS = Path("findings/variants.yaml")
@@ -103,13 +103,14 @@ def cell(name: str, seed: int, artifacts: Artifacts = ARTIFACTS) -> Cell:
 def cell_params(file: Path, study: Study, name: str, seed: int) -> Params:
     """params.yaml with the changes of a variant and a seed.
 
-    Raises StageError for an unknown variant, ParamsError for a change that names no key.
+    Raises StageError for an unknown variant, ParamsError for a missing file, or a change that
+    names no key.
     """
-    raw = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    raw = read_unchecked(file)
     sections = ("model", "training", "evaluation", "decision")
     seeds = {section: {"seed": seed} for section in sections}
     for changes in (study.common, study.variant(name).params, seeds):
-        raw = lay_over(raw or {}, changes)
+        raw = lay_over(raw, changes)
     return parse_params(raw, Path(f"{file} with variant {name}"))
 
 

@@ -149,11 +149,14 @@ class Objective(BaseModel):
         )
 
 
+_KIND = "constant; linear: down to zero; step: one drop, as released"
+
+
 class Constant(BaseModel):
     """No change after the warm-up."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["constant"] = "constant"
+    kind: Literal["constant"] = Field(default="constant", description=_KIND)
 
     def factor(self, step: int, steps: int) -> float:
         return 1.0
@@ -163,7 +166,7 @@ class LinearDecay(BaseModel):
     """Straight down to zero over the last part of the run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["linear"] = "linear"
+    kind: Literal["linear"] = Field(default="linear", description=_KIND)
     begin: float = Field(default=0.5, ge=0, lt=1, description="where it begins, of all steps")
 
     def factor(self, step: int, steps: int) -> float:
@@ -175,7 +178,7 @@ class StepDecay(BaseModel):
     """One drop, as released: to a tenth at step 12008 of 20000 (UPSTREAM 30)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["step"] = "step"
+    kind: Literal["step"] = Field(default="step", description=_KIND)
     at: int = Field(default=12008, ge=0, description="first step with the lower rate")
     to: float = Field(default=0.1, gt=0, description="factor from there on")
 

@@ -47,38 +47,50 @@ class EvaluationFiles(Section):
 
 
 class VistFiles(EvaluationFiles):
+    """Stories of Tables 1, 3 to 5 and Figure 6."""
+
     stories: str | None = Field(None, description="story-in-sequence JSON; the paper: val")
     images: str | None = Field(None, description="folder of its pictures, PHOTO_ID.jpg or .png")
 
 
 class VisDialFiles(EvaluationFiles):
+    """Dialogues of Table 2 and Figure 8."""
+
     dialogues: str | None = Field(None, description="VisDial 1.0 JSON; the paper: val")
     images: str | None = Field(None, description="folder of its pictures (VisualDialog_val2018)")
 
 
 class CocoFiles(EvaluationFiles):
+    """Captions of Table 7."""
+
     captions: str | None = Field(None, description="captions_*.json")
     images: str | None = Field(None, description="folder of its pictures")
 
 
 class Coco2014Files(CocoFiles):
+    """Captions of Table 8."""
+
     limit: int | None = Field(
         30_000, ge=1, description="captions drawn at random (Table 8); null: all there are"
     )
 
 
 class VqaFiles(EvaluationFiles):
+    """Questions of Table 7."""
+
     questions: str | None = Field(None, description="VQAv2 questions JSON; the paper: val")
     annotations: str | None = Field(None, description="their annotations JSON")
     images: str | None = Field(None, description="folder of COCO pictures")
 
 
 class GenerationOverride(Section):
-    """What one table samples differently from `generation`; null: as there."""
+    """What one table samples differently from `generation`."""
 
-    steps: int | None = Field(None, ge=1)
-    guidance: float | None = Field(None, ge=1)
-    scheduler: Literal["pipeline", "ddim", "dpm-solver", "euler"] | None = None
+    steps: int | None = Field(None, ge=1, description="null: generation.steps")
+    guidance: float | None = Field(None, ge=1, description="null: generation.guidance")
+    scheduler: Literal["pipeline", "ddim", "dpm-solver", "euler"] | None = Field(
+        None, description="null: generation.scheduler"
+    )
 
 
 # Appendix E.3: "a classifier-free guidance scaling factor of 3.0 and 250 DDIM inference steps".

@@ -9,15 +9,15 @@ Sections that a room owns are defined there and only put together here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cache import Codec, FillingParams, ReadingOrder, ReadingParams
-from cluster import ScaleOutParams
+from cluster import ScaleOutParams, SchedulerName
 from corpora.caption_params import CaptionParams
-from gill_errors import GillError
+from gill_errors import GillError, InputError
 from pipeline.settings import (
     DecisionSettings,
     GenerationNumbers,
@@ -78,7 +78,7 @@ class RunParams(TrainingRun, GenerationRun):
         description="the folder of all that is expensive, for any number of workspaces; null: "
         "`work` in the repository. The environment variable GILL_WORK goes before it",
     )
-    scheduler: str = Field(
+    scheduler: SchedulerName = Field(
         "single", description=ScaleOutParams.model_fields["scheduler"].description
     )
     workers: int | None = Field(
@@ -86,11 +86,6 @@ class RunParams(TrainingRun, GenerationRun):
     )
     batch_sizes: BatchSizes = BatchSizes()
     prefetch: int = Field(2, ge=1, description="training batches made ahead of the step")
-
-    @field_validator("scheduler")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return ScaleOutParams(scheduler=value).scheduler
 
     @property
     def scale_out(self) -> ScaleOutParams:
@@ -103,19 +98,25 @@ class RunParams(TrainingRun, GenerationRun):
 
 
 class MiniatureParams(Section):
+    """How much of the miniature world is drawn."""
+
     pictures: int = Field(6000, ge=1, description="training pictures to draw")
-    captions_per_picture: int = Field(2, ge=1)
+    captions_per_picture: int = Field(2, ge=1, description="captions of each of them")
     held_out_pictures: int = Field(600, ge=1, description="pictures for each of val and test")
-    stories: int = Field(100, ge=1)
-    dialogues: int = Field(100, ge=1)
-    prompts: int = Field(300, ge=1)
-    seed: int = 0
+    stories: int = Field(100, ge=1, description="stories of five pictures, as VIST has them")
+    dialogues: int = Field(100, ge=1, description="dialogues of ten rounds, as VisDial has them")
+    prompts: int = Field(300, ge=1, description="annotated prompts, as PartiPrompts has them")
+    seed: int = Field(0, description="of all that is drawn")
 
 
 class CaptionsParams(CaptionParams):
     """`table: miniature` draws the miniature world; anything else is the user's own table."""
 
-    table: str = "miniature"
+    table: str = Field(
+        "miniature",
+        description="`miniature`, or a TSV with header caption<TAB>image, Parquet, or tar shards "
+        "(file, folder, glob)",
+    )
     miniature: MiniatureParams = MiniatureParams()
 
     def for_table(self, table: str) -> CaptionParams:
@@ -132,15 +133,20 @@ _COMPUTES_IN: DtypeChoice = Field(
 )
 
 
+_REVISION: str | None = Field(None, description="hub revision; null: main, pinned when it is found")
+
+
 class BackbonesParams(Section):
+    """The frozen models."""
+
     language_model: str = Field("miniature", description="`miniature`, a directory, or a hub id")
     visual_encoder: str = Field(
         "miniature", description="as above, or an open_clip ARCHITECTURE:TAG"
     )
     image_generator: str = Field("miniature", description="as language_model: a diffusers pipeline")
-    language_model_revision: str | None = None
-    visual_encoder_revision: str | None = None
-    image_generator_revision: str | None = None
+    language_model_revision: str | None = _REVISION
+    visual_encoder_revision: str | None = _REVISION
+    image_generator_revision: str | None = _REVISION
     allow_download: bool = Field(False, description="whether hub ids may be fetched")
     language_model_dtype: DtypeChoice = _COMPUTES_IN
     image_generator_dtype: DtypeChoice = _COMPUTES_IN
@@ -160,6 +166,8 @@ class PrecomputeParams(Section):
 
 
 class TargetsParams(PrecomputeParams):
+    """The same, and whether there is a store at all."""
+
     source: Literal["cache", "online"] = Field(
         "cache",
         description="`online` stores no targets and encodes each batch of captions while training",
@@ -167,6 +175,8 @@ class TargetsParams(PrecomputeParams):
 
 
 class ImageTokenInit(Section):
+    """First values of the [IMG] rows."""
+
     kind: Literal["mean", "words"] = Field(
         "mean", description="rows around the mean of the vocabulary, or the rows of given words"
     )
@@ -174,6 +184,8 @@ class ImageTokenInit(Section):
 
 
 class ModelParams(Section):
+    """Sizes and first values of the trained parts."""
+
     k: int = Field(4, ge=1, description="visual tokens per picture")
     r: int = Field(8, ge=1, description="[IMG] tokens per picture")
     m: int = Field(512, ge=1, description="width of the mapping network")
@@ -184,12 +196,16 @@ class ModelParams(Section):
 
 
 class BatchesParams(Section):
+    """What a training batch is made of."""
+
     max_caption_tokens: int = Field(23, ge=1, description="longer captions are cut, [IMG] kept")
     validation_rows: int = Field(500, ge=0, description="held-out rows measured during training")
     reading: ReadingOrder = ReadingOrder()
 
 
 class TrainingParams(TrainingNumbers):
+    """How the heads are trained, and which of them are used."""
+
     checkpoint: Literal["last", "best"] = Field(
         "last", description="which heads are indexed, evaluated and talked to"
     )
@@ -202,6 +218,8 @@ class TrainingParams(TrainingNumbers):
 
 
 class IndexParams(IndexSettings):
+    """Which pictures can be retrieved, and how they are searched."""
+
     candidates: str | None = Field(
         None,
         description="caption table of the pictures to retrieve from; null: the training pictures",
@@ -214,6 +232,8 @@ class IndexParams(IndexSettings):
 
 
 class DecisionParams(DecisionSettings):
+    """What the retrieve-or-generate classifier is fitted to, and how."""
+
     votes: str | None = Field(
         None,
         description="annotated prompts (Prompt, Category, Challenge, Note, Decisions); null: none, "
@@ -249,8 +269,12 @@ class Params(Section):
     @classmethod
     def _named_objective(cls, value: object) -> object:
         """`paper` and `released` stand for all of their settings."""
+        if not isinstance(value, str):
+            return value
         named = {"paper": Objective.paper, "released": Objective.released}
-        return named[value]() if isinstance(value, str) and value in named else value
+        if value not in named:
+            raise InputError("is `paper`, `released`, or settings key by key")
+        return named[value]()
 
     @property
     def is_miniature(self) -> bool:
@@ -323,6 +347,11 @@ def read_params(path: Path) -> Params:
 
     Raises ParamsError with one line per wrong key: its name, what it holds, what is allowed.
     """
+    return parse_params(read_unchecked(path), path)
+
+
+def read_unchecked(path: Path) -> dict[str, Any]:
+    """The sections of a params file. Raises ParamsError where it is missing or has none."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
     except FileNotFoundError:
@@ -330,14 +359,14 @@ def read_params(path: Path) -> Params:
             f"{path} is missing: run where it lies, or `stages init` in an empty folder"
         ) from None
     except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not YAML: {error}") from error
-    return parse_params(raw, path)
+        raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} must hold sections, found {type(raw).__name__}")
+    return raw
 
 
 def parse_params(raw: object, path: Path) -> Params:
     """Check what was read from `path`. Raises ParamsError as `read_params` does."""
-    if not isinstance(raw, dict):
-        raise ParamsError(f"{path} must hold sections, found {type(raw).__name__}")
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
@@ -351,12 +380,13 @@ class _NoRepeats(yaml.SafeLoader):
     """YAML in which a key written twice is an error: otherwise the last one wins in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen: list[object] = []
+        for key, _ in node.value:
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} is written twice", node.start_mark
+                    None, None, f"the key {key.value} is written twice", key.start_mark
                 )
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -371,14 +401,22 @@ def _explain(path: Path, error: object) -> str:
         allowed = ", ".join(sorted(_fields_at(location[:-1])))
         return f"{path}: {key}: unknown key; allowed here: {allowed}"
     found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
-    return f"{path}: {key}: {error['msg']}{found}"
+    return f"{path}: {key}: {error['msg'].removeprefix('Value error, ')}{found}"
 
 
 def _fields_at(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Params
+    """The keys that a section may have; the name of a schedule or a table is a place of its own."""
+    models: list[type[BaseModel]] = [Params]
     for name in location:
-        inner = model.model_fields[name].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
+        if name in models[0].model_fields:
+            models = _models_in(models[0].model_fields[name].annotation)
+        else:
+            kinds = [model for model in models if "kind" in model.model_fields]
+            models = [m for m in kinds if m.model_fields["kind"].default == name] or models
+    return list(models[0].model_fields) if models else []
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -91,5 +91,5 @@ def test_wrong_params_are_named_with_the_file_and_what_is_allowed(tmp_path, chan
 
 
 def test_a_missing_params_file_says_where_to_get_one(tmp_path):
-    with pytest.raises(ParamsError, match="presets"):
+    with pytest.raises(ParamsError, match=r"is missing.*`stages init`"):
         read_params(tmp_path / "params.yaml")
