@@ -58,15 +58,15 @@ def images(tmp_path: Path) -> Path:
 def check(tmp_path: Path, images: Path) -> Checker:
     """Checks a TSV given as text or bytes, or a table given by its path."""
 
-    def run(table: str | bytes | Path, **params: Any) -> CaptionReport:
+    def run(table: str | bytes | Path, workers: int = 2, **params: Any) -> CaptionReport:
         if not isinstance(table, Path):
             path = tmp_path / "table.tsv"
             path.write_bytes(table.encode() if isinstance(table, str) else table)
             table = path
         if table.suffix in (".tsv", ".parquet"):
             params.setdefault("images_dir", str(images))
-        params.setdefault("workers", 2)
-        return check_captions(CaptionParams(table=str(table), **params), tmp_path / "out.parquet")
+        checked = CaptionParams(table=str(table), **params)
+        return check_captions(checked, tmp_path / "out.parquet", workers=workers)
 
     return run
 
