@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gill_errors import GillError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -31,7 +33,6 @@ app = typer.Typer(
 )
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
-_OUR_ROOMS = {"pipeline", "cache", "corpora", "miniature", "app", "stages"}
 
 
 class Want(StrEnum):
@@ -304,14 +305,10 @@ def _one_line_errors(*others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as failure:
-        if not _is_ours(failure) and not isinstance(failure, others):
+        if not isinstance(failure, (GillError, *others)):
             raise
         typer.secho(f"error: {failure}", fg="red", err=True)
         raise typer.Exit(1) from None
-
-
-def _is_ours(failure: Exception) -> bool:
-    return type(failure).__module__.split(".")[0] in _OUR_ROOMS
 
 
 def _part(text: str) -> str | Image.Image:
