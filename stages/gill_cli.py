@@ -184,7 +184,7 @@ def chat(
             reply = _speak(conversation, turn, gill.settings(**this), quiet=as_json)
             described = _save(reply, out, number)
         except Exception as failure:
-            if not _is_ours(failure):
+            if not isinstance(failure, GillError):
                 raise
             typer.secho(f"error: {failure}", fg="red", err=True)
             continue
