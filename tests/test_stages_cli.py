@@ -8,6 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pipeline.settings import Objective
 from settings.params import ParamsError, read_params
 from stages.cli import app
 
@@ -56,8 +57,6 @@ def test_the_default_is_the_miniature_preset():
 
 
 def test_the_presets_name_the_paper_and_the_released_objective():
-    from pipeline.bridge.objective import Objective
-
     assert read_params(ROOT / "presets/paper.yaml").objective == Objective.paper()
     assert read_params(ROOT / "presets/released.yaml").objective == Objective.released()
 
