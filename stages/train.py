@@ -46,7 +46,8 @@ def run(
         local = Path(named) if named is not None and Path(named).exists() else None
         watch_files(INPUTS / "train", {"weights": local})
     if chosen is not None:
-        _use_weights(chosen, params, artifacts, metrics)
+        if not _is_worker():
+            _use_weights(chosen, params, artifacts, metrics)
         return
     work = WorkFolder.open(params.run.work)
     entry = training_entry(work, params, artifacts)
@@ -156,17 +157,16 @@ def _place_heads(entry: Entry, params: Params, artifacts: Artifacts) -> None:
             f"training.checkpoint is {params.training.checkpoint}, but {entry.folder} has no {name}: "  # noqa: E501
             "nothing was validated (captions.val_fraction, batches.validation_rows)"
         )
-    _place_alone(source, artifacts.model / name)
+    place(source, artifacts.model / name)
+    _remove_others(artifacts.model / name)
     entry.work.note_use(artifacts.stage("train"), entry)
 
 
-def _place_alone(source: Path, target: Path) -> None:
+def _remove_others(file: Path) -> None:
     """Make a file the only one in its folder."""
-    if target.parent.is_dir():
-        for old in target.parent.iterdir():
-            if old.is_file():
-                old.unlink()
-    place(source, target)
+    for other in file.parent.iterdir():
+        if other.is_file() and other != file:
+            other.unlink()
 
 
 def _use_weights(source: str, params: Params, artifacts: Artifacts, metrics: Path) -> None:
@@ -177,11 +177,8 @@ def _use_weights(source: str, params: Params, artifacts: Artifacts, metrics: Pat
 
     found = read_weights(source, params, read_backbones(artifacts))
     target = artifacts.model / f"{params.training.checkpoint}.safetensors"
-    part = target.with_name("weights.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_heads(part, found.heads, found.record)
-    _place_alone(part, target)
-    part.unlink(missing_ok=True)
+    save_heads(target, found.heads, found.record)
+    _remove_others(target)
     curve = metrics / "train"
     curve.mkdir(parents=True, exist_ok=True)
     (curve / "plots").mkdir(exist_ok=True)
