@@ -66,11 +66,10 @@ app: install  ## Open the web page on http://127.0.0.1:7860
 	@$(BIN)/gill app
 
 bench: install  ## Run every benchmark in its quick form
-	@for name in train_step decoding cache precompute index conversation memory; do \
-	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	@$(BIN)/python -m benchmarks.all --quick
 
-bench-gpu: install  ## Run every GPU measurement (one GPU, under 8 minutes)
-	@$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu-$$(date +%F).json
+bench-gpu: install  ## Run every benchmark on a GPU, into benchmarks/results (one GPU, 8 minutes)
+	@$(BIN)/python -m benchmarks.all --device cuda --json benchmarks/results/gpu-$$(date +%F).json
 
 clean:  ## Remove artifacts and the work folder (asks where that is more than a gigabyte)
 	@size=$$(du -sk artifacts work .dvc/cache 2>/dev/null | awk '{s += $$1} END {print s + 0}'); \

@@ -1,6 +1,6 @@
-"""The embedding cache beside the ways it replaces.
+"""Reading the embedding cache in training's order beside the ways it replaces.
 
-    python -m benchmarks.cache [--quick] [--json FILE]
+    python -m benchmarks.cache [--device cuda] [--quick] [--json FILE]
 
 Shuffled batches of 200 rows of [77, 768] float16, all files in the page cache, every way in turn:
 
@@ -13,27 +13,26 @@ Shuffled batches of 200 rows of [77, 768] float16, all files in the page cache, 
   the relative squared error it adds, on synthetic values spread as after a layer norm.
 
 Also: the speed of filling, the seconds to open 3.3 million rows and count their status, the files
-that such a store has, and (without --quick) the peak memory for 4096 and for 16384 rows.
+that such a store has, and (on a CPU, without --quick) the peak memory for 4096 and for 16384 rows.
+With a GPU the batches also go into its memory: `pinned` copies float16 from page-locked memory
+without waiting and widens it there, `pageable` widens on the CPU first.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
+from torch import Tensor
 
+from benchmarks.harness import Bench, Numbers, in_new_process, peak, run
 from cache import (
     ArraySpec,
     Codec,
@@ -47,34 +46,65 @@ from cache import (
 )
 from cache.location import locate
 from cache.store import open_for_writing
+from pipeline.devices import sent
 
-SHAPE = (77, 768)
 ROW_BYTES = 77 * 768 * 2
 BATCH = 200
-MILLIONS = 3_300_000
+Way = Callable[[], Iterator[int]]
+"""Reads every row of an epoch, or some; yields how many at a time."""
 
 
-def encode(rows: list[int]) -> dict[str, np.ndarray]:
-    """Values as after a layer norm: channels of different spread, a constant position 0."""
-    values = np.stack([_pool()[row % len(_pool())] for row in rows])
-    return {"embedding": values}
+def measure(bench: Bench) -> None:
+    num_rows = bench.size(400, 5120 if bench.quick else 12288, 5120)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench.part("filling", lambda: {"mb_per_s": fill_store(folder / "store.zarr", num_rows)})
+        compare(bench, folder, num_rows)
+        few = 64 if bench.toy else 256 if bench.quick else 2048
+        headline = {"bytes_ratio": "bytes_ratio", "relative_error": "relative_error"}
+        bench.part("int8, first position shared", partial(smaller, folder, few), **headline)
+        many = 10_000 if bench.toy else 3_300_000
+        bench.part(f"opening {many:,} rows", partial(opening, bench, folder, many))
+    if not (bench.quick or bench.extra):
+        bench.part("memory, 4096 and 16384 rows", growth)
 
 
-def make_roles() -> Roles:
-    return Roles(read=int, encode=encode)
-
-
-def spec(**codec: Any) -> StoreSpec:
-    array = ArraySpec(dims={"position": 77, "channel": 768}, codec=Codec(**codec))
-    return StoreSpec(arrays={"embedding": array})
-
-
-def fill_store(path: Path, num_rows: int, **codec: Any) -> float:
-    """Make a store; returns MB/s of float16 values."""
-    params = FillingParams(batch_size=64, num_readers=1)
-    rows = range(num_rows)
-    report = fill(path, rows, spec(**codec), make_roles, provenance={}, params=params)
-    return report.rows_per_second * ROW_BYTES / 1e6
+def compare(bench: Bench, folder: Path, num_rows: int) -> None:
+    """Medians over rounds in which all ways run one after the other, so that whatever else the
+    machine does, it does to all of them; the first round warms up."""
+    store, npy, single = folder / "store.zarr", folder / "all.npy", folder / "rows"
+    values = np.asarray(open_store(store).read_stored("embedding", 0, num_rows))
+    np.save(npy, values)
+    single.mkdir()
+    num_single = min(num_rows, 1000)
+    for row in range(num_single):
+        np.save(single / f"{row}.npy", values[row])
+    del values
+    device = torch.device(bench.device)
+    ways: dict[str, Way] = {
+        "ours": partial(ours, store),
+        "mmap": partial(mapped, store, npy),
+        "mmap blocks": partial(unmixed, store, npy),
+    }
+    if bench.extra:
+        ways["ours, pinned"] = partial(ours, store, lambda values: sent(values, device).float())
+        ways["ours, pageable"] = partial(ours, store, lambda values: values.float().to(device))
+    often = len(ways)
+    ways["ours, first time"] = partial(first, store)
+    ways["npy per row"] = partial(per_row, single, num_single)
+    ways["fancy indexing"] = partial(fancy, store)
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(bench.size(2, 40, 10)):
+        for name, way in list(ways.items())[: None if i < 4 else often]:
+            rows: list[int] = []
+            seconds = bench.once(lambda: rows.extend(way()))  # noqa: B023
+            speeds[name].append(sum(rows) / seconds)
+    medians = {name: median(found[1:]) for name, found in speeds.items()}
+    for name, speed in medians.items():
+        numbers = {"mb_per_s": speed * ROW_BYTES / 1e6, "rows_per_s": speed}
+        numbers["ours_vs_this"] = medians["ours"] / speed
+        key = {} if "ours" in name else {"ours_vs_this": f"vs_{name.replace(' ', '_')}"}
+        bench.part(name, partial(dict, numbers), **key)
 
 
 @cache
@@ -83,9 +113,10 @@ def reader(path: Path) -> ShuffledRows:
     return ShuffledRows({"embedding": (path, "embedding")}, batch_size=BATCH, seed=0)
 
 
-def ours(path: Path) -> Iterator[int]:
+def ours(path: Path, move: Callable[[Tensor], object] = id) -> Iterator[int]:
     reader(path).load_state_dict({"epoch": 0, "step": 0})
     for batch in reader(path):
+        move(torch.from_numpy(batch.arrays["embedding"]))
         yield len(batch.rows)
 
 
@@ -97,8 +128,7 @@ def first(path: Path) -> Iterator[int]:
 
 def mapped(path: Path, npy: Path) -> Iterator[int]:
     """The same batches of the same epoch, each gathered from one memory-mapped file."""
-    values = np.load(npy, mmap_mode="r")
-    order = reader(path).order(0)
+    values, order = np.load(npy, mmap_mode="r"), reader(path).order(0)
     for start in range(0, len(order), BATCH):
         yield len(np.take(values, order[start : start + BATCH], axis=0))
 
@@ -108,16 +138,15 @@ def unmixed(path: Path, npy: Path) -> Iterator[int]:
     values = np.load(npy, mmap_mode="r")
     for window in reader(path).windows(0):
         for piece in window.pieces:
-            block = np.array(values[piece[0] : piece[-1] + 1])
-            yield len(block)
+            yield len(np.array(values[piece[0] : piece[-1] + 1]))
 
 
-def fancy(path: Path, batches: int) -> Iterator[int]:
+def fancy(path: Path) -> Iterator[int]:
+    """One batch by Zarr's own indexing."""
     array = zarr.open_group(path, mode="r")["embedding"]
     assert isinstance(array, zarr.Array)
-    rng = np.random.default_rng(0)
-    for _ in range(batches):
-        yield len(np.asarray(array.oindex[rng.permutation(array.shape[0])[:BATCH]]))
+    rows = np.random.default_rng(0).permutation(array.shape[0])[:BATCH]
+    yield len(np.asarray(array.oindex[rows]))
 
 
 def per_row(folder: Path, num_rows: int) -> Iterator[int]:
@@ -127,137 +156,66 @@ def per_row(folder: Path, num_rows: int) -> Iterator[int]:
         yield len(np.stack([np.load(folder / f"{row}.npy") for row in rows]))
 
 
-def throughput(run: Callable[[], Iterator[int]]) -> float:
-    """MB/s of float16 values."""
-    start = time.perf_counter()
-    rows = sum(run())
-    return rows * ROW_BYTES / 1e6 / (time.perf_counter() - start)
+def fill_store(path: Path, num_rows: int, **codec: Any) -> float:
+    """Make a store, with an encoder that costs nothing; returns MB/s of float16 values."""
+    params = FillingParams(batch_size=64, num_readers=1)
+    # A few different values in turn, so that making them does not dominate.
+    roles = Roles(read=int, encode=lambda rows: {"embedding": _values()[np.array(rows) % 64]})
+    report = fill(path, range(num_rows), spec(**codec), lambda: roles, provenance={}, params=params)
+    return report.rows_per_second * ROW_BYTES / 1e6
 
 
-def compare(
-    folder: Path, num_rows: int, rounds: int
-) -> tuple[dict[str, float], dict[str, float], float]:
-    """(MB/s of each way, our speed over each, MB/s of filling).
-
-    Medians over rounds in which all ways run one after the other, so that whatever else the machine
-    does, it does to all of them; the first round warms up.
-    """
-    store, npy, single = folder / "store.zarr", folder / "all.npy", folder / "rows"
-    filled = fill_store(store, num_rows)
-    values = np.asarray(open_store(store).read_stored("embedding", 0, num_rows))
-    np.save(npy, values)
-    single.mkdir()
-    num_single = min(num_rows, 1000)
-    for row in range(num_single):
-        np.save(single / f"{row}.npy", values[row])
-    del values
-    ways: dict[str, Callable[[], Iterator[int]]] = {
-        "ours": partial(ours, store),
-        "ours, first time": partial(first, store),
-        "mmap": partial(mapped, store, npy),
-        "mmap blocks": partial(unmixed, store, npy),
-        "npy per row": partial(per_row, single, num_single),
-        "fancy indexing": partial(fancy, store, 1),
-    }
-    seldom = ("ours, first time", "npy per row", "fancy indexing")  # slow
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds):
-        for name, run in ways.items():
-            if i < 4 or name not in seldom:
-                speeds[name].append(throughput(run))
-    medians = {name: statistics.median(found[1:]) for name, found in speeds.items()}
-    return medians, {name: medians["ours"] / speed for name, speed in medians.items()}, filled
+def spec(**codec: Any) -> StoreSpec:
+    array = ArraySpec(dims={"position": 77, "channel": 768}, codec=Codec(**codec))
+    return StoreSpec(arrays={"embedding": array})
 
 
-def smaller(folder: Path, num_rows: int) -> tuple[float, float]:
-    """(bytes of int8 with a shared first position over those of float16, its error)."""
+@cache
+def _values() -> np.ndarray:
+    """As after a layer norm, channels of different spread, position 0 constant: [64, 77, 768]."""
+    rng = np.random.default_rng(0)
+    spread = np.exp(rng.normal(-0.2, 0.4, 768))
+    spread[rng.integers(0, 768, 4)] *= 12
+    values = rng.normal(size=(64, 77, 768)) * spread + rng.normal(size=768) * 0.3
+    values[:, 0] = rng.normal(size=768) * 2 * spread
+    return values.astype(np.float32)
+
+
+def smaller(folder: Path, num_rows: int) -> Numbers:
+    """int8 with a shared first position: its bytes over those of float16, and its error."""
     sizes = []
     for name, codec in [("half", {}), ("int8", {"dtype": "int8", "share_first": True})]:
         fill_store(folder / f"{name}.zarr", num_rows, **codec)
         sizes.append(describe(folder / f"{name}.zarr").arrays[0])
-    error = sizes[1].measured["relative_squared_error_mean"]
-    return sizes[1].stored_bytes / sizes[0].stored_bytes, error
+    ratio = sizes[1].stored_bytes / sizes[0].stored_bytes
+    return {
+        "bytes_ratio": ratio,
+        "relative_error": sizes[1].measured["relative_squared_error_mean"],
+    }
 
 
-def millions(folder: Path) -> tuple[float, int]:
-    """(seconds to open 3.3 million rows and count their status, files of that store if full)."""
+def opening(bench: Bench, folder: Path, num_rows: int) -> Numbers:
+    """To open an empty store and count its rows' status; its files when it is full."""
     location = locate(folder / "millions.zarr")
     store = open_for_writing(location, spec(), {}, {})
-    store.match_rows(np.arange(MILLIONS, dtype=np.uint64))
-    start = time.perf_counter()
-    assert open_store(location).status_counts()["pending"] == MILLIONS
-    return time.perf_counter() - start, store.spec.most_files(MILLIONS)
+    store.match_rows(np.arange(num_rows, dtype=np.uint64))
+    seconds = bench.once(lambda: open_store(location).status_counts())
+    return {"open_s": seconds, "files": store.spec.most_files(num_rows)}
 
 
-def peak_memory(num_rows: int) -> float:
-    """MB of a process that fills and reads that many rows."""
-    command = [sys.executable, "-m", "benchmarks.cache", "--peak-memory", str(num_rows)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def growth() -> Numbers:
+    """Of the peak memory."""
+    small, large = (in_new_process(peak_memory, rows) for rows in (4096, 16384))
+    return {"small_mb": small / 1e6, "large_mb": large / 1e6, "ratio": large / small}
 
 
-def _measure_peak_memory(num_rows: int) -> None:
+def peak_memory(num_rows: int) -> int:
+    """Bytes of a process that fills and reads that many rows."""
     with tempfile.TemporaryDirectory() as folder:
         fill_store(Path(folder) / "store.zarr", num_rows)
         sum(ours(Path(folder) / "store.zarr"))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-_values: list[np.ndarray] = []
-
-
-def _pool() -> np.ndarray:
-    """A few different rows, so that making them does not dominate: float32 [64, 77, 768]."""
-    if not _values:
-        rng = np.random.default_rng(0)
-        spread = np.exp(rng.normal(-0.2, 0.4, 768))
-        spread[rng.integers(0, 768, 4)] *= 12
-        values = rng.normal(size=(64, *SHAPE)) * spread + rng.normal(size=768) * 0.3
-        values[:, 0] = rng.normal(size=768) * 2 * spread
-        _values.append(values.astype(np.float32))
-    return _values[0]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="end within 50 s on two cores")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
-    parser.add_argument("--peak-memory", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.peak_memory:
-        return _measure_peak_memory(options.peak_memory)
-    num_rows, rounds = (5120, 40) if options.quick else (12288, 40)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        speeds, ratios, filled = compare(folder, num_rows, rounds)
-        bytes_ratio, error = smaller(folder, 256 if options.quick else 2048)
-        opening, num_files = millions(folder)
-    result = {
-        "vs_mmap": ratios["mmap"],
-        "vs_fancy_indexing": ratios["fancy indexing"],
-        "vs_npy_per_row": ratios["npy per row"],
-        "bytes_ratio": bytes_ratio,
-        "relative_error": error,
-        "vs_mmap_blocks": ratios["mmap blocks"],
-        "fill_mb_per_s": filled,
-        "open_3_3_million_s": opening,
-        "files_3_3_million": num_files,
-    }
-    if not options.quick:
-        small, large = peak_memory(4096), peak_memory(16384)
-        print(f"peak memory: {small:,.0f} MB for 4096 rows, {large:,.0f} MB for 16384 rows")
-        result |= {"peak_memory_mb": large, "peak_memory_growth": large / small}
-    print(f"{num_rows} rows of [77, 768] float16, batches of {BATCH}, medians of {rounds} rounds")
-    for way, speed in speeds.items():
-        print(f"  {way:16} {speed:8,.0f} MB/s   ours is {ratios[way]:.2f} times that")
-    print(f"  filling          {filled:8,.0f} MB/s, with an encoder that costs nothing")
-    print(f"  int8, first position shared: {bytes_ratio:.3f} of the bytes, error {error:.2g}")
-    print(f"  3.3 million rows: {opening:.2f} s to open and count, at most {num_files:,} files")
-    text = json.dumps(result)
-    if options.json:
-        options.json.write_text(text + "\n")
-    print(text)
-    return None
+    return peak("cpu")
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__, wall=True)

@@ -1,112 +1,131 @@
 """Greedy decoding with the key-value cache beside decoding without one.
 
-    python -m benchmarks.decoding [--quick] [--json FILE]
+    python -m benchmarks.decoding [--device cuda] [--quick] [--json FILE]
+
+    speedup_32, speedup_128, speedup_512    by the length of the prompt
 
 Without a cache means the released structure: for every new token the whole sequence goes through
 the language model again, all hidden states are kept and logits are formed at every position. Both
-produce 32 tokens after prompts of 32, 128 and 512 tokens and must produce the same ones. An
-OPT-125M-sized language model with random weights, one CPU thread, timed in CPU seconds, which a
-busy machine disturbs least. The cached side includes reading the prompt.
+say 32 tokens, and must say the same ones (on a GPU, whose bfloat16 rounds differently in different
+shapes, `same_tokens` is a share). Random weights, of OPT-125M's size on a CPU and OPT-6.7B's on a
+GPU. The cached side includes reading the prompt. --quick times the uncached side at its first,
+middle and last token and takes their mean for all; the time grows evenly with the length.
 
---quick times the uncached side at its first, middle and last token and takes their mean for all 32;
-the time grows evenly with the length.
+On a GPU also: one and eight conversations at OPT-1.3B's and 6.7B's sizes. Every token reads all
+weights, so the rate of a copy bounds a single conversation: `of_copy` is the share that the weights
+alone account for. The first answer meets every length of the keys for the first time, for each of
+which cuDNN's attention makes a plan: `first_s` beside `again_s`, with it and without.
 """
 
-import argparse
-import json
-import os
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from __future__ import annotations
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from collections.abc import Sequence
+from functools import partial
+from statistics import median
 
 import torch
-from pipeline.multimodal_language_model import MultimodalLanguageModel
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM
+from torch.nn.attention import sdpa_kernel
 
-from pipeline.decoding import Context, DecodingSettings, decode
-from pipeline.heads import Heads, HeadSizes
-from pipeline.language_model import LanguageModel
-from tests.tiny_language_models import tiny_tokenizer
+from benchmarks.harness import ATTENTION, Bench, Numbers, copy_rate, run
+from benchmarks.random_models import opt_gill
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.talking.decoding import Context, DecodingSettings, decode
 
-NUM_ROWS = 50266
 NEW_TOKENS = 32
-PROMPTS = (32, 128, 512)
 
 
-def opt_gill() -> MultimodalLanguageModel:
-    """Random weights, large enough that the model does not say one word for ever."""
-    torch.manual_seed(0)
-    model = OPTForCausalLM(OPTConfig(init_std=0.1))
-    language_model = LanguageModel(model, tiny_tokenizer(), num_rows=NUM_ROWS)
-    return MultimodalLanguageModel(language_model, Heads(HeadSizes(d=1024, e=language_model.width)))
+def measure(bench: Bench) -> None:
+    size = bench.size("toy", "125m", "6.7b")
+    gill = opt_gill(size, bench.device, bench.dtype, talks=not bench.on_gpu)
+    model, generator = gill.language_model, torch.Generator().manual_seed(1)
+    answer(gill, [model.embed(torch.arange(5, 9))])  # warm
+    for length in (32, 128, 512):
+        ids = torch.randint(5, model.num_rows - 8, (length,), generator=generator)
+        headline = {"speedup": f"speedup_{length}", "tokens_per_s": f"tokens_per_second_{length}"}
+        work = partial(compared, bench, gill, model.embed(ids))
+        bench.part(f"prompt of {length}", work, **headline)
+    if bench.extra:
+        copies = copy_rate(bench)
+        conversations(bench, gill, size, copies)
+        del gill, model, work
+        if not bench.quick and not bench.toy:
+            conversations(bench, opt_gill("1.3b", bench.device, bench.dtype), "1.3b", copies)
 
 
-def cached(gill: MultimodalLanguageModel, prompt: Tensor) -> tuple[list[int], float]:
-    """The tokens, and the seconds they took."""
-    settings = DecodingSettings(max_tokens=NEW_TOKENS, max_images=0)
-    start = time.process_time()
-    [answer] = decode(gill, Context(gill.language_model), [prompt], settings, stop_ids=())
-    return answer.token_ids, time.process_time() - start
+def compared(bench: Bench, gill: MultimodalLanguageModel, prompt: Tensor) -> Numbers:
+    """Both sides, and whether they say the same.
+
+    Raises RuntimeError where they do not on a CPU, whose float32 decides no tie differently.
+    """
+    steps = (0, NEW_TOKENS // 2, NEW_TOKENS - 1) if bench.quick else range(NEW_TOKENS)
+    answers: list[list[int]] = []
+    found: list[int] = []
+    cached = median(bench.once(lambda: answers.extend(answer(gill, [prompt]))) for _ in range(2))
+    tokens = answers[0]
+    slow = bench.once(lambda: found.extend(uncached(gill, prompt, tokens, steps)))
+    slow *= NEW_TOKENS / len(steps)
+    same = sum(tokens[step] == token for step, token in zip(steps, found)) / len(steps)
+    if same < 1 and not bench.on_gpu:
+        raise RuntimeError(f"cached {tokens}, uncached {found}")
+    return {
+        "cached_s": cached,
+        "uncached_s": slow,
+        "speedup": slow / cached,
+        "tokens_per_s": NEW_TOKENS / cached,
+        "same_tokens": same,
+        "distinct": len(set(tokens)),
+    }
+
+
+def answer(
+    gill: MultimodalLanguageModel, prompts: Sequence[Tensor], new: int = NEW_TOKENS
+) -> list[list[int]]:
+    """`new` tokens after each prompt, together."""
+    settings = DecodingSettings(max_tokens=new, max_images=0)
+    context = Context(gill.language_model, len(prompts))
+    return [answer.token_ids for answer in decode(gill, context, prompts, settings, stop_ids=())]
 
 
 @torch.no_grad()
 def uncached(
     gill: MultimodalLanguageModel, prompt: Tensor, tokens: Sequence[int], steps: Sequence[int]
-) -> tuple[dict[int, int], float]:
-    """What comes at `steps`, after the `tokens` before each, and the mean seconds of a step."""
-    model, language_model = gill.language_model.model, gill.language_model
-    said = language_model.embed(torch.tensor(tokens))
-    found, elapsed = {}, 0.0
+) -> list[int]:
+    """What comes at `steps`, after the `tokens` before each."""
+    model = gill.language_model
+    said, found = model.embed(torch.tensor(tokens)), []
     for step in steps:
-        start = time.process_time()
         sequence = torch.cat([prompt, said[:step]])[None]
-        output = model(inputs_embeds=sequence, use_cache=False, output_hidden_states=True)
-        found[step] = int(output.logits[0, -1, :NUM_ROWS].argmax())
-        elapsed += time.process_time() - start
-    return found, elapsed / len(steps)
+        output = model.model(inputs_embeds=sequence, use_cache=False, output_hidden_states=True)
+        found.append(int(output.logits[0, -1, : model.num_rows].argmax()))
+    return found
 
 
-def measure(quick: bool) -> dict[str, float]:
-    """Both sides in turn for every prompt length."""
-    torch.set_num_threads(1)
-    gill = opt_gill()
-    generator = torch.Generator().manual_seed(1)
-    steps = (0, NEW_TOKENS // 2, NEW_TOKENS - 1) if quick else range(NEW_TOKENS)
-    print("prompt  cached s  tokens/s  uncached s  speedup  distinct tokens")
-    results: dict[str, float] = {}
-    cached(gill, gill.language_model.embed(torch.arange(5, 9)))  # warm
-    for length in PROMPTS:
-        prompt = gill.language_model.embed(torch.randint(5, 50000, (length,), generator=generator))
-        tokens, before = cached(gill, prompt)
-        found, per_step = uncached(gill, prompt, tokens, steps)
-        _, after = cached(gill, prompt)
-        fast = (before + after) / 2
-        if any(tokens[step] != token for step, token in found.items()):
-            raise SystemExit(f"prompt of {length}: cached {tokens}, uncached {found}")
-        slow = per_step * NEW_TOKENS
-        results[f"speedup_{length}"] = slow / fast
-        results[f"tokens_per_second_{length}"] = NEW_TOKENS / fast
-        print(
-            f"{length:6d}  {fast:8.2f}  {NEW_TOKENS / fast:8.1f}  {slow:10.2f}  {slow / fast:7.1f}"
-            f"  {len(set(tokens)):15d}"
-        )
-    return results
+def conversations(bench: Bench, gill: MultimodalLanguageModel, size: str, copies: float) -> None:
+    """One and eight at once, then lengths of the keys that were not seen before."""
+    model, new = gill.language_model, 4 if bench.toy else 64
+    weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
 
+    def speed(rows: int) -> Numbers:
+        prompts = [model.embed(torch.arange(5, 37))] * rows
+        seconds = bench.seconds(lambda: answer(gill, prompts, new), times=3)
+        return {
+            "tokens_per_s": rows * new / seconds,
+            "ms_per_token": 1e3 * seconds / new,
+            "of_copy": weights * new / seconds / copies,
+        }
 
-def main() -> None:
-    """Measure, print a table, and end with one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="within 50 s")
-    parser.add_argument("--json", type=Path, help="also write the last line to this file")
-    arguments = parser.parse_args()
-    line = json.dumps(measure(arguments.quick))
-    if arguments.json:
-        arguments.json.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    def new_lengths(attention: str) -> Numbers:
+        prompts = [model.embed(torch.arange(200) % 50)]
+        with sdpa_kernel(ATTENTION[attention]):
+            first, again = (bench.once(lambda: answer(gill, prompts, new)) for _ in range(2))
+        return {"first_s": first, "again_s": again}
+
+    for rows in (1, 8):
+        bench.part(f"{size}, {rows} at once", partial(speed, rows))
+    for attention in ATTENTION:
+        bench.part(f"{size}, new lengths, {attention}", partial(new_lengths, attention))
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

@@ -1,145 +1,183 @@
 """Precomputing into the cache beside a bare loop that runs the same model on data in memory.
 
-Random models of real sizes: CLIP ViT-B/32 on JPEG files of 256 x 256 pixels, and the text encoder
-of Stable Diffusion 1.x (12 layers, width 768, 77 positions). One thread for the model; the cache's
+    python -m benchmarks.precompute [--device cuda] [--quick] [--json FILE]
+
+    features_vs_bare, targets_vs_bare    rows per second through the cache / of the bare loop
+
+Random models of real sizes: CLIP on JPEG files of 500 x 375 pixels (ViT-B/32 on a CPU, ViT-L/14 on
+a GPU), and the text encoder of Stable Diffusion 1.x. One thread for the model on a CPU; the cache's
 own readers and writers run beside it.
 
-    python -m benchmarks.precompute [--quick] [--json FILE]
+The bare loop sends batches from the CPU and fetches what comes out, all in flight at once. On a GPU
+also: more readers, the opening of files by all threads, the models alone, by dtype and batch (hours
+`cc3m_h` are for 3.3 million pictures), compiled, and where their time goes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import os
 import tempfile
-import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.harness import Bench, Numbers, count_flop, run
+from benchmarks.random_models import stable_diffusion
 from cache import ArraySpec, Codec, FillingParams, Roles, StoreSpec, fill
 from corpora.pictures import open_picture
-from pipeline.visual_encoder import VisualEncoder
+from miniature.backbones import SHIPPED
+from pipeline.devices import Arriving, sent
+from pipeline.frozen.text_conditioner import TextConditioner
+from pipeline.frozen.visual_encoder import VisualEncoder, load_visual_encoder
 
-LENGTH, WIDTH, VOCABULARY = 77, 768, 49408
+CAPTION = "on the left there is a red ring"
 
 
-def main() -> None:
-    """Measure both stores and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rows; under 50 s")
-    parser.add_argument("--json", type=Path, help="write the numbers there as well")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def measure(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        numbers = {
-            **_features(Path(folder), 64 if arguments.quick else 512),
-            **_targets(Path(folder), 16 if arguments.quick else 128),
-        }
-    print(f"{'':10}{'cache rows/s':>14}{'bare rows/s':>14}{'ratio':>8}")
-    for name in ("features", "targets"):
-        print(
-            f"{name:10}{numbers[f'{name}_rows_per_second']:14.1f}"
-            f"{numbers[f'{name}_bare_rows_per_second']:14.1f}{numbers[f'{name}_vs_bare']:8.2f}"
-        )
-    line = json.dumps(numbers)
-    if arguments.json:
-        arguments.json.write_text(line + "\n", encoding="utf-8")
-    print(line)
+        features(bench, Path(folder))
+    targets(bench)
 
 
-def _features(folder: Path, rows: int) -> dict[str, float]:
-    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None)
-    encoder = VisualEncoder(model, preprocess, None)
-    noise = np.random.default_rng(0)
-    paths = [str(folder / f"{i}.jpg") for i in range(rows)]
-    for path in paths:
-        coarse = Image.fromarray(noise.integers(0, 255, (32, 32, 3), np.uint8))
-        coarse.resize((256, 256)).save(path, quality=90)
-    pixels = [encoder.preprocess(open_picture(path)) for path in paths]
+def features(bench: Bench, folder: Path) -> None:
+    """The visual encoder."""
+    toy = f"local-dir:{SHIPPED.visual_encoder}"
+    source = bench.size(toy, "ViT-B-32", "ViT-L-14-quickgelu")
+    encoder = load_visual_encoder(source, device=bench.device)
+    size = bench.size(4, 16, 256)
+    files = jpeg_files(folder, 8 if bench.toy else 64 if bench.quick else 512)
+    rows = [f"{path}\t{i}" for i in range(8 if bench.on_gpu else 1) for path in files]
 
-    def encode(batch: list[Any]) -> dict[str, np.ndarray]:
-        return {"pooled": encoder.pooled_of(batch).numpy()}
+    def read(row: str) -> Any:
+        return encoder.preprocess(open_picture(row.split("\t")[0]))
 
-    roles = Roles(read=lambda path: encoder.preprocess(open_picture(path)), encode=encode)
+    def encode(pixels: list[Any]) -> dict[str, Any]:
+        return {"pooled": Arriving(encoder.pooled(sent(torch.stack(pixels), encoder.device)))}
+
+    def opening() -> Numbers:
+        threads = os.cpu_count() or 1
+        with ThreadPoolExecutor(threads) as pool:
+            seconds = bench.seconds(lambda: list(pool.map(read, files)), times=2)
+        return {"pictures/s": len(files) / seconds, "threads": threads}
+
+    def alone(batch: int) -> Numbers:
+        """Pixels on the device already, in the model's dtype."""
+        shape = (batch, 3, *encoder.image_size)
+        pixels = torch.randn(*shape, device=bench.device).to(encoder.dtype)
+        first = bench.once(lambda: encoder.pooled(pixels))
+        seconds = bench.seconds(lambda: encoder.pooled(pixels))
+        rate = bench.rate(batch * count_flop(lambda: encoder.pooled(pixels[:1])), seconds)
+        hours = 3.3e6 / batch * seconds / 3600
+        return {"pictures/s": batch / seconds, "cc3m_h": hours, **rate, "first_s": first}
+
+    cast(encoder, bench.dtype)
     spec = StoreSpec(arrays={"pooled": ArraySpec(dims={"visual": encoder.width})}, shard_rows=32)
-    return _compare("features", folder, paths, pixels, roles, spec, batch_size=16)
+    in_memory = [read(path) for path in files] * (len(rows) // len(files))
+    roles = Roles(read=read, encode=encode)
+    beside = partial(beside_bare, bench, rows, in_memory, roles, spec, size)
+    bench.part("features", beside, vs_bare="features_vs_bare")
+    if not bench.extra:
+        return
+    bench.part("features, 16 readers", partial(beside, num_readers=16))
+    bench.part("opening files", opening)
+    for batch in (2,) if bench.toy else (64, 256, 512):
+        bench.part(f"{bench.dtype}, {batch}".removeprefix("torch."), partial(alone, batch))
+    pixels = torch.randn(size, 3, *encoder.image_size, device=bench.device)
+    bench.part("features, kernels", lambda: bench.kernels(lambda: encoder.pooled(pixels)))
+    for name, precision in {"TF32": "high", "float32": "highest", "float16": "highest"}.items():
+        cast(encoder, torch.float16 if name == "float16" else torch.float32)
+        torch.set_float32_matmul_precision(precision)
+        bench.part(f"{name}, {size}", partial(alone, size))
+    if not bench.quick:
+        model: Any = encoder.model
+        model.visual.compile(dynamic=False, backend="inductor" if bench.on_gpu else "eager")
+        bench.part(f"compiled, {size}", partial(alone, size))
 
 
-def _targets(folder: Path, rows: int) -> dict[str, float]:
-    config = CLIPTextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=LENGTH,
-    )
-    model = CLIPTextModel(config).eval()
+def cast(encoder: VisualEncoder, dtype: torch.dtype) -> None:
+    """Let it compute in another dtype."""
+    encoder.model.to(dtype)
+    encoder.dtype = dtype
+
+
+def jpeg_files(folder: Path, count: int) -> list[str]:
+    """Files of 500 x 375 pixels, smooth enough to be as large as photographs are."""
     noise = np.random.default_rng(0)
-    captions = [" ".join(map(str, noise.integers(1, VOCABULARY - 2, LENGTH))) for _ in range(rows)]
-
-    @torch.no_grad()
-    def encode(batch: list[str]) -> dict[str, np.ndarray]:
-        ids = torch.tensor([[int(word) for word in caption.split()] for caption in batch])
-        return {"embedding": model(input_ids=ids).last_hidden_state.numpy()}
-
-    roles = Roles(read=str, encode=encode)
-    dims = {"position": LENGTH, "channel": WIDTH}
-    spec = StoreSpec(
-        arrays={"embedding": ArraySpec(dims=dims, codec=Codec(dtype="float16"))}, shard_rows=8
-    )
-    return _compare("targets", folder, captions, captions, roles, spec, batch_size=8)
+    paths = [str(folder / f"{i}.jpg") for i in range(count)]
+    for path in paths:
+        coarse = Image.fromarray(noise.integers(0, 255, (48, 64, 3), np.uint8))
+        coarse.resize((500, 375)).save(path, quality=90)
+    return paths
 
 
-def _compare(
-    name: str,
-    folder: Path,
+def targets(bench: Bench) -> None:
+    """The generator's text encoder."""
+    where = {"dtype": bench.dtype, "device": bench.device}
+    conditioner = TextConditioner(stable_diffusion("text_encoder", toy=bench.toy, **where))
+    size, rows = bench.size((4, 8), (8, 16 if bench.quick else 128), (256, 2048))
+
+    def encode(batch: list[str]) -> dict[str, Any]:
+        return {"embedding": Arriving(conditioner.encode(batch).embedding, torch.float16)}
+
+    def alone(batch: int) -> Numbers:
+        """With tokenising, left on the device."""
+        seconds = bench.seconds(lambda: conditioner.encode([CAPTION] * batch))
+        flop = batch * count_flop(lambda: conditioner.encode([CAPTION]))
+        return {"captions/s": batch / seconds, **bench.rate(flop, seconds)}
+
+    captions, roles = [f"{CAPTION} {i}" for i in range(rows)], Roles(read=str, encode=encode)
+    dims = {"position": conditioner.length, "channel": conditioner.width}
+    for shared in (False,) if bench.quick else (False, True):
+        codec = Codec(dtype="float16", share_first=shared)
+        arrays = {"embedding": ArraySpec(dims=dims, codec=codec)}
+        spec = StoreSpec(arrays=arrays, shard_rows=size)
+        headline = {} if shared else {"vs_bare": "targets_vs_bare"}
+        work = partial(beside_bare, bench, captions, captions, roles, spec, size)
+        bench.part(f"targets{', first shared' * shared}", work, **headline)
+    if bench.extra:
+        for batch in (2,) if bench.toy else (64, 256, 1024):
+            bench.part(f"captions, {batch}", partial(alone, batch))
+        some = partial(conditioner.encode, [CAPTION] * size)
+        bench.part("targets, kernels", lambda: bench.kernels(some))
+
+
+def beside_bare(
+    bench: Bench,
     rows: list[str],
     in_memory: list[Any],
     roles: Roles,
     spec: StoreSpec,
-    *,
     batch_size: int,
-) -> dict[str, float]:
-    """Bare before and after the cache, so that a machine that slows down shows on both sides."""
+    **filling: int,
+) -> Numbers:
+    """Rows through the cache into a new store, and what they give in memory through the model."""
+    params = FillingParams(batch_size=batch_size, **filling)
+    starts = range(0, len(in_memory), batch_size)
 
     def bare() -> None:
-        for start in range(0, len(in_memory), batch_size):
-            roles.encode(in_memory[start : start + batch_size])
+        for arrays in [roles.encode(in_memory[at : at + batch_size]) for at in starts]:
+            for values in arrays.values():
+                np.asarray(values)
 
     def cached() -> None:
-        fill(
-            folder / f"{name}.zarr",
-            rows,
-            spec,
-            lambda: roles,
-            provenance={"model": "random"},
-            params=FillingParams(batch_size=batch_size),
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder, "store.zarr")
+            fill(store, rows, spec, lambda: roles, provenance={"model": "random"}, params=params)
 
     roles.encode(in_memory[:batch_size])  # warm up
-    before, own, after = _seconds(bare), _seconds(cached), _seconds(bare)
-    bare_rate, rate = 2 * len(rows) / (before + after), len(rows) / own
+    numbers = bench.in_turn(1 if bench.quick or bench.toy else 2, cached=cached, bare=bare)
     return {
-        f"{name}_vs_bare": rate / bare_rate,
-        f"{name}_rows_per_second": rate,
-        f"{name}_bare_rows_per_second": bare_rate,
+        "vs_bare": numbers["speedup"],
+        "spread": numbers["spread"],
+        "rows/s": len(rows) / numbers["cached_s"],
+        "bare_rows/s": len(rows) / numbers["bare_s"],
     }
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__, wall=True)
