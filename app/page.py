@@ -13,6 +13,8 @@ import copy
 import os
 import queue
 import random
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,10 +110,12 @@ class Chat:
 
 
 def launch(artifacts: str | Path, *, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Load the model and serve the page until interrupted.
+    """Load the model and serve the page until interrupted. Call it in the main thread.
 
     Raises BackboneError, CheckpointError or RetrievalError as `Gill.load` does.
     """
+    # Ended so, a process would not delete its folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     places = Artifacts(Path(artifacts))
     gill = Gill.load(places.root)
     if host not in LOOPBACK:
