@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
-from cache import ArraySpec, StoreSpec
+from cache import StoreSpec
 from doctor.machine import Machine
 from doctor.memory import (
     Memory,
@@ -21,6 +21,7 @@ from doctor.models import Models
 from doctor.rows import Rows
 from doctor.throughput import ENCODING_SHARE, TRAINING_SHARE
 from doctor.training import CONTEXT_BYTES, predict_training
+from gill.store_specs import features_spec, targets_spec
 from pipeline.settings import IndexSettings
 from settings.params import Params
 
@@ -81,7 +82,8 @@ def store_checks(params: Params, models: Models, rows: Rows) -> list[str]:
     if models.visual_encoder is not None:
         specs["features"] = features_spec(params, models.visual_encoder.width)
     if models.sizes is not None and params.targets.source == "cache":
-        specs["targets"] = targets_spec(params, models)
+        sizes = models.sizes
+        specs["targets"] = targets_spec(params, sizes.L, sizes.D, sizes.D_pooled)
     found = []
     for name, spec in specs.items():
         try:
@@ -89,22 +91,6 @@ def store_checks(params: Params, models: Models, rows: Rows) -> list[str]:
         except ValueError as error:
             found.append(f"{name}.shard_rows: {error}")
     return found
-
-
-def features_spec(params: Params, d: int) -> StoreSpec:
-    """The store that precompute-features fills."""
-    array = ArraySpec(dims={"visual": d}, codec=params.features.codec)
-    return StoreSpec(arrays={"pooled": array}, shard_rows=params.features.shard_rows)
-
-
-def targets_spec(params: Params, models: Models) -> StoreSpec:
-    """The store that precompute-targets fills."""
-    assert models.sizes is not None
-    dims = {"position": models.sizes.L, "channel": models.sizes.D}
-    arrays = {"embedding": ArraySpec(dims=dims, codec=params.targets.codec)}
-    if models.sizes.D_pooled is not None:
-        arrays["pooled"] = ArraySpec(dims={"pooled_channel": models.sizes.D_pooled})
-    return StoreSpec(arrays=arrays, shard_rows=params.targets.shard_rows)
 
 
 def store_bytes(spec: StoreSpec, rows: int) -> int:
@@ -149,7 +135,8 @@ def _targets(params: Params, models: Models, device: str, rows: int) -> _Work | 
     generator = models.generator
     if generator is None or models.sizes is None:
         return None
-    spec, online = targets_spec(params, models), params.targets.source == "online"
+    sizes, online = models.sizes, params.targets.source == "online"
+    spec = targets_spec(params, sizes.L, sizes.D, sizes.D_pooled)
     return _Work(
         name="precompute-targets",
         rows=rows,

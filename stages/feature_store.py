@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from cache import ArraySpec, FillReport, Roles, StoreSpec, fill
+from cache import FillReport, Roles, fill
 from cluster import crew_for
 from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
+from gill.store_specs import features_spec
 from gill_progress import Ticker
 from pipeline.devices import Arriving, sent, set_up
 from pipeline.frozen.backbones import Backbone
@@ -32,14 +33,7 @@ def fill_features(store: Path, table: CaptionTable, params: Params) -> FillRepor
         return fill(
             store,
             KeyedRows(table, "images"),
-            StoreSpec(
-                arrays={
-                    "pooled": ArraySpec(
-                        dims={"visual": encoder.widths["d"]}, codec=params.features.codec
-                    )
-                },
-                shard_rows=params.features.shard_rows,
-            ),
+            features_spec(params, encoder.widths["d"]),
             partial(make_roles, encoder, params.run),
             provenance={
                 "vector": "pooled vector before the projection",

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import ArraySpec, Codec, FillReport, Roles, StoreSpec, fill
+from cache import Codec, FillReport, Roles, fill
 from cluster import crew_for
 from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
+from gill.store_specs import targets_spec
 from gill_progress import Ticker
 from pipeline.devices import Arriving, set_up
 from pipeline.frozen.backbones import Backbone
@@ -29,29 +30,17 @@ def fill_targets(store: Path, params: Params) -> FillReport:
     """Fill the store with the captions of the checked table that are not in it yet."""
     generator = read_backbones(ARTIFACTS).image_generator
     widths = generator.widths
-    dims = {"position": widths["L"], "channel": widths["text_width"]}
-    table: Sequence[KeyedRow] = KeyedRows(CaptionTable(ARTIFACTS.captions), "captions")
-    codec = params.targets.codec
-    if params.targets.source == "online":
-        # Only the empty prompt is kept, so there is nothing to fit a codec to.
-        table, codec = [], Codec()
-    arrays = {"embedding": ArraySpec(dims=dims, codec=codec)}
-    constants = {"empty_embedding": dims}
-    if "pooled_width" in widths:
-        pooled = {"pooled_channel": widths["pooled_width"]}
-        # One small vector: whole where the codec keeps targets whole, else in half.
-        exact = codec.dtype == "float32"
-        arrays["pooled"] = ArraySpec(
-            dims=pooled, codec=Codec(dtype="float32" if exact else "float16")
-        )
-        constants["empty_pooled"] = pooled
+    spec = targets_spec(params, widths["L"], widths["text_width"], widths.get("pooled_width"))
+    rows: Sequence[KeyedRow] = []  # online: only the empty prompt is kept
+    if params.targets.source == "cache":
+        rows = KeyedRows(CaptionTable(ARTIFACTS.captions), "captions")
     versions = library_versions("torch", "diffusers", "transformers", "zarr")
     with Ticker("targets") as ticker:
         return fill(
             store,
-            table,
-            StoreSpec(arrays=arrays, constants=constants, shard_rows=params.targets.shard_rows),
-            partial(make_roles, generator, params.run, codec),
+            rows,
+            spec,
+            partial(make_roles, generator, params.run, spec.arrays["embedding"].codec),
             provenance={
                 "model": generator.source,
                 "revision": generator.revision,
