@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro plots experiments ablations findings test lint app bench bench-gpu clean
+.PHONY: help install repro plots experiments ablations findings test torture lint app bench bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ findings: install .dvc/config.local  ## Every variant with five seeds, and the v
 test: install  ## Run the tests (under 8 minutes)
 	@echo "pytest: under 8 minutes on 2 cores, no network, no GPU."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
+
+torture: install  ## DVC's experiments by its own command line: killed, queued, shared (a few minutes)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m torture
 
 lint: install  ## Lint, formatting and types
 	@$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from pathlib import Path
 from gill_errors import StageError
 from settings.params import read_params
 from stages import plots_page
-from workfolder import watch_files
+from workfolder import place_link
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 CODE = ("app", "cache", "corpora", "miniature", "pipeline", "stages")
@@ -32,10 +32,16 @@ def preset_file(name: str) -> Path:
 def run(preset: str, table: str | None, folder: Path = Path()) -> None:
     """Write dvc.yaml, params.yaml and what git and DVC need, where none of them is yet.
 
-    The stages' code is installed, not here: links in inputs/code let DVC see when it changes.
+    The stages' code is installed, not here: the link inputs/code lets DVC see when it changes.
+
+    In a folder that `init` made elsewhere, as in a clone, only that link is made anew.
 
     Raises StageError where a file of these names is there, or `table` is not.
     """
+    if (folder / "dvc.yaml").is_file() and (folder / "inputs" / "code").is_symlink():
+        link_code(folder)
+        print("inputs/code leads to the code that is installed here; nothing else was changed")
+        return
     params = preset_file(preset).read_text(encoding="utf-8")
     if table is not None:
         if not Path(table).exists():
@@ -67,9 +73,12 @@ def run(preset: str, table: str | None, folder: Path = Path()) -> None:
 
 
 def link_code(folder: Path = Path()) -> None:
-    """Links to the installed code, where a folder was made by `init`."""
-    root = Path(__file__).resolve().parents[1]
-    watch_files(folder / "inputs" / "code", {name: root / name for name in CODE})
+    """A link to where the code is installed, so that DVC sees when it changes.
+
+    It is committed: DVC's copies of the repository for experiments need it too. On another machine
+    it leads nowhere until a stage, or `init`, makes it anew; what it leads to is what counts.
+    """
+    place_link(Path(__file__).resolve().parents[1], folder / "inputs" / "code")
 
 
 def _config(folder: Path) -> str:

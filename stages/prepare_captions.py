@@ -31,7 +31,7 @@ def run(params: Params) -> None:
         table = section.table
         bring_from_repository([table, section.images_dir])
         notes = []
-    if (INPUTS / "code").is_dir():
+    if (INPUTS / "code").is_symlink():
         link_code()
     report = check_table(work, params, table, ARTIFACTS.captions)
     if not params.is_miniature:

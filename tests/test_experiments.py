@@ -1,0 +1,149 @@
+"""The README's page on experiments, line by line: nothing computed twice, nothing finished lost.
+
+One small project made by `stages init`, driven by DVC's own command line up to the stage train.
+Minutes long, so not among the ordinary tests: `make torture`.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.torture
+SMALL = {
+    "captions": {
+        "miniature": {
+            "pictures": 40,
+            "held_out_pictures": 20,
+            "stories": 4,
+            "dialogues": 4,
+            "prompts": 10,
+        }
+    },
+    "training": {"steps": 6, "batch_size": 8, "validate_every": 3},
+    "run": {"log_every": 2, "checkpoint_every": 2},
+}
+
+
+def run(folder: Path, *words: str, check: bool = True) -> str:
+    """What a command prints, both streams; run as in a shell whose PATH has the environment."""
+    done = subprocess.run(
+        words, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    assert not check or done.returncode == 0, f"{words}: {said}"
+    return said
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    changes = {"PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    return {k: v for k, v in os.environ.items() if k != "GILL_WORK"} | changes
+
+
+def commit(folder: Path, message: str) -> None:
+    run(folder, "git", "add", "-A")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    run(folder, "git", *who, "commit", "-qm", message)
+
+
+def model_bytes(folder: Path) -> bytes:
+    return (folder / "artifacts" / "model" / "last.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with git, where `dvc repro train` has run once and everything is committed."""
+    folder = tmp_path_factory.mktemp("project")
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "config", "user.email", "a@b.c")
+    run(folder, "git", "config", "user.name", "a")
+    run(folder, "stages", "init")
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    for section, values in SMALL.items():
+        params[section] |= values
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    commit(folder, "begin")
+    run(folder, "dvc", "repro", "train")
+    commit(folder, "first run")
+    return folder
+
+
+def test_right_after_a_run_all_is_up_to_date(project: Path) -> None:
+    assert "up to date" in run(project, "dvc", "repro", "train")
+    assert "Data and pipelines are up to date." in run(project, "dvc", "status", "train")
+
+
+def test_an_experiment_and_back_is_no_computation(project: Path) -> None:
+    first = model_bytes(project)
+    said = run(project, "dvc", "exp", "run", "-n", "r4", "-S", "model.r=4", "train")
+    assert "step 6/6" in said
+    assert "rows/s" not in said.split("precompute")[-1]
+    assert model_bytes(project) != first
+    run(project, "git", "checkout", "-q", "--", "params.yaml", "dvc.lock")
+    said = run(project, "dvc", "repro", "train")
+    assert "step" not in said.replace("stage", "")
+    assert model_bytes(project) == first
+    assert "r4" in run(project, "dvc", "exp", "show", "--only-changed", "--csv")
+
+
+def test_a_workspace_of_its_own_encodes_nothing(project: Path) -> None:
+    said = run(project, "dvc", "exp", "run", "--temp", "-n", "r2", "-S", "model.r=2", "train")
+    assert "step 6/6" in said
+    assert "this run encoded" not in said
+    assert "drawing" not in said
+
+
+def test_a_killed_experiment_goes_on_from_its_state(project: Path) -> None:
+    words = ["dvc", "exp", "run", "-n", "k2", "-S", "model.k=2", "-S", "training.steps=40", "train"]
+    process = subprocess.Popen(
+        words,
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    before = set((project / "work" / "training").glob("*/state.safetensors"))
+    until = time.monotonic() + 120
+    while not set((project / "work" / "training").glob("*/state.safetensors")) - before:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for lock in (project / ".dvc" / "tmp").glob("*lock*"):
+        lock.unlink()  # DVC's own, of the process that was killed
+    said = run(project, *words)
+    assert "going on from the last state" in said
+    run(project, "git", "checkout", "-q", "--", "params.yaml", "dvc.lock")
+    run(project, "dvc", "repro", "train")
+
+
+def test_a_second_clone_shares_the_work_folder(project: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    run(clone, "stages", "check-params")
+    env = environment() | {"GILL_WORK": str(project / "work")}
+    done = subprocess.run(
+        ["dvc", "repro", "train"], cwd=clone, env=env, capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "this run encoded" not in said
+    assert "nothing to do: trained before" in said
+    assert model_bytes(clone) == model_bytes(project)
+
+
+def test_the_work_folder_is_listed_and_pruned(project: Path) -> None:
+    said = run(project, "stages", "work")
+    assert "training/" in said
+    assert "features/" in said
+    run(project, "stages", "work", "--prune")
+    assert "nothing to do" in run(project, "stages", "train")
