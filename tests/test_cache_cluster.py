@@ -22,6 +22,7 @@ from cluster import (
     ScaleOutParams,
     TasksLostError,
     UnfitWorkerError,
+    dask_scheduler,
     map_in_order,
     map_tasks,
 )
@@ -154,12 +155,12 @@ def test_a_scheduler_that_is_not_there_is_told(
         pytest.raises(SchedulerUnreachableError, match="no Dask scheduler answers at tcp://"),
     ):
         map_tasks(make_deadly, [1], print, by("tcp://127.0.0.1:1"))
-    monkeypatch.setattr(cluster, "FILE_WAIT", 0.1)
+    monkeypatch.setattr(dask_scheduler, "FILE_WAIT", 0.1)
     with pytest.raises(SchedulerUnreachableError, match=r"no scheduler wrote missing\.json"):
         map_tasks(make_deadly, [1], print, by("missing.json"))
-    monkeypatch.setattr(cluster, "WORKER_WAIT", 0.2)
+    monkeypatch.setattr(dask_scheduler, "WORKER_WAIT", 0.2)
     with (
-        caplog.at_level(logging.WARNING, "cache"),
+        caplog.at_level(logging.WARNING, "cluster"),
         LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address=None) as empty,
         pytest.raises(SchedulerUnreachableError, match="no worker came to the scheduler at tcp://"),
     ):
