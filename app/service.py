@@ -42,7 +42,8 @@ from app.kept_pictures import KeptPictures
 from app.messages import ChatRequest, RequestError, RequestLimits
 from app.service_metrics import ServiceMetrics
 from app.worker import BusyError, Failed, Job, Worker
-from gill.loading import Gill, GillError
+from gill.loading import Gill
+from gill_errors import GillError, InputError
 from pipeline.talking.answers import (
     Ended,
     Event,
@@ -91,11 +92,11 @@ def serve(
 ) -> None:
     """Load the model and serve until interrupted.
 
-    Raises ValueError where the address is reachable from elsewhere and there is no API key, and
+    Raises InputError where the address is reachable from elsewhere and there is no API key, and
     what `Gill.load` raises.
     """
     if not is_loopback(host) and not api_key:
-        raise ValueError(
+        raise InputError(
             f"{host} can be reached from other machines: give an API key, or bind to 127.0.0.1"
         )
     gill = Gill.load(artifacts)

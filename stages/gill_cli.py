@@ -6,21 +6,22 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gill_errors import GillError
+from gill_errors import GillError, InputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from app.talk import Talk
+    from app.terminal import Screen
     from gill.loading import Gill
-    from pipeline.talking.answers import Reply, ReplySettings
-    from pipeline.talking.conversation import Conversation
+    from pipeline.talking.answers import Event
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,7 +58,9 @@ Parts = Annotated[
     list[str], typer.Argument(help="Text and picture files, in the order they are read.")
 ]
 Artifacts = Annotated[Path, typer.Option(help="Where the trained model lies.", file_okay=False)]
-Out = Annotated[Path, typer.Option(help="Folder for the pictures of the answers.")]
+Out = Annotated[
+    Path, typer.Option(help="Below it every answer, or talk, gets a new folder for its pictures.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 WantOption = Annotated[
     Want, typer.Option(help="Text only, a retrieved, a generated picture, or its choice.")
@@ -119,22 +122,22 @@ def ask(
 ) -> None:
     """Ask once. An argument that ends like a picture file is read as one; anything else is text.
 
-    Prints the text of the answer and writes its pictures to --out.
+    Prints the text of the answer, shows its pictures where the terminal can, and writes them to a
+    new folder below --out.
     """
     knobs = _knobs(locals())
     with _one_line_errors():
+        screen = _open_screen(as_json)
         turn = [_part(text) for text in parts]
-        reply = _load(artifacts).reply(turn, **knobs)
-        described = _save(reply, out)
+        gill = _load(artifacts)
+        from app.answer_files import AnswerFolder
+        from app.narrator import Narrator
+
+        narrator = Narrator(AnswerFolder(out), screen, quiet=as_json)
+        settings = gill.settings(**knobs)
+        described = narrator.tell(gill.conversation().stream(turn, settings))
     if as_json:
         typer.echo(json.dumps(described, indent=1))
-        return
-    show = _shower()
-    pictures = iter(reply.images)
-    for one in described:
-        typer.echo(one["text"] if one["kind"] == "text" else _line(one))
-        if one["kind"] != "text":
-            show(next(pictures).picture)
 
 
 @app.command()
@@ -160,44 +163,39 @@ def chat(
 ) -> None:
     """Talk, line by line. Words that end like picture files are read as pictures.
 
-    /retrieve, /generate, /text and /auto before a line ask for that kind of answer; /new forgets
-    everything; an empty line or end of input ends. Pictures are written to --out and shown where
-    the terminal can. With --json one JSON object per answer is printed.
+    /help lists what else can be said: asking again or otherwise, saving, starting anew. quit, exit
+    and Ctrl-D end; Ctrl-C breaks an answer off. Pictures are shown where the terminal can, and
+    written to a new folder below --out. With --json one JSON object per answer is printed.
     """
     knobs = _knobs(locals())
     with _one_line_errors():
+        screen = _open_screen(as_json)
         gill = _load(artifacts)
-        gill.settings(**knobs)
-    conversation, number, show = gill.conversation(), 0, _shower()
+        from app.answer_files import AnswerFolder
+        from app.narrator import Narrator
+        from app.talk import Talk
+
+        talk, folder = Talk(gill, knobs), AnswerFolder(out)
     if not as_json:
-        typer.echo("Say something; words like photo.png are read as pictures. Empty line: end.")
+        typer.echo("Say something; words like photo.png are read as pictures. /help, quit.")
     for line in _lines(prompt="" if as_json else "> "):
-        command, _, rest = line.partition(" ")
-        if command == "/new":
-            conversation = gill.conversation()
-            continue
-        this = dict(knobs)
-        if command.startswith("/") and command[1:] in list(Want):
-            this["want"], line = command[1:], rest
+        narrator = Narrator(folder, screen, quiet=as_json)
         try:
-            turn = _turn(line)
-            reply = _speak(conversation, turn, gill.settings(**this), quiet=as_json)
-            described = _save(reply, out, number)
-        except Exception as failure:
-            if not isinstance(failure, GillError):
-                raise
+            events = _events(talk, line)
+            if events is None:
+                continue
+            described = narrator.tell(events)
+        except GillError as failure:
             typer.secho(f"error: {failure}", fg="red", err=True)
             continue
-        number += len(described)
-        if as_json:
-            typer.echo(json.dumps({"answer": described, "forgotten_turns": reply.forgotten_turns}))
+        except KeyboardInterrupt:
+            typer.secho("\n(broken off: as if it had not been asked)", dim=True, err=True)
             continue
-        if reply.forgotten_turns:
-            typer.secho(f"(forgot the oldest {reply.forgotten_turns} turns)", dim=True)
-        pictures = [one for one in described if one["kind"] != "text"]
-        for one, answer in zip(pictures, reply.images):
-            typer.echo(_line(one))
-            show(answer.picture)
+        forgotten = narrator.reply.forgotten_turns
+        if as_json:
+            typer.echo(json.dumps({"answer": described, "forgotten_turns": forgotten}))
+        elif forgotten:
+            typer.secho(f"(forgot the oldest {forgotten} turns)", dim=True)
 
 
 @app.command()
@@ -254,7 +252,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the model over HTTP in the shape of OpenAI's chat completions."""
-    with _one_line_errors(ValueError):
+    with _one_line_errors():
         from app.service import serve as run
 
         run(artifacts, host=host, port=port, api_key=api_key)
@@ -292,21 +290,31 @@ def _knobs(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(artifacts: Path) -> Gill:
-    from gill.loading import Gill
-    from pipeline.devices import quieten_libraries
+    from app.terminal import told_if_long
 
-    quieten_libraries()
-    return Gill.load(artifacts)
+    with told_if_long("loading the model"):
+        from gill.loading import Gill
+        from pipeline.devices import quieten_libraries
+
+        quieten_libraries()
+        return Gill.load(artifacts)
+
+
+def _open_screen(as_json: bool) -> Screen:
+    from app.terminal import open_screen
+
+    screen = open_screen()
+    if screen.blank and not as_json:
+        typer.secho(f"(pictures are written, not shown: {screen.blank})", dim=True, err=True)
+    return screen
 
 
 @contextlib.contextmanager
-def _one_line_errors(*others: type[Exception]) -> Iterator[None]:
+def _one_line_errors() -> Iterator[None]:
     """What a person can mend is one line and exit code 1, not a traceback."""
     try:
         yield
-    except Exception as failure:
-        if not isinstance(failure, (GillError, *others)):
-            raise
+    except GillError as failure:
         typer.secho(f"error: {failure}", fg="red", err=True)
         raise typer.Exit(1) from None
 
@@ -334,86 +342,60 @@ def _turn(line: str) -> list[str | Image.Image]:
     return [*parts, " ".join(words)] if words else parts
 
 
+_HELP = """\
+WORDS photo.png WORDS    say something; words that end like picture files are pictures
+/generate [WORDS]        answer with a generated picture; without words: the last turn again
+/retrieve [WORDS]        answer with a retrieved picture; without words: the last turn again
+/text [WORDS]            answer with words alone; without words: the last turn again
+/auto [WORDS]            let the model choose; without words: the last turn again
+/again                   the last turn again, with another seed
+/save FILE               write all that was said, as a page (.html) or for programs (.json)
+/new                     forget everything
+/help                    this
+quit, exit, Ctrl-D       end"""
+
+
+def _events(talk: Talk, line: str) -> Iterable[Event] | None:
+    """The answer to a typed line; None where a command was done that has none.
+
+    Raises InputError for a command that does not exist or cannot be done.
+    """
+    if not line.startswith("/"):
+        return talk.ask(_turn(line))
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    command = name[1:]
+    if command in list(Want):
+        return talk.ask(_turn(rest), want=command) if rest else talk.again(want=command)
+    if command == "again" and not rest:
+        return talk.again()
+    if command == "save" and rest:
+        talk.save(Path(rest))
+        typer.echo(f"written to {rest}", err=True)
+    elif command == "new" and not rest:
+        talk.restart()
+    elif command == "help":
+        typer.echo(_HELP, err=True)
+    else:
+        raise InputError(f"{line}: no such command; /help lists them")
+    return None
+
+
 def _lines(prompt: str) -> Iterator[str]:
-    """Lines that a person types, or a script sends, until the first empty one."""
+    """What a person types, or a script sends, until `quit`, `exit` or the end of input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
     while True:
         try:
             line = input(prompt).strip()
         except (EOFError, KeyboardInterrupt):
+            if prompt:
+                typer.echo()
             return
-        if not line:
+        if line in ("quit", "exit"):
             return
-        yield line.replace("\\n", "\n")
-
-
-def _speak(
-    conversation: Conversation,
-    turn: Sequence[str | Image.Image],
-    settings: ReplySettings,
-    *,
-    quiet: bool,
-) -> Reply:
-    """Answer a turn, showing words and progress as they come."""
-    from pipeline.talking.answers import PictureProgress, Reply, Text
-
-    reply = Reply()
-    for event in conversation.stream(turn, settings):
-        reply.add(event)
-        if quiet:
-            continue
-        if isinstance(event, Text):
-            typer.echo(event.text if reply.text != event.text else event.text.lstrip(), nl=False)
-        elif isinstance(event, PictureProgress) and sys.stderr.isatty():
-            end = "\r\x1b[K" if event.step == event.steps else ""
-            typer.echo(f"\rpicture: step {event.step} of {event.steps}{end}", nl=False, err=True)
-    if not quiet and reply.text:
-        typer.echo()
-    return reply
-
-
-def _shower() -> Callable[[Image.Image], None]:
-    """Draws a picture in the terminal, or does nothing where that is not possible."""
-    from app.terminal import detect_graphics, picture_escape
-
-    graphics = detect_graphics(os.environ) if sys.stdout.isatty() else None
-
-    def show(picture: Image.Image) -> None:
-        if graphics is not None:
-            typer.echo(picture_escape(picture, graphics))
-
-    return show
-
-
-def _save(reply: Reply, out: Path, first: int = 0) -> list[dict[str, Any]]:
-    """Write the pictures; describe every piece as plain data."""
-    from pipeline.talking.answers import GeneratedImage, Text
-
-    described: list[dict[str, Any]] = []
-    for number, answer in enumerate(reply, first):
-        if isinstance(answer, Text):
-            described.append({"kind": "text", "text": answer.text.strip()})
-            continue
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{number:02d}.png"
-        answer.picture.save(path)
-        one: dict[str, Any] = {"path": str(path), "p_generate": answer.generate_probability}
-        if isinstance(answer, GeneratedImage):
-            names = ("seed", "steps", "guidance", "scheduler", "negative_prompt", "score")
-            one |= {"kind": "generated"} | {name: getattr(answer, name) for name in names}
-        else:
-            one |= {"kind": "retrieved", "score": answer.score, "source": answer.source}
-            one |= {"caption": answer.caption}
-        described.append(one)
-    return described
-
-
-def _line(one: dict[str, Any]) -> str:
-    if one["kind"] == "generated":
-        how = f"seed {one['seed']}, {one['steps']} steps, guidance {one['guidance']:g}"
-        return f"[generated picture: {one['path']}, {how}]"
-    return f"[retrieved picture: {one['path']}, score {one['score']:.3f}, from {one['source']}]"
+        if line:
+            yield line.replace("\\n", "\n")
 
 
 def main() -> None:

@@ -1,24 +1,23 @@
 """The command line `gill`, on tiny models."""
 
-import base64
 import inspect
-import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.terminal import detect_graphics, picture_escape
 from corpora.records import CaptionedImage
 from evaluation.sources import CocoSource
 from evaluation.store import EvaluationStore
 from evaluation.texts import captioning
-from gill.loading import Gill, GillError, read_caption_prompt, read_generation
+from gill.loading import Gill, read_caption_prompt, read_generation
+from gill_errors import GillError
 from pipeline.settings import GenerationSettings
 from pipeline.talking.captioning import first_sentence
 from pipeline.talking.context import Context
@@ -26,6 +25,8 @@ from pipeline.talking.decoding import DecodingSettings, decode
 from settings.evaluation import EvaluationParams
 from stages import gill_cli
 from tests.tiny_gill import FEW, tiny_gill
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,11 @@ def test_ask_answers_with_what_the_run_was_set_up_for(run):
     )  # fmt: skip
     assert (other["steps"], other["guidance"], other["scheduler"]) == (2, FEW.guidance, "euler")
     assert 9 <= other["seed"] < 12
-    assert (other["negative_prompt"], Path(other["path"]).parent.name) == ("blue", "o")
+    assert (other["negative_prompt"], other["path"]) == ("blue", str(Path("o", "001", "00.png")))
     [found] = json.loads(run("ask", "a red ring.", "--want", "retrieve", "--json"))
     assert (found["kind"], found["source"]) == ("retrieved", f"{found['caption']}.png")
     assert re.fullmatch(
-        r"\[generated picture: answer.00.png, seed 0, 3 steps, guidance 2.5\]\n",
+        r"\[generated picture: answer.003.00.png, seed 0, 3 steps, guidance 2.5\]\n",
         run("ask", "a red ring.", "--want", "generate"),
     )
 
@@ -102,19 +103,86 @@ def test_the_run_s_own_params_say_how_pictures_are_sampled(tmp_path):
         read_generation(params)
 
 
+def answers_of(output: str) -> list[dict]:
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
 def test_chat_remembers_and_goes_on_after_an_error(run):
-    typed = "in the sea\nnothing.png\n/generate it photo.png turns\n/new\n/text Q: what is it? A:\n"
-    output = run("chat", "--json", "--max-tokens", "4", typed=typed)
+    typed = "in the sea\nnothing.png\n\n/generate it photo.png turns\n/new\n/text Q: what? A:\n"
+    output = run("chat", "--json", "--max-tokens", "4", typed=f"{typed}quit\nnever read\n")
     assert "error: nothing.png: missing" in output
-    answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    answers = answers_of(output)
     assert len(answers) == 3
     assert [one["kind"] for one in answers[1]["answer"]] == ["generated"]
     [path] = [one["path"] for one in answers[1]["answer"]]
     assert Image.open(path).size == (32, 32)
     assert {one["kind"] for one in answers[2]["answer"]} == {"text"}
-    plain = run("chat", "--want", "generate", typed="a ring.\na cross.\n\nnever read\n")
-    assert plain.count("[generated picture:") == 2
-    assert sorted(p.name for p in Path("answer").glob("*.png"))[:2] == ["00.png", "01.png"]
+
+
+@pytest.mark.parametrize("end", ["quit\n", "exit\n", ""])
+def test_a_talk_ends_and_keeps_its_pictures_in_its_own_folder(run, end):
+    for number in (1, 2):
+        plain = run("chat", "--want", "generate", typed=f"a ring.\na cross.\n{end}")
+        assert plain.count("[generated picture:") == 2
+        assert [p.name for p in sorted(Path(f"answer/{number:03d}").iterdir())] == [
+            "00.png", "01.png"]  # fmt: skip
+    run("ask", "a ring.", "--want", "generate")
+    assert sorted(p.name for p in Path("answer").iterdir()) == ["001", "002", "003"]
+
+
+def test_a_turn_is_asked_again_and_otherwise(run):
+    typed = "/again\na red ring.\n/again\n/retrieve\n/again\n/generate\n/text\n/generate a cross\n"
+    output = run("chat", "--json", "--want", "generate", typed=typed)
+    assert "error: nothing was asked yet: say something first" in output
+    first, again, found, other, made, words, cross = (one["answer"] for one in answers_of(output))
+    assert [one["kind"] for one in first] == [one["kind"] for one in again] == ["generated"]
+    assert first[0]["seed"] == 0 != again[0]["seed"]
+    assert (found[0]["kind"], other[0]["kind"]) == ("retrieved", "retrieved")
+    assert found[0]["source"] != other[0]["source"], "not the same one again"
+    assert made[0]["kind"] == "generated"
+    assert {one["kind"] for one in words} == {"text"}
+    assert cross[0]["kind"] == "generated"
+
+
+def test_a_turn_asked_again_is_remembered_once(run):
+    """The next answer is the one after a single first turn."""
+    settings = ["--json", "--max-tokens", "6", "--want", "text"]
+    once = answers_of(run("chat", *settings, typed="a red ring\nit\n"))
+    twice = answers_of(run("chat", *settings, typed="a red ring\n/again\nit\n"))
+    assert twice[0] == twice[1] == once[0]
+    assert twice[2] == once[1]
+    forgotten = answers_of(run("chat", *settings, typed="a red ring\n/new\nit\n"))
+    assert forgotten[1] == answers_of(run("chat", *settings, typed="it\n"))[0] != once[1]
+
+
+def test_a_talk_is_saved_and_nothing_is_overwritten(run):
+    typed = "a red ring photo.png\n" + "/save talks/one.json\n" * 2 + "/save one.html\n/save x\n"
+    output = run("chat", "--want", "generate", typed=typed)
+    assert "error: talks/one.json exists: choose another name" in output
+    assert "error: x: name a file that ends in .html or .json" in output
+    [exchange] = json.loads(Path("talks/one.json").read_text())["exchanges"]
+    assert [piece["kind"] for piece in exchange["turn"]] == ["text", "picture"]
+    assert exchange["answer"][-1]["kind"] == "generated"
+    page = Path("one.html").read_text()
+    assert "a red ring" in page
+    assert page.count("data:image/png;base64,") == 2
+
+
+def test_help_lists_every_command_and_others_are_refused(run):
+    output = run("chat", typed="/help\n/sing\n/again now\n")
+    for command in ("/generate", "/retrieve", "/text", "/auto", "/again", "/save", "/new", "quit"):
+        assert f"\n{command}" in output
+    assert "error: /sing: no such command; /help lists them" in output
+    assert "error: /again now: no such command" in output
+
+
+def test_the_help_needs_no_heavy_library():
+    code = "import sys, stages.gill_cli; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    heavy = {"torch", "transformers", "diffusers", "faiss", "numpy", "PIL", "pyarrow", "pydantic"}
+    assert not heavy & set(ran.stdout.split())
 
 
 def test_a_typed_line_is_split_at_picture_files(run):
@@ -189,59 +257,3 @@ def test_annotate_and_its_options_are_passed_on(run, tmp_path):
     assert result.exit_code == 1
     assert "pairs.json" in str(result.exception) + result.output
     assert CliRunner().invoke(gill_cli.app, ["annotate"]).exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("environment", "graphics"),
-    [
-        ({"TERM": "xterm-kitty"}, "kitty"),
-        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
-        ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
-        ({"TERM": "foot"}, "sixel"),
-        ({"TERM": "xterm-256color"}, None),
-        ({"TERM": "xterm-kitty", "TMUX": "x"}, None),
-        ({}, None),
-    ],
-)
-def test_terminals_are_known_by_their_environment(environment, graphics):
-    assert detect_graphics(environment) == graphics
-
-
-def test_escapes_hold_the_picture():
-    picture = Image.effect_noise((200, 240), 90).convert("RGB")
-    kitty = picture_escape(picture, "kitty")
-    chunks = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", kitty)
-    assert "".join(f"\x1b_G{head};{data}\x1b\\" for head, data in chunks) == kitty
-    assert [head[-1] for head, _ in chunks] == ["1"] * (len(chunks) - 1) + ["0"]
-    assert all(len(data) <= 4096 for _, data in chunks)
-    [(head, iterm)] = re.findall(r"\x1b\]1337;File=inline=1;size=(\d+):([^\x07]*)\x07",
-                                 picture_escape(picture, "iterm2"))  # fmt: skip
-    for data in ("".join(data for _, data in chunks), iterm):
-        again = Image.open(io.BytesIO(base64.b64decode(data)))
-        assert again.tobytes() == picture.tobytes()
-    assert int(head) == len(base64.b64decode(iterm))
-
-
-def test_sixels_draw_every_pixel_in_its_colour():
-    picture = Image.new("RGB", (200, 200), "red")
-    picture.paste("blue", (0, 0, 100, 197))
-    escape = picture_escape(picture, "sixel")
-    assert escape.startswith('\x1bP0;1q"1;1;200;200')
-    assert escape.endswith("\x1b\\")
-    palette = {
-        int(i): tuple(map(int, rgb))
-        for i, *rgb in re.findall(r"#(\d+);2;(\d+);(\d+);(\d+)", escape)
-    }
-    drawn = np.full((204, 200), -1)
-    body = re.sub(r"#\d+;2;\d+;\d+;\d+", "", escape[len('\x1bP0;1q"1;1;200;200') : -2])
-    for number, band in enumerate(body.split("-")[:-1]):
-        for row in band.split("$"):
-            index, codes = re.fullmatch(r"#(\d+)([?-~]+)", row).groups()
-            for x, code in enumerate(codes):
-                for bit in range(6):
-                    if (ord(code) - 63) >> bit & 1:
-                        drawn[number * 6 + bit, x] = int(index)
-    assert palette[drawn[0, 0]] == (0, 0, 100)
-    assert palette[drawn[0, 199]] == (100, 0, 0)
-    assert palette[drawn[199, 0]] == (100, 0, 0)
-    assert set(np.unique(drawn)) <= palette.keys()

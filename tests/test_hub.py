@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from gill.hub import HubError
-from gill.loading import Gill, GillError
+from gill.loading import Gill
+from gill_errors import GillError
 from miniature.backbones import SHIPPED
 from pipeline.bridge.checkpoint import CheckpointRecord
 from pipeline.frozen.backbones import Backbones

@@ -22,6 +22,7 @@ Letters: r [IMG] tokens, e language-model width, n positions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,11 @@ class Conversation:
     def num_positions(self) -> int:
         """Positions that they take."""
         return sum(map(len, self._exchanges))
+
+    def fork(self) -> Conversation:
+        """A copy that goes its own way: what was read is copied, the models are shared."""
+        shared = (self.speaker, self.speaker.model, self.speaker.language_model)
+        return copy.deepcopy(self, {id(one): one for one in shared})
 
     def reply(self, turn: Sequence[Part], settings: ReplySettings | None = None) -> Reply:
         """The whole answer to one turn; see `stream`."""

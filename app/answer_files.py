@@ -1,0 +1,55 @@
+"""Pictures of answers as files: every answer, or talk, has a new folder; nothing is overwritten.
+
+answer/001/00.png  answer/001/01.png  answer/002/00.png ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipeline.talking.answers import GeneratedImage, RetrievedImage
+
+
+class AnswerFolder:
+    """A folder below `below` with the next free number, made when the first picture comes."""
+
+    def __init__(self, below: Path) -> None:
+        self._below = below
+        self._folder: Path | None = None
+        self._count = 0
+
+    def save(self, picture: Image.Image) -> Path:
+        """Write the picture; gives its path."""
+        if self._folder is None:
+            self._folder = _new_folder(self._below)
+        path = self._folder / f"{self._count:02d}.png"
+        picture.save(path)
+        self._count += 1
+        return path
+
+
+def describe_picture(answer: RetrievedImage | GeneratedImage, path: Path) -> dict[str, Any]:
+    """A picture as plain data: where it lies, and all that makes or finds it again."""
+    one: dict[str, Any] = {"path": str(path), "p_generate": answer.generate_probability}
+    if isinstance(answer, GeneratedImage):
+        names = ("seed", "steps", "guidance", "scheduler", "negative_prompt", "score")
+        return one | {"kind": "generated"} | {name: getattr(answer, name) for name in names}
+    one |= {"kind": "retrieved", "score": answer.score, "source": answer.source}
+    return one | {"caption": answer.caption}
+
+
+def _new_folder(below: Path) -> Path:
+    below.mkdir(parents=True, exist_ok=True)
+    numbers = [int(path.name) for path in below.iterdir() if path.name.isdecimal()]
+    number = max(numbers, default=0) + 1
+    while True:  # another answer may take the number at the same moment
+        folder = below / f"{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
