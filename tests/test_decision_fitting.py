@@ -237,8 +237,10 @@ def test_scores_that_are_wrong_out_of_fold_are_not_turned_round() -> None:
     labels = ["gen", "ret"] * 20
     settings = DecisionSettings(use_similarity=False, regularisation=(1.0,))
     test = torch.arange(40) >= 36
-    model, _ = fit_decision(hidden, torch.zeros(40), labels, settings, test=test)
+    model, metrics = fit_decision(hidden, torch.zeros(40), labels, settings, test=test)
     assert model.decide(hidden).tolist() == [0.5] * 40
+    # A probability of just the threshold means "gen": of 4 answers 2 are right.
+    assert metrics["linear"]["sweep"][50]["f1_gen"] == 0.6667
 
 
 def test_test_rows_are_drawn_alike_from_both_labels() -> None:
