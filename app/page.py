@@ -9,7 +9,6 @@ them all, those who ask at one time together.
 
 from __future__ import annotations
 
-import copy
 import os
 import queue
 import random
@@ -239,7 +238,7 @@ def _talk_tab(
             gr.Warning(str(error))
             yield [state, gr.skip(), gr.skip(), gr.skip(), gr.skip()]
             return
-        state.before = fork(state.conversation)
+        state.before = state.conversation.fork()
         state.exchanges.append(exchange)
         first = True
         for update in _answer(state, worker):
@@ -255,7 +254,7 @@ def _talk_tab(
             wanted: Other = "same" if which == "same" else _other_kind(last)
             settings = last.settings
             seen = state.conversation.shown
-            state.conversation = fork(state.before)
+            state.conversation = state.before.fork()
             speaker = gill
             if wanted == "retrieve":
                 speaker = replace(speaker, generator=None)
@@ -295,13 +294,6 @@ def _talk_tab(
         button.click(_exporter(render), [chat], saved, **hidden).then(
             None, [saved], None, js=_SAVE % (kind, kind), api_visibility="private"
         )
-
-
-def fork(conversation: Conversation) -> Conversation:
-    """A copy that goes its own way: what was read is copied, the models are shared."""
-    speaker = conversation.speaker
-    shared = [speaker, speaker.model, speaker.language_model]
-    return copy.deepcopy(conversation, {id(one): one for one in shared})
 
 
 def _answer(state: Chat, worker: Worker) -> Iterator[list[Any]]:

@@ -50,7 +50,7 @@ from pipeline.frozen.visual_encoder import VisualEncoder, load_visual_encoder
 from pipeline.settings import GenerationRun, GenerationSettings
 from pipeline.talking.answers import ConversationError, Part, Reply, ReplySettings
 from pipeline.talking.captioning import CAPTION_PROMPT, CAPTION_TOKENS, caption_pictures
-from pipeline.talking.conversation import Conversation, reply_together
+from pipeline.talking.conversation import Conversation
 from pipeline.talking.decision import DecisionModel
 from pipeline.talking.index_files import load_index
 from pipeline.talking.likelihood import Likelihood, log_likelihoods
@@ -243,13 +243,6 @@ class Gill(Speaker):
     ) -> Reply:
         """Answer a turn that stands alone. Raises ConversationError and GillError."""
         return self.conversation().reply(turn, self.settings(settings, **knobs))
-
-    def reply_batch(
-        self, turns: Sequence[Sequence[Part]], settings: ReplySettings | None = None, **knobs: Any
-    ) -> list[Reply]:
-        """Answer turns that stand alone, together; each answer is what it would be alone."""
-        chosen = self.settings(settings, **knobs)
-        return reply_together([self.conversation().prepare(turn, chosen) for turn in turns])
 
     def caption(
         self, pictures: Sequence[Image.Image], max_tokens: int = CAPTION_TOKENS

@@ -17,7 +17,7 @@ import gradio as gr
 
 from app.annotations import AnnotationError, read_pairs
 from app.knobs import Knobs
-from app.page import create_app, fork
+from app.page import create_app
 from app.page_annotation import AnnotationRoutes, write_study
 from app.page_cache import Browser
 from app.transcript import Exchange, Piece, to_html, to_json, to_page
@@ -216,7 +216,7 @@ def test_knobs_are_the_settings() -> None:
 def test_a_fork_answers_like_the_original_and_apart_from_it(gill: Gill) -> None:
     original = gill.conversation()
     original.reply(["a red ring."], FAST)
-    twin = fork(original)
+    twin = original.fork()
     assert twin.speaker is original.speaker
     said = original.reply(["it turns blue."], FAST)
     assert original.num_turns == 2

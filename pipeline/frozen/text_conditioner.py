@@ -53,10 +53,6 @@ class TextConditioner:
         )
         return Conditioning(result[1], result[3] if len(result) == 4 else None)
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt with its start and end marks, before any cut."""
-        return len(self._pipeline.tokenizer(prompt).input_ids)
-
 
 def load_text_conditioner(
     source: str,
