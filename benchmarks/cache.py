@@ -187,11 +187,8 @@ def smaller(folder: Path, num_rows: int) -> Numbers:
     for name, codec in [("half", {}), ("int8", {"dtype": "int8", "share_first": True})]:
         fill_store(folder / f"{name}.zarr", num_rows, **codec)
         sizes.append(describe(folder / f"{name}.zarr").arrays[0])
-    ratio = sizes[1].stored_bytes / sizes[0].stored_bytes
-    return {
-        "bytes_ratio": ratio,
-        "relative_error": sizes[1].measured["relative_squared_error_mean"],
-    }
+    error = sizes[1].measured["relative_squared_error_mean"]
+    return {"bytes_ratio": sizes[1].stored_bytes / sizes[0].stored_bytes, "relative_error": error}
 
 
 def opening(bench: Bench, folder: Path, num_rows: int) -> Numbers:

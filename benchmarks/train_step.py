@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from benchmarks.harness import ATTENTION, Bench, Numbers, count_flop, run
+from benchmarks.harness import ATTENTION, Bench, Numbers, Unavailable, count_flop, run
 from benchmarks.random_models import batch_of, born, opt_gill
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
@@ -179,16 +179,18 @@ def at_size(bench: Bench, size: str, kind: Quantization = "none") -> None:
     """Batches of 64 and 200, packed and not, then with less memory; quantised, the published batch
     and what a card of 24 GB takes. Not for OPT-1.3B: over batches of many shapes."""
     said = size if kind == "none" else f"{size} {kind}"
-    if kind == "nf4" and find_spec("bitsandbytes") is None:
-        bench.results[said] = {"skipped": "bitsandbytes is not installed"}
-        return
     small, large = (4, 6) if bench.toy else (64, 200)
-    gill = opt_gill(size, bench.device, bench.dtype, kind)
+
+    @cache
+    def gill() -> MultimodalLanguageModel:  # made within a part, as it may not fit
+        if kind == "nf4" and find_spec("bitsandbytes") is None:
+            raise Unavailable("bitsandbytes is not installed")
+        return opt_gill(size, bench.device, bench.dtype, kind)
 
     def timed(examples: int, packed: bool, **settings: Any) -> Numbers:
         """Time, rate and memory."""
-        step, flop = product_step(gill, **settings), examples * flop_per_example(size, packed)
-        batch, draws = batch_of(gill, examples), PackingDraws.same(examples, packed)
+        step, flop = product_step(gill(), **settings), examples * flop_per_example(size, packed)
+        batch, draws = batch_of(gill(), examples), PackingDraws.same(examples, packed)
         seconds = bench.seconds(lambda: step(batch, draws))
         return {
             "step_s": seconds,
@@ -201,16 +203,16 @@ def at_size(bench: Bench, size: str, kind: Quantization = "none") -> None:
         }
 
     def kernels() -> Numbers:
-        step, batch = product_step(gill), batch_of(gill, large)
+        step, batch = product_step(gill()), batch_of(gill(), large)
         return bench.kernels(lambda: step(batch, PackingDraws.same(large, True)))
 
     def many_shapes(attention: str) -> Numbers:
         """Batches each with captions and packed pairs of its own."""
-        step, random = product_step(gill), torch.Generator().manual_seed(0)
+        step, random = product_step(gill()), torch.Generator().manual_seed(0)
         taken = []
         with sdpa_kernel(ATTENTION[attention]):
             for number in range(2 if bench.toy else 60):
-                batch = batch_of(gill, large, seed=number)
+                batch = batch_of(gill(), large, seed=number)
                 draws = draw_packing(large, PAIRED, random)
                 taken.append(bench.once(partial(step, batch, draws)))
         times = {"median_s": median(taken), "mean_s": mean(taken), "slowest_s": max(taken)}
