@@ -245,7 +245,7 @@ def test_the_cache_is_found_by_words_and_by_picture(gill: Gill) -> None:
     html, neighbours = browser.describe_row("features.zarr", 4)
     assert table[4].caption in html
     assert 4 not in [row for row, _ in neighbours]
-    assert "visual_encoder" in browser.provenance("features.zarr")
+    assert "pooled vector before the projection" in browser.provenance("features.zarr")
     with pytest.raises(ValueError, match="no store"):
         browser.store("../model")
     with pytest.raises(ValueError, match="rows 0 to"):
