@@ -8,10 +8,10 @@ from pathlib import Path
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, INPUTS, Artifacts
 from gill.world import have_world
-from gill_errors import StageError
 from settings.params import Params
 from stages.precompute_features import features_entry
 from stages.prepare_captions import check_table, watch_table
+from stages.required import required
 from stages.stores import link_store, settle
 from workfolder import (
     WorkFolder,
@@ -26,9 +26,7 @@ from workfolder import (
 def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFACTS) -> None:
     """Make artifacts/index, unless exactly this index is in the work folder."""
     work = WorkFolder.open(params.run.work)
-    heads = artifacts.model / f"{params.training.checkpoint}.safetensors"
-    if not heads.is_file():
-        raise StageError(f"{heads} is missing: run `stages train`")
+    heads = required(artifacts.model / f"{params.training.checkpoint}.safetensors", "train")
     own = _own_candidates(work, params, artifacts, rebuild)
     table = artifacts.candidates if own else artifacts.captions
     store = artifacts.candidate_features if own else artifacts.features
@@ -36,8 +34,10 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
         "index",
         {
             "heads": file_md5(heads),
-            "features": file_md5(store.with_suffix(".manifest.json")),
-            "captions": file_md5(table),
+            "features": file_md5(
+                required(store.with_suffix(".manifest.json"), "precompute-features")
+            ),
+            "captions": file_md5(required(table, "prepare-captions")),
             "training_only": not own,
             "index": params.index.settings.model_dump(mode="json"),
             "code": code_of("index", work),

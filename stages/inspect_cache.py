@@ -62,7 +62,7 @@ def check(store: str, params: Params, *, mend: bool) -> bool:
     if str(Path(store)) not in again:
         raise StageError(f"{store} is not one of {', '.join(again)}: run what made it again")
     repair(store, report)
-    again[str(Path(store))](params, rebuild=False)
+    again[str(Path(store))](params, again=True)
     report = verify(store)
     print(report)
     return report.ok

@@ -7,8 +7,8 @@ from typing import Any
 
 from gill.artifacts import Artifacts
 from gill.world import have_world
-from gill_errors import StageError
 from settings.params import Params
+from stages.required import required
 from workfolder import WorkFolder, content_of, file_md5
 
 
@@ -26,8 +26,7 @@ def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dic
         (heads, "train"),
         (artifacts.index, "build-index"),
     ):
-        if not path.exists():
-            raise StageError(f"{path} is missing: run `stages {stage}`")
+        required(path, stage)
     backbones = json.loads(artifacts.backbones.read_text(encoding="utf-8"))
     world = None
     if params.is_miniature:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gill.artifacts import ARTIFACTS
 from settings.params import Params
+from stages.required import required
 from stages.stores import settle
 from workfolder import Entry, WorkFolder, code_of, file_md5
 
@@ -29,11 +30,12 @@ def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
 
 def features_entry(work: WorkFolder, kind: str, table: Path, params: Params) -> Entry:
     """The store of the pictures of a checked table, in this run's visual encoder."""
-    encoder = json.loads(ARTIFACTS.backbones.read_text(encoding="utf-8"))["visual_encoder"]
+    manifest = required(ARTIFACTS.backbones, "prepare-backbones")
+    encoder = json.loads(manifest.read_text(encoding="utf-8"))["visual_encoder"]
     return work.entry(
         kind,
         {
-            "captions": file_md5(table),
+            "captions": file_md5(required(table, "prepare-captions")),
             "weights": encoder["fingerprint"],
             "dtype": encoder["dtype"],
             "layout": params.features.model_dump(mode="json"),

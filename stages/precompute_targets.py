@@ -8,6 +8,7 @@ from typing import Any
 
 from gill.artifacts import ARTIFACTS
 from settings.params import Params
+from stages.required import required
 from stages.stores import settle
 from workfolder import WorkFolder, code_of, file_md5
 
@@ -23,11 +24,12 @@ def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
         return fill_targets(store, params)
 
     work = WorkFolder.open(params.run.work)
-    generator = json.loads(ARTIFACTS.backbones.read_text(encoding="utf-8"))["image_generator"]
+    manifest = required(ARTIFACTS.backbones, "prepare-backbones")
+    generator = json.loads(manifest.read_text(encoding="utf-8"))["image_generator"]
     entry = work.entry(
         "targets",
         {
-            "captions": file_md5(ARTIFACTS.captions),
+            "captions": file_md5(required(ARTIFACTS.captions, "prepare-captions")),
             "weights": generator["fingerprint"],
             "dtype": generator["dtype"],
             "layout": params.targets.model_dump(mode="json"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gill_errors import StageError
+from stages.required import required
 from workfolder import Entry, WorkFolder, file_md5, place, place_link
 
 if TYPE_CHECKING:
@@ -36,14 +37,14 @@ def settle(
         again: look for rows that are not done, although the store was finished (after a repair).
     """
     with entry.alone():
-        if rebuild and entry.begun:
+        if rebuild and (entry.begun or _take_over(where, entry)):
             print(f"{entry.kind}: what was there is put aside as {entry.put_aside()}")
         finished = entry.finished
         if finished and not again and (entry.folder / where.name).is_dir():
             summary = finished["summary"]
             print(f"{entry.kind}: nothing to do, {summary['rows']:,} rows lie in {entry.folder}")
         else:
-            _fill(entry, where, fill)
+            _fill(entry, where, fill, anew=rebuild)
     place_link(entry.folder / where.name, where)
     place(entry.folder / _manifest(where).name, _manifest(where))
     entry.work.note_use(where.stem, entry)
@@ -58,8 +59,7 @@ def link_store(work: WorkFolder, where: Path) -> None:
     """
     manifest = _manifest(where)
     stage = f"stages precompute-{where.stem}"
-    if not manifest.is_file():
-        raise StageError(f"{manifest} is missing: run `{stage}`")
+    required(manifest, f"precompute-{where.stem}")
     if where.is_dir() and not where.is_symlink():
         raise StageError(
             f"{where} was made by an earlier version: run `{stage}`, which takes it over"
@@ -77,7 +77,7 @@ def link_store(work: WorkFolder, where: Path) -> None:
     place_link(entry.folder / where.name, where)
 
 
-def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport]) -> None:
+def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport], *, anew: bool) -> None:
     from cache import StoreMismatchError
 
     store = entry.folder / where.name
@@ -85,8 +85,8 @@ def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport]) -> None
         if why := entry.explain_absence(where.stem):
             print(f"{entry.kind}: {why}")
         entry.begin()
-    if not store.exists():
-        _take_over(where, store) or _share_rows(entry, where.name)
+    if not store.exists() and not anew:
+        _take_over(where, entry) or _share_rows(entry, where.name)
     began = time.monotonic()
     try:
         report = fill(store)
@@ -103,12 +103,13 @@ def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport]) -> None
     )
 
 
-def _take_over(where: Path, store: Path) -> bool:
+def _take_over(where: Path, entry: Entry) -> bool:
     """Move a store of an earlier version, a folder in artifacts/, to its place."""
     if not where.is_dir() or where.is_symlink():
         return False
-    where.rename(store)
-    print(f"{where} is taken over into {store.parent}")
+    entry.begin()
+    where.rename(entry.folder / where.name)
+    print(f"{where} is taken over into {entry.folder}")
     return True
 
 

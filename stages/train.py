@@ -12,6 +12,7 @@ from typing import Any
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
 from gill_errors import StageError
 from settings.params import Params
+from stages.required import required
 from stages.stores import link_store
 from workfolder import (
     Entry,
@@ -68,17 +69,15 @@ def run(
 
 def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> Entry:
     """The training of exactly these inputs."""
-    backbones = _read(artifacts.backbones, "stages prepare-backbones")
+    backbones = _read(artifacts.backbones, "prepare-backbones")
     numbers = params.training.model_dump(mode="json", exclude={"checkpoint", "weights"})
     stores = ["features"] + (["targets"] if params.targets.source == "cache" else [])
     content = {
-        name: _read(
-            getattr(artifacts, name).with_suffix(".manifest.json"), f"stages precompute-{name}"
-        )
+        name: _read(getattr(artifacts, name).with_suffix(".manifest.json"), f"precompute-{name}")
         for name in stores
     }
     decided_by: dict[str, Any] = {
-        "captions": file_md5(artifacts.captions),
+        "captions": file_md5(required(artifacts.captions, "prepare-captions")),
         "stores": {name: manifest["content"] for name, manifest in content.items()},
         "backbones": {
             role: f"{found['fingerprint']} {found['dtype']}" for role, found in backbones.items()
@@ -186,11 +185,8 @@ def _use_weights(source: str, params: Params, artifacts: Artifacts, metrics: Pat
     print(f"{source} is used as it is (training.weights): nothing is trained")
 
 
-def _read(path: Path, command: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StageError(f"{path} is missing: run `{command}`") from None
+def _read(path: Path, stage: str) -> dict[str, Any]:
+    return json.loads(required(path, stage).read_text(encoding="utf-8"))
 
 
 def _is_worker() -> bool:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gill_errors import StageError
 from settings.params import Params
-from workfolder import WorkFolder, accept_edits, list_entries, prune
+from workfolder import ASIDE, WorkFolder, accept_edits, list_entries, prune
 
 _DAY = 86_400
 
@@ -47,12 +47,14 @@ def restore(params: Params, name: str) -> None:
     """
     work = WorkFolder.open(params.run.work)
     aside = work.root / name
-    if ".aside-" not in aside.name or not aside.is_dir():
-        known = [p.relative_to(work.root).as_posix() for p in sorted(work.root.glob("*/*.aside-*"))]
+    if ASIDE not in aside.name or not aside.is_dir():
+        known = [
+            p.relative_to(work.root).as_posix() for p in sorted(work.root.glob(f"*/*{ASIDE}*"))
+        ]
         raise StageError(
             f"nothing is put aside as {name}; there is: {', '.join(known) or 'nothing'}"
         )
-    place = aside.with_name(aside.name.partition(".aside-")[0])
+    place = aside.with_name(aside.name.partition(ASIDE)[0])
     entry = next((entry for entry in work.entries() if entry.folder == place), None)
     if entry is not None:
         print(f"what is there now is put aside as {entry.put_aside()}")

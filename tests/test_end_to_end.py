@@ -3,57 +3,55 @@
 import json
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
+from stage_runs import ROOT, refusal, run, write_params
 from typer.testing import CliRunner
 
+from cache import read_rows
 from evaluation.results import read_records, read_results
+from evaluation.variants import lay_over
+from gill.artifacts import ARTIFACTS
+from gill.frozen import read_backbones
 from gill.loading import Gill
+from miniature.backbones import SHIPPED
+from pipeline.bridge.upstream import export_decision
 from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
 from settings.evaluation import TableName
 from stages.cli import app
 from stages.gill_cli import app as gill_app
 
-ROOT = Path(__file__).parents[1]
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
-SMALL = {
-    "training": {
-        "steps": 4,
-        "batch_size": 8,
-        "log_every": 2,
-        "validate_every": 2,
-        "checkpoint_every": 2,
-    },
-    "generation": {"steps": 2, "guidance": 2.0, "batch_size": 16},
-    "evaluation": {
-        "captions": 4,
-        "vist": {"limit": 2},
-        "visdial": {"limit": 2},
-        "coco": {"limit": 4},
-        "vqa": {"limit": 4},
-        "coco_2014": {"limit": 2},
-        "generation": {"table_8": {"steps": 2}},
-        "retrieval_scenes": 20,
-        "examples_shown": 2,
-    },
+EVALUATION = {
+    "captions": 4,
+    "vist": {"limit": 2},
+    "visdial": {"limit": 2},
+    "coco": {"limit": 4},
+    "vqa": {"limit": 4},
+    "coco_2014": {"limit": 2},
+    "generation": {"table_8": {"steps": 2}},
+    "retrieval_scenes": 20,
+    "examples_shown": 2,
 }
-
-
-def _write_params(preset: str, **changes: dict) -> None:
-    raw = yaml.safe_load((ROOT / "presets" / preset).read_text(encoding="utf-8"))
-    for section, values in {**SMALL, **changes}.items():
-        raw.setdefault(section, {}).update(values)
-    Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-
-
-def _run(*words: str) -> str:
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception}"
-    return result.output
+WORLD: dict[str, Any] = {
+    "captions": {
+        "miniature": {
+            "pictures": 40, "held_out_pictures": 20, "stories": 4, "dialogues": 4, "prompts": 40,
+        }
+    },
+    # The shape of the released heads, so that they can be exported as such.
+    "model": {"mapper": {"adds_embedding": True}},
+    # Four steps of training make no model whose pictures could win both ways.
+    "decision": {"votes": "votes.tsv"},
+    "evaluation": EVALUATION,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +60,10 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        sizes = {"pictures": 40, "held_out_pictures": 20, "stories": 4, "dialogues": 4}
-        # The shape of the released heads, so that they can be exported as such.
-        changes: dict[str, dict] = {
-            "captions": {"miniature": {**sizes, "prompts": 40}},
-            "model": {"mapper": {"adds_embedding": True}},
-        }
-        _write_params("miniature.yaml", **changes)
+        write_params(**WORLD)
+        _label_by_hand()
         for stage in STAGES:
-            if stage == "fit-decision":
-                # Four steps of training make no model whose pictures could win both ways.
-                _label_by_hand()
-                _write_params("miniature.yaml", **changes, decision={"votes": "votes.tsv"})
-            _run(stage)
+            run(stage)
         yield folder
 
 
@@ -116,7 +105,7 @@ def test_metrics_and_report_tell_the_run(world):
 
 
 def test_the_generator_alone_is_good_even_here(world, monkeypatch):
-    """The shipped weights work from the stages' own copies: held-out captions at 12 steps."""
+    """The shipped weights on held-out captions, at 12 steps."""
     from miniature import oracle
     from miniature.world import Scene
     from pipeline.frozen.text_conditioner import load_text_conditioner
@@ -126,7 +115,7 @@ def test_the_generator_alone_is_good_even_here(world, monkeypatch):
     gill = Gill.load("artifacts")
     records = read_records(Path("artifacts/evaluation/records.parquet"))
     captions = [r for r in records if r.set == "captions"]
-    conditioner = load_text_conditioner("artifacts/backbones/miniature/image_generator")
+    conditioner = load_text_conditioner(str(SHIPPED.image_generator))
     pictures = generate_pictures(
         gill.generator,
         text_conditioning(conditioner, [r.prompt for r in captions]),
@@ -182,13 +171,20 @@ def test_gill_ask_writes_pictures_and_json(world, monkeypatch, tmp_path):
     assert "Traceback" not in result.output
 
 
-def test_a_second_run_of_the_stores_encodes_nothing(world, monkeypatch):
+def test_a_second_run_makes_nothing(world, monkeypatch):
     monkeypatch.chdir(world)
-    for stage in ("precompute-features", "precompute-targets"):
-        assert "this run encoded 0" in _run(stage)
+    kept = _content(Path("artifacts"))
+    for stage in set(STAGES) - {"prepare-captions", "prepare-backbones", "report"}:
+        assert "nothing to do" in run(stage)
+    assert _content(Path("artifacts")) == kept
 
 
-def test_a_store_made_with_other_weights_is_refused(world, monkeypatch, tmp_path):
+def _content(folder: Path) -> dict[str, bytes]:
+    """Files, those behind links too."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_weights_that_are_not_the_pinned_ones_are_refused(world, monkeypatch):
     monkeypatch.chdir(world)
     manifest = Path("artifacts/backbones/backbones.json")
     kept = manifest.read_text()
@@ -196,49 +192,56 @@ def test_a_store_made_with_other_weights_is_refused(world, monkeypatch, tmp_path
     found["image_generator"]["fingerprint"] = "0" * 64
     manifest.write_text(json.dumps(found))
     try:
-        result = CliRunner().invoke(app, ["precompute-targets"])
+        said = refusal("precompute-targets")
+        asked = CliRunner().invoke(gill_app, ["ask", "a red ring."])
     finally:
         manifest.write_text(kept)
-    assert result.exit_code == 1
-    assert "weights" in result.output
-    assert "--rebuild" in result.output
+    assert asked.exit_code == 1
+    for words in (said, asked.output):
+        assert "image_generator miniature: the weights here (" in words
+        assert "are not the pinned ones (000000000000): run `stages prepare-backbones`" in words
+    assert "nothing to do" in run("precompute-targets")
 
 
-def test_damage_is_found_and_mended(world, monkeypatch):
+def test_damage_is_found_and_mended_through_the_link(world, monkeypatch):
     monkeypatch.chdir(world)
-    assert "sound" in _run("verify-cache", "artifacts/features.zarr")
-    shard = next(p for p in Path("artifacts/features.zarr/pooled/c").rglob("*") if p.is_file())
+    store = "artifacts/features.zarr"
+    assert Path(store).is_symlink()
+    assert "sound" in run("verify-cache", store)
+    before = read_rows(store, range(80))["pooled"]
+    shard = next(p for p in Path(store, "pooled/c").rglob("*") if p.is_file())
     data = bytearray(shard.read_bytes())
     data[0] ^= 255
     shard.write_bytes(bytes(data))
-    result = CliRunner().invoke(app, ["verify-cache", "artifacts/features.zarr"])
+    result = CliRunner().invoke(app, ["verify-cache", store])
     assert result.exit_code == 1
     assert "row" in result.output
-    assert "sound" in _run("verify-cache", "artifacts/features.zarr", "--repair")
+    said = run("verify-cache", store, "--repair")
+    assert "this run encoded" in said
+    assert "sound" in said
+    np.testing.assert_allclose(read_rows(store, range(80))["pooled"], before, atol=1e-6)
+    assert "nothing to do" in run("precompute-features")
 
 
 def test_the_cache_can_be_inspected_by_caption_and_picture(world, monkeypatch, tmp_path):
     monkeypatch.chdir(world)
     picture = "artifacts/miniature/images/train/000003.png"
-    output = _run("inspect-cache", "artifacts/features.zarr", "--image", picture)
+    output = run("inspect-cache", "artifacts/features.zarr", "--image", picture)
     assert "000003.png" in output
     page = tmp_path / "page.html"
-    _run("inspect-cache", "artifacts/targets.zarr", "--row", "0", "--html", str(page))
+    run("inspect-cache", "artifacts/targets.zarr", "--row", "0", "--html", str(page))
     assert "cosine" in page.read_text()
 
 
 def test_targets_encoded_online_are_those_of_the_cache(world, monkeypatch):
     """Equal but for the float16 of the store; and training runs on them."""
-    import torch
-
     from corpora.caption_table import CaptionTable
-    from pipeline.frozen.backbones import Backbones
     from pipeline.frozen.language_model import load_language_model
     from pipeline.frozen.text_conditioner import load_text_conditioner
     from stages.cached_batches import BatchMaker
 
     monkeypatch.chdir(world)
-    backbones = Backbones.read("artifacts/backbones/backbones.json")
+    backbones = read_backbones(ARTIFACTS)
     table = CaptionTable(Path("artifacts/captions/captions.parquet"))
     model = load_language_model(backbones.language_model.path)
     encode = load_text_conditioner(backbones.image_generator.path).encode
@@ -255,24 +258,68 @@ def test_pairs_for_annotators_are_made_from_prompts(world, monkeypatch, tmp_path
     monkeypatch.chdir(world)
     lines = Path("artifacts/miniature/prompts.tsv").read_text().splitlines()[:4]
     (tmp_path / "prompts.tsv").write_text("\n".join(lines) + "\n")
-    _run("make-pairs", str(tmp_path / "prompts.tsv"), "--out", str(tmp_path / "study"))
+    run("make-pairs", str(tmp_path / "prompts.tsv"), "--out", str(tmp_path / "study"))
     pairs = read_pairs(tmp_path / "study")
     assert [pair.prompt for pair in pairs] == [line.split("\t")[0] for line in lines[1:]]
 
 
-def test_released_layout_round_trip(world, monkeypatch, tmp_path):
+def test_weights_bring_their_classifier(world, monkeypatch, tmp_path):
+    """Released weights instead of trained ones, and back."""
     monkeypatch.chdir(world)
-    _run("export-released", str(tmp_path))
-    assert (tmp_path / "pretrained_ckpt.pth.tar").is_file()
-    before = Path("artifacts/model/last.safetensors").read_bytes()
-    _run("import-released", str(tmp_path))
-    from safetensors.torch import load
+    after = ("train", "build-index", "fit-decision")
+    heads = Path("artifacts/model/last.safetensors")
+    before, e = load_file(heads), Gill.load("artifacts").model.language_model.width
+    run("export-released", str(tmp_path))
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(e, 2)
+    export_decision(linear, tmp_path)
+    write_params(**lay_over(WORLD, {"decision": {"votes": None}}))
+    run("import-released", str(tmp_path))
+    try:
+        said = {stage: run(stage) for stage in after}
+        assert f"the classifier is that of {tmp_path}" in said["fit-decision"]
+        found = load_file(heads)
+        assert found.keys() == before.keys()
+        assert all(torch.equal(found[name], before[name]) for name in before)
+        weight, bias = Gill.load("artifacts").decision.to_linear()
+        torch.testing.assert_close(weight, linear.weight.detach())
+        torch.testing.assert_close(bias, linear.bias.detach())
+    finally:
+        write_params(**WORLD)
+        said = {stage: run(stage) for stage in after}
+    assert all("nothing to do" in words for words in said.values())
 
-    after = Path("artifacts/model/last.safetensors").read_bytes()
-    Path("artifacts/model/last.safetensors").write_bytes(before)
-    old, new = load(before), load(after)
-    assert old.keys() == new.keys()
-    assert all(bool((old[name] == new[name]).all()) for name in old)
+
+def test_a_clone_that_pulled_the_results_talks_and_evaluates(world, monkeypatch, tmp_path):
+    """Only what DVC carries: no work folder, no pictures, no stores."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    for out in (out if isinstance(out, str) else next(iter(out)) for out in outs):
+        copy = shutil.copytree if (world / out).is_dir() else shutil.copy
+        (tmp_path / out).parent.mkdir(parents=True, exist_ok=True)
+        copy(world / out, tmp_path / out)
+    monkeypatch.chdir(tmp_path)
+    few = {"tables": ["captions", "table_5"], "methods": ["gill"]}
+    write_params(**lay_over(WORLD, {"decision": {"votes": None}, "evaluation": few}))
+    assert not Path("artifacts/miniature").exists()
+    gill = Gill.load("artifacts")
+    [picture] = gill.reply(["a red ring."], want="retrieve").images
+    assert picture.picture.size == (32, 32)
+    run("evaluate")
+    made = {path.name for path in Path("work").iterdir() if path.is_dir()}
+    assert made == {"evaluation", "locks", "miniature", "pictures", "uses"}, "no store"
+    assert not list(Path("artifacts").glob("*.zarr"))
+    found, expected = (
+        {
+            (r.table, r.set, r.metric): r.value
+            for r in read_results(folder / "artifacts/evaluation/results.json")
+            if r.method == "gill"
+        }
+        for folder in (tmp_path, world)
+    )
+    assert {table for table, *_ in found} == {"captions", "table_5"}
+    for key, value in found.items():
+        assert value == pytest.approx(expected[key]), key
 
 
 def test_photographs_with_broken_files_among_them(shared_data, tmp_path, monkeypatch):
@@ -292,9 +339,9 @@ def test_photographs_with_broken_files_among_them(shared_data, tmp_path, monkeyp
     kept.append("nothing there\tabsent.jpg")
     (photos / "captions.tsv").write_text("\n".join(kept) + "\n")
     table = {"table": "photos/captions.tsv", "images_dir": "photos"}
-    _write_params("photos.yaml", captions=table)
+    write_params("photos", evaluation=EVALUATION, captions=table)
     for stage in STAGES:
-        _run(stage)
+        run(stage)
     report = json.loads(Path("artifacts/captions/captions.report.json").read_text())
     assert (report["kept"], report["excluded"]) == (100, 3)
     excluded = Path("artifacts/captions/captions.excluded.tsv").read_text().splitlines()[1:]
@@ -314,7 +361,7 @@ def test_photographs_with_broken_files_among_them(shared_data, tmp_path, monkeyp
 def test_unusable_tables_are_one_clear_line(tmp_path, monkeypatch, text, words):
     monkeypatch.chdir(tmp_path)
     Path("captions.tsv").write_text(text)
-    _write_params("photos.yaml", captions={"table": "captions.tsv", "images_dir": "."})
+    write_params("photos", captions={"table": "captions.tsv", "images_dir": "."})
     result = CliRunner().invoke(app, ["prepare-captions"])
     assert result.exit_code == 1
     assert words in result.output
@@ -353,7 +400,7 @@ def test_a_backbone_with_a_missing_file_is_one_clear_line(
     (folder / file).unlink()
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world / "artifacts/captions", tmp_path / "artifacts/captions")
-    _write_params("miniature.yaml", backbones={role: str(folder)})
+    write_params(backbones={role: str(folder)})
     result = CliRunner().invoke(app, ["prepare-backbones"])
     if stage != "prepare-backbones":
         assert result.exit_code == 0, result.output
@@ -367,7 +414,7 @@ def test_a_backbone_with_a_missing_file_is_one_clear_line(
 @pytest.mark.parametrize("stage", [name for name in STAGES if not name.startswith("prepare")])
 def test_a_stage_without_its_inputs_says_what_to_run(tmp_path, monkeypatch, stage):
     monkeypatch.chdir(tmp_path)
-    _write_params("miniature.yaml")
+    write_params()
     result = CliRunner().invoke(app, [stage])
     assert result.exit_code == 1
     assert "error: artifacts/" in result.output

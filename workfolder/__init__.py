@@ -20,6 +20,7 @@ This room knows no model, no store and no picture.
 from workfolder.code import accept_code, code_fingerprint, deciding_modules
 from workfolder.deciding import accept_edits, code_of
 from workfolder.entries import (
+    ASIDE,
     Entry,
     WorkFolder,
     WorkFolderError,
@@ -33,6 +34,7 @@ from workfolder.inputs import MOST_FILES, bring_from_repository, signature, watc
 from workfolder.uses import EntryState, list_entries, prune
 
 __all__ = [
+    "ASIDE",
     "MOST_FILES",
     "Entry",
     "EntryState",

@@ -20,6 +20,8 @@ from gill_errors import GillError
 
 FORMAT = 1
 VARIABLE = "GILL_WORK"
+ASIDE = ".aside-"
+"""In the names of folders that were put aside."""
 _TEMPORARY = Path(".dvc/tmp/exps")
 """Where DVC lays the workspace of an experiment with --temp or --queue, below the repository."""
 
@@ -74,10 +76,12 @@ class WorkFolder:
         return Entry(self, kind, key, content)
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
-        """All that lie here, newest first."""
+        """All that lie here, newest first; not those that were put aside."""
         found = []
         for record in self.root.glob(f"{kind or '*'}/*/decided_by.json"):
             folder = record.parent
+            if ASIDE in folder.name:
+                continue
             try:
                 content = json.loads(record.read_text(encoding="utf-8"))
                 found.append((record.stat().st_mtime, folder, content))
@@ -167,7 +171,7 @@ class Entry:
     def put_aside(self) -> Path:
         """Rename what is there, so that it can be made anew; gives its new place."""
         number = 1
-        while (aside := self.folder.with_name(f"{self.key}.aside-{number}")).exists():
+        while (aside := self.folder.with_name(f"{self.key}{ASIDE}{number}")).exists():
             number += 1
         self.folder.rename(aside)
         return aside

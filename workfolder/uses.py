@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workfolder.entries import Entry, WorkFolder
+from workfolder.entries import ASIDE, Entry, WorkFolder
 
 _MD5 = re.compile(r"\bmd5: ([0-9a-f]{32})\b")
 
@@ -47,7 +47,7 @@ def list_entries(work: WorkFolder) -> list[EntryState]:
         size, newest = _measure(folder, seen)
         entry = by_folder.get(folder)
         users: list[str] = []
-        state = "aside" if ".aside-" in folder.name else "unfinished"
+        state = "aside" if ASIDE in folder.name else "unfinished"
         if entry is not None and state != "aside":
             users += [str(path) for path, names in workspaces if entry.name in names]
             finished = entry.finished

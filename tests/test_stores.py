@@ -1,0 +1,193 @@
+"""Stores of the stages: what is encoded once, shared by tables, taken over, and linked."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from stage_runs import refusal, run, write_params
+
+from cache import read_rows
+from gill_errors import StageError
+from miniature.backbones import SHIPPED
+from stages.stores import link_store
+from workfolder import WorkFolder
+
+STORE, MANIFEST = Path("artifacts/features.zarr"), Path("artifacts/features.manifest.json")
+ENCODER = Path("encoder/open_clip_model.safetensors")
+ROWS = 6
+
+
+def _table(rows: int) -> None:
+    lines = ["caption\timage"]
+    for row in range(rows):
+        Image.new("RGB", (32, 32), (30 * row, 200 - 20 * row, 90)).save(f"{row}.png")
+        lines.append(f"a picture with number {row}\t{row}.png")
+    Path("table.tsv").write_text("\n".join(lines) + "\n")
+
+
+def _params(**changes: Any) -> None:
+    write_params(
+        "photos",
+        captions={"table": "table.tsv", "images_dir": "."},
+        backbones={"visual_encoder": "encoder"},
+        **changes,
+    )
+
+
+def _values() -> np.ndarray:
+    return read_rows(STORE, range(ROWS))["pooled"]
+
+
+def _verified(store: Path) -> bool:
+    return "sound" in run("verify-cache", str(store))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both stores of a table of one's own, with a visual encoder in a folder of one's own."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        shutil.copytree(SHIPPED.visual_encoder, "encoder")
+        _table(ROWS)
+        _params()
+        for stage in ("prepare-captions", "prepare-backbones"):
+            run(stage)
+        for stage in ("precompute-features", "precompute-targets"):
+            assert f"this run encoded {ROWS} " in run(stage)
+    return folder
+
+
+@pytest.fixture
+def first(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The work folder's store of the features, in a copy of the world."""
+    shutil.copytree(world, tmp_path / "w", symlinks=True)
+    monkeypatch.chdir(tmp_path / "w")
+    for stage in ("precompute-features", "precompute-targets"):
+        assert "nothing to do" in run(stage)  # its links lead into this copy now
+    return STORE.resolve()
+
+
+def test_appended_rows_are_the_only_ones_encoded(first):
+    before, manifest = _values(), MANIFEST.read_bytes()
+    _table(ROWS + 2)
+    run("prepare-captions")
+    for stage in ("precompute-features", "precompute-targets"):
+        said = run(stage)
+        assert "begins with the rows of" in said
+        assert "this run encoded 2 " in said
+        assert f"{ROWS} were there" in said
+    assert STORE.resolve() != first
+    assert len(read_rows(STORE, range(ROWS + 2))["pooled"]) == ROWS + 2
+    np.testing.assert_array_equal(_values(), before)
+    assert _verified(STORE)
+    assert _verified(first), "the one before stays whole"
+    np.testing.assert_array_equal(read_rows(first, range(ROWS))["pooled"], before)
+    _table(ROWS)
+    run("prepare-captions")
+    assert f"nothing to do, {ROWS} rows" in run("precompute-features")
+    assert STORE.resolve() == first
+    assert MANIFEST.read_bytes() == manifest
+
+
+def test_replaced_weights_are_another_store_and_the_first_stays(first):
+    before, kept = _values(), ENCODER.read_bytes()
+    weights = load_file(ENCODER)
+    name = next(name for name in weights if name.startswith("visual.") and name.endswith("weight"))
+    save_file({**weights, name: weights[name] * 1.5}, ENCODER)
+    _table(ROWS + 1)  # there is something to encode
+    run("prepare-captions")
+    said = refusal("precompute-features")
+    assert "visual_encoder encoder: the weights here (" in said
+    assert "are not the pinned ones (" in said
+    _table(ROWS)
+    run("prepare-captions")
+    run("prepare-backbones")
+    said = run("precompute-features")
+    assert f"this run encoded {ROWS} " in said
+    assert "changed since: weights" in said
+    assert STORE.resolve() != first
+    assert np.abs(_values() - before).max() > 1e-3
+    assert _verified(first)
+    ENCODER.write_bytes(kept)
+    run("prepare-backbones")
+    assert "nothing to do" in run("precompute-features")
+    assert STORE.resolve() == first
+    np.testing.assert_array_equal(_values(), before)
+
+
+def _as_an_earlier_version_left_it(store: Path) -> None:
+    STORE.unlink()
+    shutil.copytree(store, STORE)
+    shutil.rmtree("work/features")
+
+
+def test_a_store_of_an_earlier_version_is_taken_over(first):
+    before = _values()
+    _as_an_earlier_version_left_it(first)
+    with pytest.raises(StageError, match="run `stages precompute-features`, which takes it over"):
+        link_store(WorkFolder.open(None), STORE)
+    said = run("precompute-features")
+    assert f"{STORE} is taken over into" in said
+    assert "this run encoded 0 " in said
+    assert STORE.is_symlink()
+    assert STORE.resolve() == first
+    np.testing.assert_array_equal(_values(), before)
+    assert _verified(STORE)
+
+
+def test_an_earlier_store_that_was_made_otherwise_is_kept(first):
+    before = _values()
+    _as_an_earlier_version_left_it(first)
+    _params(features={"codec": {"dtype": "float32"}})
+    said = run("precompute-features")
+    assert "was made otherwise, it is kept as" in said
+    assert f"this run encoded {ROWS} " in said
+    assert _values().dtype == np.float32
+    np.testing.assert_allclose(_values(), before, rtol=1e-3, atol=1e-3)
+    [earlier] = Path("work/features").glob("*/features.earlier.zarr")
+    np.testing.assert_array_equal(read_rows(earlier, range(ROWS))["pooled"], before)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_rebuild_encodes_every_row_and_keeps_what_was_there(first, earlier):
+    if earlier:
+        _as_an_earlier_version_left_it(first)
+    said = run("precompute-features", "--rebuild")
+    assert f"this run encoded {ROWS} " in said
+    assert "what was there is put aside as" in said
+    assert STORE.resolve() == first
+    [aside] = Path("work/features").glob("*.aside-1")
+    assert _verified(aside / "features.zarr")
+
+
+def test_the_link_follows_the_manifest_that_dvc_brings_back(first):
+    manifest = MANIFEST.read_text()
+    _params(features={"codec": {"dtype": "float32"}})
+    run("precompute-features")
+    second = STORE.resolve()
+    assert second != first
+    MANIFEST.unlink()  # a hard link into the work folder
+    MANIFEST.write_text(manifest)
+    work = WorkFolder.open(None)
+    link_store(work, STORE)
+    assert STORE.resolve() == first
+    changed = json.loads(manifest) | {"content": "0" * 64}
+    MANIFEST.write_text(json.dumps(changed))
+    with pytest.raises(StageError, match=r"is not in the work folder .*run `stages precompute-"):
+        link_store(work, STORE)
+    assert STORE.resolve() == first
+
+
+def test_what_is_no_link_of_ours_is_left_alone(first):
+    STORE.unlink()
+    STORE.mkdir()
+    (STORE / "mine").write_text("")
+    said = refusal("precompute-features")
+    assert f"{STORE} is not a link into the work folder, and is left as it is" in said
+    assert (STORE / "mine").is_file()
