@@ -50,7 +50,7 @@ def measure(bench: Bench) -> None:
     headline = {"late/early": "turn_20_over_turn_2", "anew/late": "without_memory_over_turn_20"}
     bench.part("20 turns", turns, **headline)
     texts = [some_words(6 + 2 * i, i) for i in range(8)]
-    together = partial(batch, bench, speaker, texts, words(16 if short else 24), 1 if short else 3)
+    together = partial(batch, bench, speaker, texts, words(12 if short else 24), 1 if short else 3)
     bench.part("8 conversations", together, speedup="batch_8_speedup")
     texts = [f"in the sea there is a {color} ring." for color in ("red", "blue", "green", "big")]
     texts += [f"a {text}" for text in texts]

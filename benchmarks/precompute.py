@@ -50,7 +50,7 @@ def features(bench: Bench, folder: Path) -> None:
     source = bench.size(toy, "ViT-B-32", "ViT-L-14-quickgelu")
     encoder = load_visual_encoder(source, device=bench.device)
     size = bench.size(4, 16, 256)
-    files = jpeg_files(folder, 8 if bench.toy else 64 if bench.quick else 512)
+    files = jpeg_files(folder, 8 if bench.toy else 48 if bench.quick else 512)
     rows = [f"{path}\t{i}" for i in range(8 if bench.on_gpu else 1) for path in files]
 
     def read(row: str) -> Any:
