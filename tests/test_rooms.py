@@ -90,7 +90,7 @@ def test_dvc_watches_all_code_that_decides(kind):
     """DVC does not see an undeclared dependency, and then says "up to date" wrongly."""
     stages = {"candidates": "build-index", "training": "train", "index": "build-index"}
     stages |= {"features": "precompute-features", "targets": "precompute-targets"}
-    stages |= {"miniature": "prepare-captions", "decision": "fit-decision"}
+    stages |= {"miniature": "prepare-captions", "decision": "fit-decision", "report": "report"}
     declared = _stages()[stages.get(kind, "evaluate")]["deps"]
     for name in deciding_modules(MODULES[kind]):
         file = name.replace(".", "/")

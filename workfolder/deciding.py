@@ -15,6 +15,7 @@ MODULES = {
     "decision": "stages.decision_labels",
     "pictures": "evaluation.pictures",
     "evaluation": "evaluation.tables",
+    "report": "evaluation.report.page",
 }
 
 

@@ -19,8 +19,7 @@ from evaluation.report.grids import answers, failures, grids
 from evaluation.report.html import Block, Page, Section, Table, write_report
 from evaluation.report.tables import absences, paper_tables
 from evaluation.results import Record, Result, read_records, read_results
-from gill.artifacts import ARTIFACTS, METRICS, Artifacts
-from gill_errors import StageError
+from gill.artifacts import Artifacts
 from settings.params import Params
 
 
@@ -33,10 +32,8 @@ class _Written:
     findings: dict[str, Any]
 
 
-def write_page(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
-    """Write artifacts/report/index.html."""
-    if not artifacts.backbones.is_file() or not artifacts.captions.is_file():
-        raise StageError(f"{artifacts.common}/ is empty: run the stages before this one")
+def write_page(params: Params, path: Path, artifacts: Artifacts, metrics: Path) -> None:
+    """Write the page to `path`."""
     written = _read(artifacts)
     is_miniature = params.captions.table == "miniature"
     sections = [
@@ -62,8 +59,7 @@ def write_page(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path =
         _inputs(params, artifacts, written),
         real_sets_section(),
     ]  # fmt: skip
-    write_report(artifacts.report, _page(params, is_miniature, sections))
-    print(f"open {artifacts.report}")
+    write_report(path, _page(params, is_miniature, sections))
 
 
 def _page(params: Params, is_miniature: bool, sections: Sequence[Section]) -> Page:
