@@ -15,6 +15,8 @@ from workfolder import WorkFolder, content_of, file_md5
 def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dict[str, Any]:
     """Fingerprints of the trained heads, the index, the frozen models and the caption table.
 
+    The index may be None: variants that retrieve nothing have none.
+
     The miniature world is drawn where it is not here, as in a clone that pulled the rest.
 
     Raises StageError naming what is missing and the stage that makes it.
@@ -24,7 +26,6 @@ def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dic
         (artifacts.captions, "prepare-captions"),
         (artifacts.backbones, "prepare-backbones"),
         (heads, "train"),
-        (artifacts.index, "build-index"),
     ):
         required(path, stage)
     backbones = json.loads(artifacts.backbones.read_text(encoding="utf-8"))
@@ -35,7 +36,7 @@ def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dic
     return {
         "world": world,
         "heads": file_md5(heads),
-        "index": content_of(artifacts.index),
+        "index": content_of(artifacts.index) if artifacts.index.is_dir() else None,
         "captions": file_md5(artifacts.captions),
         "backbones": {
             role: f"{found['fingerprint']} {found['dtype']}" for role, found in backbones.items()

@@ -11,24 +11,26 @@ import torch
 import yaml
 from distributed import LocalCluster
 from PIL import Image
-from typer.testing import CliRunner
+from stage_runs import run as run_stage
+from stage_runs import write_params
 
 from corpora.prompts import released_dialogue_prompt
 from corpora.records import CorpusError
 from corpora.visdial import read_dialogues
 from evaluation.metrics.basic import bootstrap_interval
 from evaluation.metrics.images import frechet_inception_distance
-from evaluation.pictures import load_worker
+from evaluation.pictures import PictureMaker, load_worker
 from evaluation.results import Record, Result, read_records, read_results
+from evaluation.variants import lay_over
 from gill.artifacts import Artifacts
+from gill.loading import Gill
 from gill_errors import StageError
+from pipeline.bridge.checkpoint import load_heads, save_heads
 from pipeline.frozen.image_generator import ImageGenerator
 from pipeline.talking import generation
 from settings.params import Params, ParamsError, read_params
-from stages import build_index, evaluate
-from stages.cli import app
+from stages import build_index, candidate_index, evaluate
 
-ROOT = Path(__file__).parents[1]
 STAGES = (
     "prepare-captions",
     "prepare-backbones",
@@ -37,54 +39,60 @@ STAGES = (
     "train",
     "build-index",
 )
+SIZES = {"pictures": 24, "held_out_pictures": 8, "stories": 5, "dialogues": 2, "prompts": 2}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with heads trained for two steps on a very small miniature world."""
     folder = tmp_path_factory.mktemp("world")
-    raw = yaml.safe_load((ROOT / "presets/miniature.yaml").read_text(encoding="utf-8"))
-    sizes = {"pictures": 24, "held_out_pictures": 8, "stories": 5, "dialogues": 2, "prompts": 2}
-    raw["captions"]["miniature"] = sizes
-    raw["backbones"] |= {
-        f"{role}_dtype": "float32"
-        for role in ("language_model", "visual_encoder", "image_generator")
-    }
-    steps = {"log_every": 1, "validate_every": 2, "checkpoint_every": 2}
-    raw["training"] |= {"steps": 2, "batch_size": 8, **steps}
-    raw["generation"] = {"steps": 2, "guidance": 2.0, "batch_size": 3}
-    raw["evaluation"] = {"captions": 4, "retrieval_scenes": 20, "examples_shown": 2}
+    roles = ("language_model", "visual_encoder", "image_generator")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        write_params(
+            run={"batch_sizes": {"pictures": 3}},
+            captions={"miniature": SIZES},
+            backbones={f"{role}_dtype": "float32" for role in roles},
+            training={"steps": 2},
+            evaluation={"captions": 4, "retrieval_scenes": 20, "examples_shown": 2},
+        )
         for stage in STAGES:
-            result = CliRunner().invoke(app, [stage])
-            assert result.exit_code == 0, f"{stage}: {result.output}\n{result.exception}"
+            run_stage(stage)
         yield folder
 
 
 @pytest.fixture
 def run(world, monkeypatch, tmp_path):
-    """Evaluates with changed params into a root of its own; gives results and records."""
+    """Evaluates with changed params into a root of its own; gives results and records.
+
+    Nothing was evaluated before.
+    """
     monkeypatch.chdir(world)
+    for made in ("pictures", "evaluation"):
+        shutil.rmtree(f"work/{made}", ignore_errors=True)
     root = tmp_path / "own"
     for part in ("model", "index"):
         shutil.copytree(f"artifacts/{part}", root / part)
     artifacts = Artifacts(root, shared=Path("artifacts"))
 
-    def evaluated(**changes: object) -> tuple[list[Result], list[Record]]:
-        evaluate.run(_params(**changes), artifacts, root / "metrics")
+    def evaluated(
+        scheduler: str = "single", **changes: object
+    ) -> tuple[list[Result], list[Record]]:
+        evaluate.run(_params(scheduler, **changes), artifacts, root / "metrics")
         folder = artifacts.evaluation
         return read_results(folder / "results.json"), read_records(folder / "records.parquet")
 
-    evaluated.root = root  # type: ignore[attr-defined]
+    evaluated.artifacts = artifacts  # type: ignore[attr-defined]
     return evaluated
 
 
-def _params(**changes: object) -> Params:
+def _params(scheduler: str = "single", **changes: object) -> Params:
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    raw["evaluation"] |= changes
-    return Params.model_validate(raw)
+    del raw["evaluation"][
+        "generation"
+    ]  # the miniature's; by default Table 8 is sampled as published
+    laid = {"run": {"scheduler": scheduler}, "evaluation": changes}
+    return Params.model_validate(lay_over(raw, laid))
 
 
 def _one(results: list[Result], set_: str, method: str, metric: str) -> Result:
@@ -192,7 +200,7 @@ def test_coco_and_vqa_files_give_tables_7_and_8(run, shared_data, monkeypatch):
 def test_files_without_their_pictures_are_refused_before_any_model_is_loaded(
     run, shared_data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(evaluate.Gill, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Gill, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     vist = {
         "stories": str(shared_data / "vist/reconstructed_test_500.story-in-sequence.json"),
         "images": str(tmp_path),
@@ -247,33 +255,66 @@ def test_an_interrupted_run_goes_on_and_changes_no_bit(run, monkeypatch, capsys)
     stop_at = 3
     with pytest.raises(KeyboardInterrupt):
         run(tables=["captions"])
-    folder = run.root / "evaluation"
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    assert not run.artifacts.evaluation.exists()
+    kept = {path: path.stat().st_mtime_ns for path in Path("work/pictures").rglob("*.png")}
     assert len(kept) == 4, "the third batch was generated and not saved"
-    next(folder.rglob("*.png")).with_name("00002-half.part").write_bytes(b"\x89PNG half")
+    next(iter(kept)).with_name("00002-half.part").write_bytes(b"\x89PNG half")
     stop_at = 0
     results, records = run(tables=["captions"])
     assert made == [3, 1, 3, 3, 1]
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert not list(run.artifacts.evaluation.rglob("*.part"))
 
     made.clear()
     again, _ = run(tables=["captions", "table_3"], vist={"limit": 2})
     assert made == [2, 2], "captions were there; stories are new"
     assert [replace(r, table="captions", published=None) for r in again[: len(results)]] == results
-    shutil.rmtree(folder)
+    capsys.readouterr()
+    assert run(tables=["captions"])[0] == results
+    assert "nothing to do: evaluated before" in capsys.readouterr().out
+    assert made == [2, 2]
+    for folder in ("pictures", "evaluation"):
+        shutil.rmtree(f"work/{folder}")
     whole, fresh = run(tables=["captions"])
     assert whole == results
     for record, other in zip(records, fresh, strict=True):
         assert record.scores == other.scores
-    (folder / "state.json").write_text(json.dumps({"gill": "other heads", "generator": "other"}))
+
+
+def test_other_heads_make_their_own_pictures_and_the_generators_are_shared(run, monkeypatch):
+    made = []
+    make = PictureMaker.make
+
+    def counted(self, one, method, settings):
+        before = len(list(Path("work/pictures").rglob("*.png")))
+        paths = make(self, one, method, settings)
+        made.append((method, len(list(Path("work/pictures").rglob("*.png"))) - before))
+        return paths
+
+    monkeypatch.setattr(PictureMaker, "make", counted)
+    first, _ = run(tables=["captions"])
+    assert made == [("generator", 4), ("gill", 4)]
+    file = run.artifacts.model / "last.safetensors"
+    heads, record = load_heads(file)
+    kept = file.read_bytes()
+    with torch.no_grad():
+        heads.image_embeddings.neg_()
+    save_heads(file, heads, record)
+    shutil.rmtree(run.artifacts.index)  # which is that of the first heads
     made.clear()
-    run(tables=["captions"])
-    assert sum(made) == 8
-    assert "other models made what was there of gill; it is removed" in capsys.readouterr().out
+    second, _ = run(tables=["captions"])
+    assert made == [("generator", 0), ("gill", 4)]
+    similar = [_one(rows, "captions", "gill", "clip_similarity").value for rows in (first, second)]
+    assert similar[0] != similar[1]
+    file.write_bytes(kept)
+    made.clear()
+    third, _ = run(tables=["captions"])
+    assert made == [("generator", 0), ("gill", 0)], "those of the first heads are still there"
+    assert third == first
 
 
 def test_a_variant_runs_without_baseline_index_and_classifier(run):
-    shutil.rmtree(run.root / "index")
+    shutil.rmtree(run.artifacts.root / "index")
     results, records = run(tables=["captions", "table_6", "latency"], methods=["gill"], captions=2)
     assert {row.method for row in results if row.table == "captions"} == {"gill"}
     assert _one(results, "captions", "gill", "oracle_attributes").value is not None
@@ -333,26 +374,24 @@ def test_lpips_and_fid_are_the_libraries_numbers_where_weights_are_named(
 
 def test_a_cluster_makes_the_same_pictures_and_the_same_index(run):
     results, _ = run(tables=["captions"])
-    index = run.root / "index"
-    expected = _files(run.root / "evaluation/pictures") | _files(index)
-    for folder in (run.root / "evaluation", index):
+    artifacts = run.artifacts
+    expected = _files(artifacts.evaluation / "pictures") | _files(artifacts.index)
+    for folder in (artifacts.evaluation, artifacts.index):
         shutil.rmtree(folder)
+    for made in ("pictures", "evaluation", "index"):
+        shutil.rmtree(f"work/{made}")
     with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
     ) as cluster:
         address = cluster.scheduler_address
-        params = _params()
-        scaled = params.index.model_copy(update={"scheduler": address})
-        artifacts = Artifacts(run.root, shared=Path("artifacts"))
-        build_index.run(
-            params.model_copy(update={"index": scaled}), rebuild=False, artifacts=artifacts
-        )
-        again, _ = run(tables=["captions"], scheduler=address)
+        params = _params(address)
+        build_index.run(params, artifacts=artifacts)
+        again, _ = run(address, tables=["captions"])
     assert again == results
-    assert _files(run.root / "evaluation/pictures") | _files(index) == expected
+    assert _files(artifacts.evaluation / "pictures") | _files(artifacts.index) == expected
     for load in (
-        lambda: load_worker(artifacts, params.run, "others"),
-        lambda: build_index.make_projection(
+        lambda: load_worker(artifacts, params, "others"),
+        lambda: candidate_index.make_projection(
             artifacts.candidate_features,
             artifacts.model / "last.safetensors",
             "others",
