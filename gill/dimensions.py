@@ -13,7 +13,6 @@ from typing import Any, Literal
 from cache import open_store
 from gill.artifacts import Artifacts
 from gill_errors import GillError
-from pipeline.bridge.checkpoint import read_record
 from pipeline.frozen.backbones import Backbone, Backbones, Role
 
 Part = Literal["features", "targets", "heads"]
@@ -147,6 +146,8 @@ def _unlike_heads(path: Path, backbones: Backbones) -> Iterator[str]:
     """Trained heads against the frozen models around them."""
     if not path.exists():
         return
+    from pipeline.bridge.checkpoint import read_record  # imports torch
+
     sizes = read_record(path).sizes.model_dump()
     for letter, own in widths_of(backbones).items():
         if sizes[letter] != own:

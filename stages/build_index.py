@@ -7,6 +7,7 @@ from pathlib import Path
 
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, INPUTS, Artifacts
+from gill.dimensions import check_dimensions
 from gill.world import have_world
 from settings.params import Params
 from stages.precompute_features import features_entry
@@ -25,6 +26,7 @@ from workfolder import (
 
 def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFACTS) -> None:
     """Make artifacts/index, unless exactly this index is in the work folder."""
+    check_dimensions(artifacts, (), params.backbones.model_dump())
     work = WorkFolder.open(params.run.work)
     heads = required(artifacts.model / f"{params.training.checkpoint}.safetensors", "train")
     own = _own_candidates(work, params, artifacts, rebuild)
@@ -45,7 +47,6 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
     )
     with entry.alone():
         if entry.finished is None:
-            from gill.dimensions import check_dimensions
             from stages.candidate_index import make_index
 
             if not own:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
+from gill.dimensions import check_dimensions
 from settings.params import Params
 from stages.models_in_use import models_in_use
 from workfolder import (
@@ -24,6 +25,8 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
 
     Pictures and texts that were made before, for whichever evaluation, are taken from there.
     """
+    wanted, heads = params.backbones.model_dump(), f"{params.training.checkpoint}.safetensors"
+    check_dimensions(artifacts, (), wanted)
     work = WorkFolder.open(params.run.work)
     files = params.evaluation.files()
     bring_from_repository(files.values())
@@ -41,6 +44,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         if entry.finished is None:
             from evaluation.tables import measure_tables
 
+            check_dimensions(artifacts, ("heads",), wanted, heads)
             entry.begin()
             work.note_use(artifacts.stage("evaluate"), entry)
             began = time.monotonic()

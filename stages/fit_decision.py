@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
+from gill.dimensions import check_dimensions
 from settings.params import Params
 from stages.models_in_use import models_in_use
 from workfolder import (
@@ -20,6 +21,8 @@ from workfolder import (
 
 def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
     """Make artifacts/decision, unless exactly this classifier is in the work folder."""
+    wanted, heads = params.backbones.model_dump(), f"{params.training.checkpoint}.safetensors"
+    check_dimensions(artifacts, (), wanted)
     work = WorkFolder.open(params.run.work)
     votes = params.decision.votes
     bring_from_repository([votes])
@@ -38,6 +41,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         if entry.finished is None:
             from stages.decision_labels import make_decision
 
+            check_dimensions(artifacts, ("heads",), wanted, heads)
             entry.begin()
             began = time.monotonic()
             folder = entry.folder / "decision"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gill.artifacts import ARTIFACTS
+from gill.dimensions import check_dimensions
 from settings.params import Params
 from stages.required import required
 from stages.stores import settle
@@ -15,13 +16,12 @@ from workfolder import Entry, WorkFolder, code_of, file_md5
 
 def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
     """Make artifacts/features.zarr, unless exactly this store is in the work folder."""
+    check_dimensions(ARTIFACTS, (), params.backbones.model_dump())
 
     def fill(store: Path) -> Any:
         from corpora.caption_table import CaptionTable
-        from gill.dimensions import check_dimensions
         from stages.feature_store import fill_features
 
-        check_dimensions(ARTIFACTS, (), params.backbones.model_dump())
         return fill_features(store, CaptionTable(ARTIFACTS.captions), params)
 
     entry = features_entry(WorkFolder.open(params.run.work), "features", ARTIFACTS.captions, params)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gill.artifacts import ARTIFACTS
+from gill.dimensions import check_dimensions
 from settings.params import Params
 from stages.required import required
 from stages.stores import settle
@@ -15,12 +16,11 @@ from workfolder import WorkFolder, code_of, file_md5
 
 def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
     """Make artifacts/targets.zarr, unless exactly this store is in the work folder."""
+    check_dimensions(ARTIFACTS, (), params.backbones.model_dump())
 
     def fill(store: Path) -> Any:
-        from gill.dimensions import check_dimensions
         from stages.target_store import fill_targets
 
-        check_dimensions(ARTIFACTS, (), params.backbones.model_dump())
         return fill_targets(store, params)
 
     work = WorkFolder.open(params.run.work)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
+from gill.dimensions import check_dimensions
 from gill_errors import StageError
 from settings.params import Params
 from stages.required import required
@@ -50,6 +51,7 @@ def run(
         if not _is_worker():
             _use_weights(chosen, params, artifacts, metrics)
         return
+    check_dimensions(artifacts, (), params.backbones.model_dump())
     work = WorkFolder.open(params.run.work)
     entry = training_entry(work, params, artifacts)
     curve = metrics / "train"
@@ -95,7 +97,6 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
 
 def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> None:
     """Train in this process, and record that it is finished."""
-    from gill.dimensions import check_dimensions
     from pipeline.training.distribution import rank
     from stages.head_training import train_heads
 

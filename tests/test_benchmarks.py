@@ -170,7 +170,8 @@ def test_memory_is_what_a_call_takes_at_most(bench):
             torch.ones(2**26, dtype=torch.uint8)
 
     held, most = bench.memory(call)
-    assert 2**26 <= most - held < 1.5 * 2**26
+    # The system counts pages that were resident before: a few less may be new.
+    assert 0.9 * 2**26 <= most - held < 1.5 * 2**26
 
 
 def test_operations_of_fused_layers_are_counted():

@@ -22,7 +22,7 @@ from pipeline.bridge.checkpoint import read_record
 from pipeline.frozen.backbones import Backbones
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import load_image_generator
-from pipeline.settings import GenerationSettings
+from pipeline.settings import GenerationNumbers, GenerationSettings
 from pipeline.talking.answers import GeneratedImage
 from stages.cli import app
 
@@ -72,15 +72,19 @@ def world(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> A
 def _write(models: dict[str, str], **backbones: Any) -> None:
     names = ("language_model", "visual_encoder", "image_generator")
     params = {
-        "run": {"device": "cpu"},
+        "run": {
+            "device": "cpu",
+            "checkpoint_every": 2,
+            "batch_sizes": {"targets": 1, "pictures": SETTINGS.batch_size},
+        },
         "captions": {"table": "table.tsv", "val_fraction": 0.0, "test_fraction": 0.0},
         "backbones": {**{name: models[name] for name in names}, **backbones},
         # Bits are equal where both sides encode the same batch: a text encoder rounds with it.
-        "targets": {"codec": {"dtype": "float32"}, "batch_size": 1},
+        "targets": {"codec": {"dtype": "float32"}},
         "model": {"k": 2, "r": 3, "m": 8, "p": 6, "mapper": {"adds_embedding": False}},
         "batches": {"validation_rows": 0},
-        "training": {"steps": 2, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2},
-        "generation": SETTINGS.model_dump(),
+        "training": {"steps": 2, "batch_size": 4, "validate_every": 2},
+        "generation": SETTINGS.model_dump(include=set(GenerationNumbers.model_fields)),
     }
     Path("params.yaml").write_text(yaml.safe_dump(params))
 
@@ -108,7 +112,7 @@ def test_targets_in_the_cache_make_the_pictures_of_the_text_itself(world, models
     read = read_rows(ARTIFACTS.targets, rows, ["embedding", "pooled"])
     cached = Conditioning(*(torch.from_numpy(read[name]) for name in ("embedding", "pooled")))
     generator = load_image_generator(models["image_generator"])
-    empty = read_empty_prompt(ARTIFACTS)
+    empty = read_empty_prompt(ARTIFACTS, lambda: pytest.fail("the store has it"))
     ours = generator.generate(cached, empty, seeds=[1, 2, 3], settings=SETTINGS)
     whole = DiffusionPipeline.from_pretrained(models["image_generator"])
     whole.scheduler = generator._pipeline.scheduler
@@ -180,10 +184,6 @@ def test_a_cache_of_one_generator_and_another_generator(sd_2) -> None:
     assert f"24 for {sd_2['sd 2']}: run `stages precompute-targets --rebuild`" in said
     assert "D_pooled" in said
     assert "is 20" in said
-    said = _refusal("precompute-targets")
-    assert "40" in said
-    assert "24" in said
-    assert "--rebuild" in said
 
 
 @pytest.mark.parametrize("stage", ["build-index", "fit-decision", "evaluate"])
@@ -196,7 +196,7 @@ def test_heads_of_one_generator_and_another_generator(sd_2, stage) -> None:
     )
 
 
-@pytest.mark.parametrize("stage", ["train", "build-index", "evaluate"])
+@pytest.mark.parametrize("stage", ["train", "build-index"])
 def test_features_of_another_visual_encoder(world, models, stage) -> None:
     manifest = ARTIFACTS.backbones.read_text()
     _write(models, visual_encoder=models["wider visual encoder"])

@@ -55,7 +55,9 @@ class Model:
             self.seen.append(list(parts))
             return SimpleNamespace(cancelled=cancelled)
 
-        return SimpleNamespace(prepare=prepare, speaker=MagicMock())
+        conversation = SimpleNamespace(prepare=prepare, speaker=MagicMock())
+        conversation.fork = lambda: conversation
+        return conversation
 
     @staticmethod
     def stream_together(turns: list[Any]) -> Iterator[tuple[int, Any]]:

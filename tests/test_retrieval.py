@@ -225,7 +225,7 @@ def test_a_save_that_fails_leaves_the_old_index(
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pipeline.talking.retrieval.pq.write_table", full)
+    monkeypatch.setattr("pipeline.talking.index_files.pq.write_table", full)
     with pytest.raises(OSError, match="no space"):
         save_index(_build(number=20), tmp_path)
     assert len(load_index(tmp_path)) == 10

@@ -7,12 +7,14 @@ are never mixed with another's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from gill_errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
@@ -45,6 +47,8 @@ class Backbone(BaseModel):
     @property
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch's."""
+        import torch  # a manifest is compared with the params without it
+
         return getattr(torch, self.dtype)
 
 
