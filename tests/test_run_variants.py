@@ -3,19 +3,19 @@ killed cell, stale cells, verdicts on what came out, and the report on them."""
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from filelock import FileLock
+from stage_runs import ROOT, run, write_params
 
-from evaluation.variants import cell
+from evaluation.variants import cell, read_study
 from gill.artifacts import Artifacts
 from gill_errors import StageError
-from stages import ablations, run_variants
-from stages.cli import app
+from stages import ablations, run_variant, run_variants
 
-ROOT = Path(__file__).parents[1]
 STUDY = {
     "seeds": [0, 1],
     "common": {"evaluation": {"tables": ["captions", "table_1"], "methods": ["gill"]}},
@@ -35,42 +35,39 @@ STUDY = {
 }
 
 
-def _run(*words: str) -> str:
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception}"
-    return result.output
+SIZES = {"pictures": 30, "held_out_pictures": 12, "stories": 3, "dialogues": 3, "prompts": 2}
+R2 = ("run-variant", "r2", "--seed", "0", "--variants", "study.yaml")
 
 
-def _variant(name: str, seed: int) -> str:
-    return _run("run-variant", name, "--seed", str(seed), "--variants", "study.yaml")
+def _params() -> None:
+    write_params(
+        captions={"miniature": SIZES},
+        training={"steps": 2},
+        generation={"steps": 1, "guidance": 1.0},
+        decision={"votes": "votes.tsv"},  # two steps make no pictures to vote for
+        evaluation={"captions": 3, "examples_shown": 2, "tables": ["captions", "table_1"]},
+    )
 
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """A folder with caches and three of four cells."""
     folder = tmp_path_factory.mktemp("cells")
-    raw = yaml.safe_load((ROOT / "presets/miniature.yaml").read_text(encoding="utf-8"))
-    sizes = {"pictures": 30, "held_out_pictures": 12, "stories": 3, "dialogues": 3, "prompts": 40}
-    raw["captions"]["miniature"] = sizes
-    raw["training"] = {"steps": 2, "batch_size": 8}
-    raw["run"] |= {"log_every": 1, "batch_sizes": {"pictures": 16}}
-    raw["generation"] = {"steps": 1, "guidance": 1.0}
-    raw["evaluation"] = {"captions": 3, "examples_shown": 2, "tables": ["captions", "table_1"]}
-    raw["decision"] = {"votes": "votes.tsv"}  # two steps make no pictures to vote for
     lines = ["Prompt\tCategory\tChallenge\tNote\tDecisions"]
     lines += [f"a ring {i}\tA\tB\tC\t{','.join([['gen', 'ret'][i % 2]] * 5)}" for i in range(40)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        _params()
         Path("votes.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         Path("study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
         for stage in (
             *("prepare-captions", "prepare-backbones", "precompute-features"),
             *("precompute-targets", "train", "build-index", "fit-decision", "evaluate"),
         ):
-            _run(stage)
+            run(stage)
         for name, seed in (("gill", 0), ("gill", 1), ("r2", 0)):
-            assert "finished before" not in _variant(name, seed)
+            said = run("run-variant", name, "--seed", str(seed), "--variants", "study.yaml")
+            assert "finished before" not in said
         yield folder
 
 
@@ -89,49 +86,46 @@ def test_cells_have_their_own_heads_and_no_copy_of_the_caches(cells):
 
 def test_a_finished_cell_is_not_run_again_and_a_stale_one_is(cells, monkeypatch):
     monkeypatch.chdir(cells)
-    heads = cells / "artifacts/findings/r2/0/model/last.safetensors"
-    made = heads.stat().st_mtime_ns
-    assert "finished before" in _variant("r2", 0)
+    heads = cell("r2", 0).artifacts.model / "last.safetensors"
+    before, made = heads.read_bytes(), heads.stat().st_mtime_ns
+    assert "finished before" in run(*R2)
     assert heads.stat().st_mtime_ns == made
     changed = yaml.safe_load(Path("params.yaml").read_text())
     changed["training"]["learning_rate"] = 0.01
     Path("other.yaml").write_text(yaml.safe_dump(changed))
-    kept = shutil.copytree(heads.parents[1], cells / "kept")
-    try:
-        words = ["run-variant", "r2", "--variants", "study.yaml", "--params", "other.yaml"]
-        assert "finished before" not in _run(*words)
-        assert heads.stat().st_mtime_ns != made
-    finally:
-        shutil.rmtree(heads.parents[1])
-        shutil.move(kept, heads.parents[1])
+    said = run(*R2, "--params", "other.yaml")
+    assert "finished before" not in said
+    assert "changed since: training.learning_rate" in said
+    assert heads.read_bytes() != before
+    said = run(*R2)
+    assert "nothing to do: trained before" in said
+    assert "nothing to do: evaluated before" in said
+    assert heads.read_bytes() == before
 
 
 def test_a_killed_cell_goes_on_after_its_training(cells, monkeypatch):
     monkeypatch.chdir(cells)
     one = cell("r2", 0)
-    kept = shutil.copytree(one.folder, cells / "kept")
-    try:
-        one.record.unlink()
-        shutil.rmtree(one.artifacts.evaluation)
-        made = (one.artifacts.model / "last.safetensors").stat().st_mtime_ns
-        assert "finished before" not in _variant("r2", 0)
-        assert (one.artifacts.model / "last.safetensors").stat().st_mtime_ns == made
-        assert one.record.is_file()
-    finally:
-        shutil.rmtree(one.folder)
-        shutil.move(kept, one.folder)
+    before = (one.artifacts.model / "last.safetensors").read_bytes()
+    one.record.unlink()
+    shutil.rmtree(one.artifacts.root)
+    said = run(*R2)
+    assert "finished before" not in said
+    assert "nothing to do: trained before" in said
+    assert (one.artifacts.model / "last.safetensors").read_bytes() == before
+    assert json.loads(one.record.read_text())["params"]["model"]["r"] == 2
 
 
 def test_the_pool_runs_what_is_not_finished_and_the_findings_follow(cells, monkeypatch):
     """The fourth cell runs in a process of its own; then there are two seeds of everything."""
     monkeypatch.chdir(cells)
-    output = _run("run-variants", "--variants", "study.yaml", "--jobs", "2")
+    output = run("run-variants", "--variants", "study.yaml", "--jobs", "2")
     assert "4 cells, 3 finished before; 2 at a time" in output
     assert "[1/1] r2, seed 1: finished" in output
     assert "r2, seed 1: evaluate" in cell("r2", 1).log.read_text()
-    assert "4 cells, 4 finished before" in _run("run-variants", "--variants", "study.yaml")
+    assert "4 cells, 4 finished before" in run("run-variants", "--variants", "study.yaml")
 
-    _run("findings", "--variants", "study.yaml")
+    run("findings", "--variants", "study.yaml")
     content = json.loads((cells / "artifacts/findings/findings.json").read_text())
     assert content["cells"]["seeds"] == [0, 1]
     verdicts = {found["number"]: found["verdicts"] for found in content["findings"]}
@@ -142,7 +136,7 @@ def test_the_pool_runs_what_is_not_finished_and_the_findings_follow(cells, monke
     assert decision["seeds"] == 2
     assert decision["verdict"] in ("seen", "not seen", "reversed")
 
-    _run("report")
+    run("report")
     page = (cells / "artifacts/report/index.html").read_text()
     for words in ("miniature world", "2 seeds", "Table 8", "Figure 6", "val2017", "no verdict",
                   "CLIP similarity", "Failures", "visdial_1.0_val.json"):  # fmt: skip
@@ -186,8 +180,9 @@ def test_a_stopped_pool_stops_its_cells(cells, monkeypatch):
 def test_without_git_ablations_say_that_there_are_no_experiments(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "findings").mkdir()
+    _params()
     shutil.copy(ROOT / "findings/variants.yaml", "findings/variants.yaml")
-    ran = []
+    ran: list[list[int]] = []
     monkeypatch.setattr(ablations.run_variants, "run", lambda *a, **k: ran.append(k["seeds"]))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     ablations.run(Path("params.yaml"), seed=0, jobs=2)
@@ -198,3 +193,29 @@ def test_without_git_ablations_say_that_there_are_no_experiments(monkeypatch, tm
 def test_the_shared_root_is_the_one_above_the_findings():
     one = cell("r2", 1, Artifacts(Path("somewhere/artifacts")))
     assert one.artifacts.features == Path("somewhere/artifacts/features.zarr")
+
+
+def test_a_cell_waits_for_the_process_that_runs_it(cells, monkeypatch):
+    """One that outlived a killed pool must not share its folder with the next pool's."""
+    monkeypatch.chdir(cells)
+    order, asked = [], threading.Event()
+
+    class Asking(FileLock):
+        def acquire(self, *args, **kwargs):
+            asked.set()
+            return super().acquire(*args, **kwargs)
+
+    def finished(*_):
+        order.append("second")
+        return True
+
+    monkeypatch.setattr(run_variant, "FileLock", Asking)
+    monkeypatch.setattr(run_variant, "is_finished", finished)
+    study = read_study(Path("study.yaml"))
+    waiting = threading.Thread(target=run_variant.run, args=(Path("params.yaml"), study, "r2", 0))
+    with FileLock(cell("r2", 0).folder.parent / "0.lock"):
+        waiting.start()
+        assert asked.wait(timeout=60)
+        order.append("first")
+    waiting.join(timeout=60)
+    assert order == ["first", "second"]
