@@ -17,6 +17,7 @@ TINY: dict[str, Any] = {
         "batch_sizes": {"features": 16, "targets": 16, "pictures": 16},
     },
     "training": {"steps": 4, "batch_size": 8, "validate_every": 2},
+    "decision": {"folds": 2, "regularisation": [0.01, 1.0]},
     "generation": {"steps": 2, "guidance": 2.0},
 }
 """Laid over a preset: seconds instead of minutes."""
