@@ -15,6 +15,7 @@ from stage_runs import ROOT, refusal, run, write_params
 from typer.testing import CliRunner
 
 from cache import read_rows
+from evaluation.metrics.basic import MetricUnavailable
 from evaluation.results import read_records, read_results
 from evaluation.variants import lay_over
 from gill.artifacts import ARTIFACTS
@@ -58,8 +59,13 @@ WORLD: dict[str, Any] = {
 def world(tmp_path_factory):
     """A folder where every stage has run on a very small miniature world."""
     folder = tmp_path_factory.mktemp("world")
+
+    def absent():
+        raise MetricUnavailable("its tables take seconds to read, and test_evaluate reads them")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("evaluation.texts.Meteor", absent)
         write_params(**WORLD)
         _label_by_hand()
         for stage in STAGES:
@@ -94,6 +100,7 @@ def test_metrics_and_report_tell_the_run(world):
     assert 0 <= judged.value <= 1
     assert found["retrieval", "all_scenes", "gill", "recall_at_1"].examples == 20
     assert found["table_6", "decision", "linear", "macro_f1"].value is not None
+    assert "seconds to read" in found["table_7", "coco_captioning", "gill", "meteor"].absent
     headline = json.loads((world / "metrics/evaluation.json").read_text())
     assert headline["captions.generator"] == round(judged.value, 4)
     decision = json.loads((world / "artifacts/decision/evaluation.json").read_text())
@@ -329,17 +336,14 @@ def test_photographs_with_broken_files_among_them(shared_data, tmp_path, monkeyp
     shutil.copytree(shared_data / "coco_mini_train/images", photos)
     lines = (shared_data / "coco_mini_train/captions.tsv").read_text().splitlines()
     kept = lines[:101]
-    broken = {
-        "truncated_corrupt/truncated_jpeg.jpg": "picture",
-        "bomb/decompression_bomb.gif": "picture",
-    }
-    for name in broken:
+    for name in ("truncated_corrupt/truncated_jpeg.jpg", "bomb/decompression_bomb.gif"):
         shutil.copy(shared_data / "robust_images/pillow" / name, photos)
         kept.append(f"a broken picture\t{Path(name).name}")
     kept.append("nothing there\tabsent.jpg")
     (photos / "captions.tsv").write_text("\n".join(kept) + "\n")
     table = {"table": "photos/captions.tsv", "images_dir": "photos"}
-    write_params("photos", evaluation=EVALUATION, captions=table)
+    measured = {"tables": ["captions", "retrieval"], "captions": 4, "examples_shown": 2}
+    write_params("photos", evaluation=measured, captions=table)
     for stage in STAGES:
         run(stage)
     report = json.loads(Path("artifacts/captions/captions.report.json").read_text())
