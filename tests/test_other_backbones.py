@@ -11,8 +11,8 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
+from stage_runs import refusal, run
 from tiny_language_models import tiny_model, tiny_tokenizer
-from typer.testing import CliRunner
 
 from cache import open_store, read_rows
 from gill.artifacts import ARTIFACTS
@@ -24,7 +24,6 @@ from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.image_generator import load_image_generator
 from pipeline.settings import GenerationNumbers, GenerationSettings
 from pipeline.talking.answers import GeneratedImage
-from stages.cli import app
 
 CAPTIONS = [" ".join("abcdefghijkl"[i : i + 3]) for i in range(10)]
 SETTINGS = GenerationSettings(steps=2, guidance=3.0, scheduler="ddim", batch_size=1)
@@ -65,7 +64,7 @@ def world(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> A
             "precompute-targets",
             "train",
         ):
-            _run(stage)
+            run(stage)
         yield folder
 
 
@@ -87,19 +86,6 @@ def _write(models: dict[str, str], **backbones: Any) -> None:
         "generation": SETTINGS.model_dump(include=set(GenerationNumbers.model_fields)),
     }
     Path("params.yaml").write_text(yaml.safe_dump(params))
-
-
-def _run(*words: str) -> str:
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception!r}"
-    return result.output
-
-
-def _refusal(*words: str) -> str:
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 1, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    return result.output
 
 
 def test_targets_in_the_cache_make_the_pictures_of_the_text_itself(world, models) -> None:
@@ -161,7 +147,7 @@ AFTER = ("train", "build-index", "fit-decision", "evaluate", "precompute-targets
 @pytest.mark.parametrize("stage", AFTER)
 def test_params_that_name_another_generator_than_the_manifest(world, models, stage) -> None:
     _write(models, image_generator=models["sd 2"])
-    said = _refusal(stage)
+    said = refusal(stage)
     assert models["sd 2"] in said
     assert models["image_generator"] in said
     assert "run `stages prepare-backbones`" in said
@@ -172,23 +158,34 @@ def sd_2(world, models) -> Any:
     """The manifest now pins SD 2; the targets and the heads are XL's."""
     manifest = ARTIFACTS.backbones.read_text()
     _write(models, image_generator=models["sd 2"])
-    _run("prepare-backbones")
+    run("prepare-backbones")
     yield models
     ARTIFACTS.backbones.write_text(manifest)
     _write(models)
 
 
 def test_a_cache_of_one_generator_and_another_generator(sd_2) -> None:
-    said = _refusal("train")
+    said = refusal("train")
     assert "D, the generator's text width, is 40 in artifacts/targets.zarr" in said
     assert f"24 for {sd_2['sd 2']}: run `stages precompute-targets --rebuild`" in said
     assert "D_pooled" in said
     assert "is 20" in said
 
 
+def test_targets_of_another_generator_are_another_store(sd_2) -> None:
+    first = ARTIFACTS.targets.resolve()
+    assert f"this run encoded {len(CAPTIONS)} " in run("precompute-targets")
+    spec = open_store(ARTIFACTS.targets).spec
+    assert {name: array.shape[-1] for name, array in spec.arrays.items()} == {"embedding": 24}
+    _write(sd_2)
+    run("prepare-backbones")
+    assert "nothing to do" in run("precompute-targets")
+    assert ARTIFACTS.targets.resolve() == first
+
+
 @pytest.mark.parametrize("stage", ["build-index", "fit-decision", "evaluate"])
 def test_heads_of_one_generator_and_another_generator(sd_2, stage) -> None:
-    said = _refusal(stage)
+    said = refusal(stage)
     heads = "D, the generator's text width, is 40 in the trained heads artifacts/model/"
     assert heads in said
     assert re.search(
@@ -200,8 +197,8 @@ def test_heads_of_one_generator_and_another_generator(sd_2, stage) -> None:
 def test_features_of_another_visual_encoder(world, models, stage) -> None:
     manifest = ARTIFACTS.backbones.read_text()
     _write(models, visual_encoder=models["wider visual encoder"])
-    _run("prepare-backbones")
-    said = _refusal(stage)
+    run("prepare-backbones")
+    said = refusal(stage)
     ARTIFACTS.backbones.write_text(manifest)
     _write(models)
     assert "d, the visual width, is 32 in artifacts/features.zarr" in said
@@ -222,9 +219,9 @@ def test_other_weights_of_the_same_widths_are_seen_too(world, models) -> None:
 def test_a_quantised_language_model_is_another_one(world, models) -> None:
     manifest = ARTIFACTS.backbones.read_text()
     _write(models, language_model_quantization="int8")
-    assert "language_model_quantization is int8, but" in _refusal("build-index")
-    assert "int8" in _run("prepare-backbones")
-    said = _refusal("build-index")
+    assert "language_model_quantization is int8, but" in refusal("build-index")
+    assert "int8" in run("prepare-backbones")
+    said = refusal("build-index")
     ARTIFACTS.backbones.write_text(manifest)
     _write(models)
     assert "the language model is another one" in said
@@ -239,7 +236,7 @@ def test_a_language_model_that_cannot_serve_stops_prepare_backbones(world, model
     ).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     _write(models, language_model=str(tmp_path))
-    said = _refusal("prepare-backbones")
+    said = refusal("prepare-backbones")
     _write(models)
     assert f"{tmp_path} cannot serve as the language model: its positions are ALiBi" in said
 
@@ -247,6 +244,6 @@ def test_a_language_model_that_cannot_serve_stops_prepare_backbones(world, model
 def test_a_missing_extra_stops_prepare_backbones(world, models, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     _write(models, language_model_quantization="nf4")
-    said = _refusal("prepare-backbones")
+    said = refusal("prepare-backbones")
     _write(models)
     assert "pip install '.[quantized]'" in said
