@@ -65,7 +65,8 @@ def prune(states: Sequence[EntryState]) -> None:
             shutil.rmtree(state.folder)
 
 
-_OWN = ("locks", "uses")
+# Not entries: who makes and uses what, and backbones that `--retrain` made, in an hour or two.
+_OWN = ("locks", "uses", "backbones")
 
 
 def _workspaces(work: WorkFolder) -> list[tuple[Path, set[str]]]:
