@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 from pydantic import ValidationError
 
 from cache import open_store
 from corpora.pictures import open_picture
 from gill.artifacts import Artifacts
-from gill.frozen import MINIATURE, locate_backbones, read_backbones
+from gill.frozen import locate_backbones, read_backbones
 from gill.world import have_world
 from gill_errors import GillError
 from pipeline.bridge.checkpoint import (
@@ -57,6 +56,7 @@ from pipeline.talking.likelihood import Likelihood, log_likelihoods
 from pipeline.talking.reading import read_contexts
 from pipeline.talking.retrieval import Retrieved
 from pipeline.talking.speaker import Speaker
+from settings.params import MINIATURE, read_unchecked
 from workfolder import WorkFolder
 
 
@@ -317,9 +317,8 @@ def _read_section(params: Path, name: str) -> dict[str, Any]:
     if not params.is_file():
         return {}
     try:
-        raw = yaml.safe_load(params.read_text(encoding="utf-8")) or {}
-        return dict(raw.get(name) or {})
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        return dict(read_unchecked(params).get(name) or {})
+    except (TypeError, ValueError) as error:
         raise GillError(f"{params}: the section `{name}` cannot be used: {error}") from None
 
 

@@ -13,6 +13,7 @@ from workfolder import (
     WorkFolder,
     bring_from_repository,
     code_of,
+    content_of,
     file_md5,
     place,
     watch_files,
@@ -24,14 +25,14 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     wanted, heads = params.backbones.model_dump(), f"{params.training.checkpoint}.safetensors"
     check_dimensions(artifacts, (), wanted)
     work = WorkFolder.open(params.run.work)
-    votes = params.decision.votes
+    votes, given = params.decision.votes, params.training.weights
     bring_from_repository([votes])
     watch_files(INPUTS / "decision", {"votes": votes})
     decided_by = {
         **models_in_use(work, params, artifacts),
         "votes": file_md5(Path(votes)) if votes is not None and Path(votes).is_file() else votes,
         "decision": params.decision.settings.model_dump(mode="json"),
-        "weights": params.training.weights,
+        "weights": content_of(Path(given)) if given and Path(given).exists() else given,
         "code": code_of("decision", work),
     }
     if params.is_miniature and votes is None:

@@ -11,7 +11,6 @@ from stages import plots_page
 from workfolder import place_link
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
-CODE = ("app", "cache", "corpora", "miniature", "pipeline", "stages")
 _INPUTS = ("captions", "backbones", "train", "candidates", "decision", "evaluation")
 _FILES = {
     ".gitignore": "/artifacts/\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n",
@@ -48,9 +47,13 @@ def run(preset: str, table: str | None, folder: Path = Path()) -> None:
             raise StageError(f"--table {table}: there is no such file or folder")
         params = re.sub(r"(?m)^(captions:\n(?:  #.*\n)*  table: ).*$", rf"\g<1>{table}", params)
     story = (PRESETS / "dvc.yaml.template").read_text(encoding="utf-8")
-    names = "|".join(CODE)
     files = {
-        "dvc.yaml": re.sub(rf"(?m)^(      - )({names})(/|$)", r"\1inputs/code/\2\3", story),
+        # All but what stages make and the user's own files is code, which is not here.
+        "dvc.yaml": re.sub(
+            r"(?m)^(      - )(?!artifacts/|inputs/|metrics/)(?=\w+(/\w+)*$)",
+            r"\1inputs/code/",
+            story,
+        ),
         "params.yaml": params,
         ".dvc/config": _config(folder),
         **_FILES,

@@ -85,6 +85,7 @@ def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport], *, anew
         if why := entry.explain_absence(where.stem):
             print(f"{entry.kind}: {why}")
         entry.begin()
+    entry.work.note_use(where.stem, entry)
     if not store.exists() and not anew:
         _take_over(where, entry) or _share_rows(entry, where.name)
     began = time.monotonic()

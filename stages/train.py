@@ -20,9 +20,9 @@ from workfolder import (
     WorkFolder,
     bring_from_repository,
     code_of,
+    content_of,
     file_md5,
     place,
-    signature,
     watch_files,
 )
 
@@ -90,8 +90,8 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
         "training": numbers,
         "code": code_of("training", work),
     }
-    if params.training.start_from is not None:
-        decided_by["start_from"] = signature(INPUTS / "train")
+    if (start := params.training.start_from) is not None and Path(start).exists():
+        decided_by["start_from"] = content_of(Path(start))  # a name on the hub is in `training`
     return work.entry("training", decided_by)
 
 

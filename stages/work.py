@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gill_errors import StageError
 from settings.params import Params
-from workfolder import ASIDE, WorkFolder, accept_edits, list_entries, prune
+from workfolder import ASIDE, WorkFolder, accept_edits, is_free, list_entries, prune
 
 _DAY = 86_400
 
@@ -30,7 +30,7 @@ def show(params: Params, *, delete: bool) -> None:
         table.add_row(name, decimal(state.size), _age(state.age), state.state, users or "nobody")
     console = Console()
     console.print(table)
-    unused = [state for state in states if not state.used_by]
+    unused = [state for state in states if is_free(state)]
     total, free = sum(s.size for s in states), sum(s.size for s in unused)
     console.print(f"{work.root}: {decimal(total)}, of which nobody names {decimal(free)}")
     if delete:

@@ -228,6 +228,41 @@ def test_what_a_commit_names_is_kept(tmp_path: Path) -> None:
     assert not nobodys.folder.exists()
 
 
+def test_what_is_made_now_and_retrained_backbones_are_never_pruned(tmp_path: Path) -> None:
+    work = WorkFolder.open(str(tmp_path / "w"), tmp_path)
+    making = work.entry("features", {"rows": 1})
+    making.begin()
+    trained = work.root / "backbones" / "language_model"
+    trained.mkdir(parents=True)
+    with making.alone():
+        [state] = list_entries(work)
+        assert (state.state, state.used_by) == ("in work", ())
+        prune([state])
+        assert making.begun
+    [state] = list_entries(work)
+    assert state.state == "unfinished"
+    prune([state])
+    assert not making.folder.exists()
+    assert trained.is_dir()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = WorkFolder.open(str(tmp_path / "w"), tmp_path)
+    entry = finished_entry(work, r=1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(WorkFolderError, match=r"decided_by.json cannot be written \(No space left"):
+        work.entry("training", {"r": 2}).begin()
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr("workfolder.entries.shutil.copy2", full)
+    with pytest.raises(WorkFolderError, match=r"x cannot be written \(No space left"):
+        place(entry.folder / "heads", tmp_path / "art" / "x")
+    assert entry.finished
+
+
 def test_a_workspace_that_is_gone_keeps_nothing(tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
     workspace.mkdir()

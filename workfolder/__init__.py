@@ -31,7 +31,7 @@ from workfolder.entries import (
     write_json,
 )
 from workfolder.inputs import MOST_FILES, bring_from_repository, signature, watch_files
-from workfolder.uses import EntryState, list_entries, prune
+from workfolder.uses import EntryState, is_free, list_entries, prune
 
 __all__ = [
     "ASIDE",
@@ -48,6 +48,7 @@ __all__ = [
     "content_of",
     "deciding_modules",
     "file_md5",
+    "is_free",
     "list_entries",
     "place",
     "place_link",

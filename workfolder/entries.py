@@ -53,12 +53,10 @@ class WorkFolder:
         except (FileNotFoundError, NotADirectoryError):
             found = FORMAT
             try:
-                root.mkdir(parents=True, exist_ok=True)
                 write_json(marker, {"format": FORMAT})
-            except OSError as error:
+            except WorkFolderError as error:
                 raise WorkFolderError(
-                    f"the work folder {root} cannot be written ({error.strerror}): give permission "
-                    f"or room, or name another by run.work or {VARIABLE}"
+                    f"the work folder: {error}; or name another by run.work or {VARIABLE}"
                 ) from None
         except (ValueError, KeyError, TypeError):
             found = "an unknown version"
@@ -152,10 +150,7 @@ class Entry:
 
     def begin(self) -> None:
         """Make its folder, with what decides it."""
-        try:
-            write_json(self.folder / "decided_by.json", self.decided_by)
-        except OSError as error:
-            raise WorkFolderError(f"{self.folder} cannot be written: {error.strerror}") from None
+        write_json(self.folder / "decided_by.json", self.decided_by)
 
     def finish(self, outputs: Iterable[str], seconds: float, **summary: Any) -> None:
         """Record that `outputs` (files or folders in it) are whole; always the last step."""
@@ -253,12 +248,13 @@ def place(source: Path, target: Path) -> None:
     Both names then share their bytes; whoever writes replaces files whole, so neither changes the
     other. Where the file system has no hard links, or is another one, files are copied.
     """
-    remove(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link_or_copy)
-    else:
-        _link_or_copy(str(source), str(target))
+    with explained(target):
+        remove(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(str(source), str(target))
 
 
 def place_link(source: Path, target: Path) -> None:
@@ -307,10 +303,25 @@ def content_of(path: Path) -> dict[str, str]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Say what could not be written, and what to do: a full disk, a folder that is read-only."""
+    try:
+        yield
+    except WorkFolderError:
+        raise
+    except OSError as error:
+        raise WorkFolderError(
+            f"{path} cannot be written ({error.strerror or error}): give permission or room. What "
+            "is finished stays finished"
+        ) from None
 
 
 def _link_or_copy(source: str, target: str) -> None:

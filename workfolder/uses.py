@@ -29,7 +29,7 @@ class EntryState:
     age: float
     """Seconds since it was last written."""
     state: str
-    """`finished`, `unfinished` or `aside`."""
+    """`finished`, `unfinished`, `aside`, or `in work`: a process makes it now."""
     used_by: tuple[str, ...]
     """Workspaces, and commits or experiments whose dvc.lock names an output of it."""
 
@@ -54,15 +54,22 @@ def list_entries(work: WorkFolder) -> list[EntryState]:
             if finished is not None:
                 state = "finished"
                 users += sorted({hashes[h] for h in finished["outputs"].values() if h in hashes})
+            elif entry.is_held():
+                state = "in work"
         found.append(EntryState(entry, folder, size, time.time() - newest, state, tuple(users)))
     return found
 
 
 def prune(states: Sequence[EntryState]) -> None:
-    """Delete what no workspace, commit or experiment names."""
+    """Delete what `is_free`."""
     for state in states:
-        if not state.used_by:
+        if is_free(state):
             shutil.rmtree(state.folder)
+
+
+def is_free(state: EntryState) -> bool:
+    """Whether no workspace, commit or experiment names it, and no process makes it now."""
+    return not state.used_by and state.state != "in work"
 
 
 # Not entries: who makes and uses what, and backbones that `--retrain` made, in an hour or two.
