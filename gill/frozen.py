@@ -11,9 +11,7 @@ from gill.artifacts import Artifacts
 from miniature.backbones import SHIPPED
 from pipeline.frozen.backbones import Backbone, BackboneError, Backbones
 from pipeline.frozen.pinning import find_backbone, fingerprint_backbone
-
-MINIATURE = "miniature"
-"""The source of a built-in model."""
+from settings.params import MINIATURE
 
 
 def read_backbones(artifacts: Artifacts) -> Backbones:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workfolder import WorkFolder, code_fingerprint, place_link
+from workfolder import WorkFolder, code_of, place_link
 
 
 def have_world(work: WorkFolder, place: Path, sizes: Mapping[str, Any]) -> Path:
@@ -26,19 +25,16 @@ def have_world(work: WorkFolder, place: Path, sizes: Mapping[str, Any]) -> Path:
     defaults = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
     entry = work.entry(
         "miniature",
-        {"world": {**defaults, **sizes}, "code": code_fingerprint("miniature.corpus", work)},
+        {"world": {**defaults, **sizes}, "code": code_of("miniature", work)},
     )
-    world = entry.folder / "world"
-    with entry.alone():
-        if not entry.finished:
-            print(
-                f"drawing {entry.decided_by['world']['pictures']} pictures of the miniature world"
-            )
-            entry.begin()
-            began = time.monotonic()
-            shutil.rmtree(world, ignore_errors=True)  # of a run that was killed while drawing
-            corpus.draw(world, **entry.decided_by["world"])
-            entry.finish(["world/drawn.json"], time.monotonic() - began)
+    world, asked = entry.folder / "world", entry.decided_by["world"]
+
+    def draw() -> None:
+        print(f"drawing {asked['pictures']} pictures of the miniature world")
+        shutil.rmtree(world, ignore_errors=True)  # of a run that was killed while drawing
+        corpus.draw(world, **asked)
+
+    entry.make_once(["world/drawn.json"], draw)
     if place.is_dir() and not place.is_symlink():
         print(f"{place} of an earlier version is kept as {place.rename(f'{place}.earlier')}")
     place_link(world, place)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, INPUTS, Artifacts
@@ -22,6 +22,9 @@ from workfolder import (
     place,
     watch_files,
 )
+
+if TYPE_CHECKING:
+    from cache import FillReport
 
 
 def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFACTS) -> None:
@@ -45,27 +48,19 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
             "code": code_of("index", work),
         },
     )
-    with entry.alone():
-        if entry.finished is None:
-            from stages.candidate_index import make_index
 
-            if not own:
-                link_store(work, store)
-            wanted = params.backbones.model_dump()
-            check_dimensions(artifacts, ("features", "heads"), wanted, heads.name)
-            entry.begin()
-            began = time.monotonic()
-            make_index(
-                CaptionTable(table),
-                store,
-                entry.folder / "index",
-                params,
-                artifacts,
-                training_only=not own,
-            )
-            entry.finish(["index"], time.monotonic() - began)
-        else:
-            print(f"nothing to do: indexed before, in {entry.folder}")
+    def make() -> None:
+        from stages.candidate_index import make_index
+
+        if not own:
+            link_store(work, store)
+        wanted = params.backbones.model_dump()
+        check_dimensions(artifacts, ("features", "heads"), wanted, heads.name)
+        out, rows = entry.folder / "index", CaptionTable(table)
+        make_index(rows, store, out, params, artifacts, training_only=not own)
+
+    if entry.make_once(["index"], make):
+        print(f"nothing to do: indexed before, in {entry.folder}")
     place(entry.folder / "index", artifacts.index)
     work.note_use(artifacts.stage("build-index"), entry)
 
@@ -85,11 +80,13 @@ def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebu
     report = check_table(work, params, named, artifacts.candidates)
     print(report.source, report.kept, "candidates,", report.excluded, "excluded")
     table = CaptionTable(artifacts.candidates)
-    notes = watch_table(INPUTS / "candidates", source, table) if source else []
-    for note in notes or ([] if source else watch_files(INPUTS / "candidates", {})):
-        print(f"  {note}")
+    if source is None:
+        watch_files(INPUTS / "candidates", {})
+    else:
+        for note in watch_table(INPUTS / "candidates", source, table):
+            print(f"  {note}")
 
-    def fill(store: Path):  # type: ignore[no-untyped-def]
+    def fill(store: Path) -> FillReport:
         from stages.feature_store import fill_features
 
         return fill_features(store, table, params)

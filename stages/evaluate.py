@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
@@ -40,18 +39,16 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         "code": code_of("evaluation", work),
     }
     entry = work.entry("evaluation", decided_by)
-    with entry.alone():
-        if entry.finished is None:
-            from evaluation.tables import measure_tables
 
-            check_dimensions(artifacts, ("heads",), wanted, heads)
-            entry.begin()
-            work.note_use(artifacts.stage("evaluate"), entry)
-            began = time.monotonic()
-            measure_tables(params, artifacts, work, entry.folder)
-            entry.finish(["evaluation", "evaluation.json", "gill.json"], time.monotonic() - began)
-        else:
-            print(f"nothing to do: evaluated before, in {entry.folder}")
+    def make() -> None:
+        from evaluation.tables import measure_tables
+
+        check_dimensions(artifacts, ("heads",), wanted, heads)
+        work.note_use(artifacts.stage("evaluate"), entry)
+        measure_tables(params, artifacts, work, entry.folder)
+
+    if entry.make_once(["evaluation", "evaluation.json", "gill.json"], make):
+        print(f"nothing to do: evaluated before, in {entry.folder}")
     place(entry.folder / "evaluation", artifacts.evaluation)
     for name in ("evaluation.json", "gill.json"):
         place(entry.folder / name, metrics / name)

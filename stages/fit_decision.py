@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
@@ -38,18 +37,15 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     if params.is_miniature and votes is None:
         decided_by["generation"] = params.generation.model_dump(mode="json")
     entry = work.entry("decision", decided_by)
-    with entry.alone():
-        if entry.finished is None:
-            from stages.decision_labels import make_decision
 
-            check_dimensions(artifacts, ("heads",), wanted, heads)
-            entry.begin()
-            began = time.monotonic()
-            folder = entry.folder / "decision"
-            make_decision(params, artifacts, folder, entry.folder / "decision.json")
-            entry.finish(["decision", "decision.json"], time.monotonic() - began)
-        else:
-            print(f"nothing to do: fitted before, in {entry.folder}")
+    def make() -> None:
+        from stages.decision_labels import make_decision
+
+        check_dimensions(artifacts, ("heads",), wanted, heads)
+        make_decision(params, artifacts, entry.folder / "decision", entry.folder / "decision.json")
+
+    if entry.make_once(["decision", "decision.json"], make):
+        print(f"nothing to do: fitted before, in {entry.folder}")
     place(entry.folder / "decision", artifacts.decision)
     place(entry.folder / "decision.json", metrics / "decision.json")
     work.note_use(artifacts.stage("fit-decision"), entry)

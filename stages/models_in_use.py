@@ -24,11 +24,9 @@ def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dic
     heads = artifacts.model / f"{params.training.checkpoint}.safetensors"
     for path, stage in (
         (artifacts.captions, "prepare-captions"),
-        (artifacts.backbones, "prepare-backbones"),
         (heads, "train"),
     ):
         required(path, stage)
-    backbones = json.loads(artifacts.backbones.read_text(encoding="utf-8"))
     world = None
     if params.is_miniature:
         have_world(work, artifacts.miniature, params.captions.miniature.model_dump())
@@ -38,7 +36,15 @@ def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dic
         "heads": file_md5(heads),
         "index": content_of(artifacts.index) if artifacts.index.is_dir() else None,
         "captions": file_md5(artifacts.captions),
-        "backbones": {
-            role: f"{found['fingerprint']} {found['dtype']}" for role, found in backbones.items()
-        },
+        "backbones": frozen_in_use(artifacts),
     }
+
+
+def frozen_in_use(artifacts: Artifacts) -> dict[str, str]:
+    """Role -> fingerprint and number type of a frozen model, read without loading torch.
+
+    Raises StageError where they are not pinned yet.
+    """
+    manifest = required(artifacts.backbones, "prepare-backbones")
+    pinned = json.loads(manifest.read_text(encoding="utf-8"))
+    return {role: f"{found['fingerprint']} {found['dtype']}" for role, found in pinned.items()}

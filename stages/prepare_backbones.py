@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import get_args
 
 from gill.artifacts import ARTIFACTS, INPUTS
-from gill.frozen import MINIATURE
 from miniature import backbones as miniature_backbones
 from pipeline.devices import pick_device
 from pipeline.frozen.backbones import Backbone, Backbones, Quantization, Role
 from pipeline.frozen.language_model import check_language_model
 from pipeline.frozen.pinning import check_widths, resolve_backbone, resolve_dtype
 from pipeline.frozen.quantization import require_quantization
-from settings.params import BackbonesParams, Params
+from settings.params import MINIATURE, BackbonesParams, Params
 from workfolder import WorkFolder, bring_from_repository, watch_files
 
 

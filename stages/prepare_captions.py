@@ -24,18 +24,19 @@ def run(params: Params) -> None:
     """Write the checked caption table, its report, and the list of excluded rows."""
     section = params.captions
     work = WorkFolder.open(params.run.work)
+    if (INPUTS / "code").is_symlink():
+        link_code()
     if params.is_miniature:
         table = str(have_world(work, ARTIFACTS.miniature, section.miniature.model_dump()))
-        notes = watch_files(INPUTS / "captions", {})
     else:
         table = section.table
         bring_from_repository([table, section.images_dir])
-        notes = []
-    if (INPUTS / "code").is_symlink():
-        link_code()
     report = check_table(work, params, table, ARTIFACTS.captions)
-    if not params.is_miniature:
-        notes = watch_table(INPUTS / "captions", table, CaptionTable(ARTIFACTS.captions))
+    notes = (
+        watch_files(INPUTS / "captions", {})
+        if params.is_miniature
+        else watch_table(INPUTS / "captions", table, CaptionTable(ARTIFACTS.captions))
+    )
     print(f"{report.source}: {report.kept} rows kept, {report.excluded} excluded")
     for reason, count in report.reasons.items():
         print(f"  {reason}: {count}")

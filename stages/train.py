@@ -13,6 +13,7 @@ from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
 from gill.dimensions import check_dimensions
 from gill_errors import StageError
 from settings.params import Params
+from stages.models_in_use import frozen_in_use
 from stages.required import required
 from stages.stores import link_store
 from workfolder import (
@@ -71,19 +72,12 @@ def run(
 
 def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> Entry:
     """The training of exactly these inputs."""
-    backbones = _read(artifacts.backbones, "prepare-backbones")
     numbers = params.training.model_dump(mode="json", exclude={"checkpoint", "weights"})
     stores = ["features"] + (["targets"] if params.targets.source == "cache" else [])
-    content = {
-        name: _read(getattr(artifacts, name).with_suffix(".manifest.json"), f"precompute-{name}")
-        for name in stores
-    }
     decided_by: dict[str, Any] = {
         "captions": file_md5(required(artifacts.captions, "prepare-captions")),
-        "stores": {name: manifest["content"] for name, manifest in content.items()},
-        "backbones": {
-            role: f"{found['fingerprint']} {found['dtype']}" for role, found in backbones.items()
-        },
+        "stores": {name: _content(getattr(artifacts, name)) for name in stores},
+        "backbones": frozen_in_use(artifacts),
         "model": params.model.model_dump(mode="json"),
         "batches": params.batches.model_dump(mode="json"),
         "objective": params.objective.model_dump(mode="json"),
@@ -154,7 +148,7 @@ def _place_heads(entry: Entry, params: Params, artifacts: Artifacts) -> None:
     source = entry.folder / name
     if not source.is_file():
         raise StageError(
-            f"training.checkpoint is {params.training.checkpoint}, but {entry.folder} has no {name}: "  # noqa: E501
+            f"training.checkpoint is {params.training.checkpoint}, but there is no {source}: "
             "nothing was validated (captions.val_fraction, batches.validation_rows)"
         )
     place(source, artifacts.model / name)
@@ -186,8 +180,10 @@ def _use_weights(source: str, params: Params, artifacts: Artifacts, metrics: Pat
     print(f"{source} is used as it is (training.weights): nothing is trained")
 
 
-def _read(path: Path, stage: str) -> dict[str, Any]:
-    return json.loads(required(path, stage).read_text(encoding="utf-8"))
+def _content(store: Path) -> str:
+    """The fingerprint of all rows of a store, from its manifest."""
+    manifest = required(store.with_suffix(".manifest.json"), f"precompute-{store.stem}")
+    return json.loads(manifest.read_text(encoding="utf-8"))["content"]
 
 
 def _is_worker() -> bool:

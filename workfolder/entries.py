@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +162,20 @@ class Entry:
             self.folder / "finished.json",
             {"outputs": hashes, "seconds": round(seconds, 1), "summary": summary},
         )
+
+    def make_once(self, outputs: Iterable[str], make: Callable[[], object]) -> bool:
+        """Have the entry finished, by whichever process is first; gives whether it was before.
+
+        `make` leaves `outputs` in the folder.
+        """
+        with self.alone():
+            if self.finished is not None:
+                return True
+            self.begin()
+            began = time.monotonic()
+            make()
+            self.finish(outputs, time.monotonic() - began)
+            return False
 
     def put_aside(self) -> Path:
         """Rename what is there, so that it can be made anew; gives its new place."""
