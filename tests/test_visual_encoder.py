@@ -1,13 +1,17 @@
 """The visual encoder gives the vector before CLIP's projection."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
+from open_clip import image_transform
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
+from corpora.pictures import open_picture
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.pinning import resolve_backbone
 from pipeline.frozen.visual_encoder import (
@@ -213,3 +217,36 @@ def test_openai_weights_need_quickgelu():
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(BackboneError, match="nowhere"):
         load_visual_encoder(f"local-dir:{tmp_path}/nowhere")
+
+
+def test_photographs_are_seen_through_open_clip_s_own_transform(encoder, shared_data):
+    photographs = [
+        open_picture(path)
+        for pattern in ("coco_mini_train/**/*.jpg", "robust_images/exif*/*.jpg")
+        for path in sorted(shared_data.glob(pattern))[:25]
+    ]
+    assert len(photographs) > 20
+    transform = image_transform(encoder.image_size, is_train=False)
+    for photograph in photographs:
+        assert torch.equal(encoder.preprocess(photograph), transform(photograph))
+
+
+@pytest.mark.parametrize("size", [(1_000_000, 1), (1, 1_000_000), (32_000, 1000), (1000, 32_000)])
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_no_shape_of_a_picture_takes_much_memory(size, mode):
+    """The transform alone makes 900 MB of 1,000,000 x 1 pixels for an encoder of 224."""
+    transform = image_transform(224, is_train=False, resize_mode=mode)
+    encoder = VisualEncoder.__new__(VisualEncoder)
+    encoder._transform = transform
+    picture = Image.new("RGB", size, "red")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = _peak_bytes()
+    pixels = encoder.preprocess(picture)
+    assert _peak_bytes() - before < 100e6
+    red = transform(Image.new("RGB", (300, 300), "red"))
+    assert torch.allclose(pixels, red, atol=0.02)
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1000

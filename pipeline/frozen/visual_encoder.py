@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from pipeline.frozen.backbones import BackboneError
 
+_LONGEST = 16
+
 
 class VisualEncoder:
     """A frozen open_clip model whose vision tower gives the vector before its projection."""
@@ -54,8 +56,12 @@ class VisualEncoder:
             self.width = int(self.pooled(blank).shape[-1])
 
     def preprocess(self, picture: Image.Image) -> Float[Tensor, "3 H W"]:
-        """Resize, crop and normalise one RGB picture as the encoder was trained (float32, CPU)."""
-        return self._transform(picture)
+        """Resize, crop and normalise one RGB picture as the encoder was trained (float32, CPU).
+
+        Of a picture longer than 16 times its shorter side the middle is seen: the transform scales
+        the shorter side first, and would make gigabytes of a picture of 1,000,000 x 1 pixels.
+        """
+        return self._transform(_middle(picture))
 
     @torch.no_grad()
     def pooled(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B d"]:
@@ -152,6 +158,16 @@ def repository_of_tag(source: str) -> str:
             "(open_clip_config.json, open_clip_model.safetensors) and name the directory"
         )
     return repository
+
+
+def _middle(picture: Image.Image) -> Image.Image:
+    """The picture itself, or the part in its middle that is `_LONGEST` times as long as wide."""
+    longest = _LONGEST * min(picture.size)
+    if max(picture.size) <= longest:
+        return picture
+    left, top = ((side - min(side, longest)) // 2 for side in picture.size)
+    width, height = (min(side, longest) for side in picture.size)
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _no_preprocessing(picture: Image.Image) -> Tensor:
