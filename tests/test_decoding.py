@@ -26,14 +26,11 @@ from pipeline.talking.decoding import (
     EndPiece,
     ImagePiece,
     TextPiece,
-    _choose,
-    _filtered_probabilities,
-    _penalise_repetition,
-    _Row,
     decode,
     released_image_logit,
     stream,
 )
+from pipeline.talking.sampling import draw_tokens, filtered_probabilities, penalise_repetition
 from tests.tiny_language_models import (
     CONFIGURATIONS,
     NUM_WORDS,
@@ -243,7 +240,7 @@ def test_filters_are_those_of_transformers(top_k, top_p):
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    ours = _filtered_probabilities(logits, 1.0, top_k, top_p)
+    ours = filtered_probabilities(logits, 1.0, top_k, top_p)
     ours = ours / ours.sum(-1, keepdim=True)
     torch.testing.assert_close(ours.float(), expected.softmax(-1))
 
@@ -267,12 +264,12 @@ def test_every_temperature_and_top_p_draws_a_token_that_may_be_said(
     given_logits = torch.from_numpy(logits)
     given_logits[:, 8] = -torch.inf  # an image that is not allowed yet
     best = given_logits == given_logits.amax(dim=-1, keepdim=True)
-    odds = _filtered_probabilities(given_logits, temperature, top_k, top_p)
+    odds = filtered_probabilities(given_logits, temperature, top_k, top_p)
     assert odds.isfinite().all()
     assert ((odds > 0) & best).any(dim=-1).all()
-    settings = DecodingSettings.model_construct(temperature=temperature, top_k=top_k, top_p=top_p)
-    rows = [_Row(i, torch.Generator().manual_seed(seed), settings) for i in range(2)]
-    for row, token in enumerate(_choose(given_logits, rows)):
+    generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
+    drawn = draw_tokens(given_logits, temperature, top_k, top_p, generators)
+    for row, token in enumerate(drawn):
         assert odds[row, token] > 0
         assert token < 8
         better = int((given_logits[row] > given_logits[row, token]).sum())
@@ -294,7 +291,8 @@ def test_the_repetition_penalty_is_that_of_transformers():
     torch.manual_seed(2)
     logits, said = torch.randn(2, 30), [[3, 3, 9], [4, 0, 7]]
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(said), logits.clone())
-    _penalise_repetition(logits, [_Row(i, None, text_ids=ids) for i, ids in enumerate(said)], 1.7)
+    for row, ids in zip(logits, said):
+        penalise_repetition(row, ids, 1.7)
     torch.testing.assert_close(logits, expected)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -25,6 +25,8 @@ from gill_errors import InputError
 from pipeline.bridge.image_tokens import append_image_logits, image_token_ids
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.talking.context import Context
+from pipeline.talking.sampling import draw_tokens, penalise_repetition
+from pipeline.talking.spelling import Spelling
 
 EndReason = Literal["stop", "max_tokens", "max_images", "max_positions", "cancelled"]
 ImageLogit = Callable[[Float[Tensor, " B"]], Float[Tensor, " B"]]
@@ -205,7 +207,12 @@ def stream(
     image_ids = tuple(image_token_ids(language_model.num_rows, len(image_embeddings)))
     image_id = image_ids[0]
     rows = [
-        _Row(index, None if seeds is None else torch.Generator().manual_seed(seeds[index]), one)
+        _Row(
+            index,
+            None if seeds is None else torch.Generator().manual_seed(seeds[index]),
+            one,
+            Spelling(tokenizer),
+        )
         for index, one in enumerate(settings)
     ]
     for row, prompt in zip(rows, prompts):
@@ -227,7 +234,7 @@ def stream(
         banned = [not _image_allowed(row, context, len(image_ids)) for row in active]
         logits[torch.tensor(banned, device=logits.device), image_id] = -torch.inf
         for i, row in enumerate(active):
-            _penalise_repetition(logits[i : i + 1], [row], row.settings.repetition_penalty)
+            penalise_repetition(logits[i], row.text_ids, row.settings.repetition_penalty)
         chosen = _choose(logits, active)
 
         with_image = []
@@ -244,7 +251,7 @@ def stream(
                     row.index, language_model.embed(torch.tensor([token]).to(logits.device))
                 )
                 row.text_ids.append(token)
-                row.unshown.append(token)
+                row.spelling.add(token)
             row.num_tokens += 1
             if row.num_tokens == row.settings.max_tokens:
                 row.reason = "max_tokens"
@@ -254,7 +261,7 @@ def stream(
                 row.reason = "max_positions"
 
         for row in active:
-            if piece := row.show(tokenizer, flush=row.reason is not None or row in with_image):
+            if piece := row.show(flush=row.reason is not None or row in with_image):
                 yield piece
         # The very last text tokens need no pass of their own; an image needs its hidden states.
         states = None
@@ -292,12 +299,11 @@ class _Row:
 
     index: int
     generator: torch.Generator | None
-    settings: DecodingSettings = field(default_factory=DecodingSettings)
+    settings: DecodingSettings
+    spelling: Spelling
     num_tokens: int = 0
     num_images: int = 0
     text_ids: list[int] = field(default_factory=list)
-    shown: list[int] = field(default_factory=list)
-    unshown: list[int] = field(default_factory=list)
     reason: EndReason | None = None
 
     def ends_line(self, token: int, tokenizer: Any) -> bool:
@@ -310,20 +316,10 @@ class _Row:
         enough = self.num_images == self.settings.max_images
         return image and enough and self.settings.stop_after_images
 
-    def show(self, tokenizer: Any, *, flush: bool) -> TextPiece | None:
-        """The text not shown yet, unless its last character is still incomplete.
-
-        Decoded behind the piece before it, because some tokenizers drop a leading space.
-        """
-        if not self.unshown:
-            return None
-        before = tokenizer.decode(self.shown, clean_up_tokenization_spaces=False)
-        text = tokenizer.decode(self.shown + self.unshown, clean_up_tokenization_spaces=False)
-        if text.endswith("\ufffd") and not flush:
-            return None
-        piece = TextPiece(self.index, text[len(before) :], tuple(self.unshown))
-        self.shown, self.unshown = self.unshown, []
-        return piece
+    def show(self, *, flush: bool) -> TextPiece | None:
+        """The text not shown yet; see `Spelling.take`."""
+        taken = self.spelling.take(flush=flush)
+        return None if taken is None else TextPiece(self.index, *taken)
 
 
 def _check_request(
@@ -363,62 +359,17 @@ def _image_allowed(row: _Row, context: Context, r: int) -> bool:
     )
 
 
-def _penalise_repetition(
-    logits: Float[Tensor, "B C"], rows: Sequence[_Row], penalty: float
-) -> None:
-    """In place: a logit of a text token already in the answer moves towards less likely."""
-    if penalty == 1.0:
-        return
-    for logit, row in zip(logits, rows):
-        seen = torch.tensor(sorted(set(row.text_ids)), dtype=torch.long, device=logits.device)
-        old = logit[seen]
-        logit[seen] = torch.where(old < 0, old * penalty, old / penalty)
-
-
 def _choose(logits: Float[Tensor, "B C"], rows: Sequence[_Row]) -> list[int]:
     """The next token of each row: the likeliest, or drawn with the row's own generator."""
     chosen = logits.argmax(dim=-1).tolist()
-    alike: dict[tuple, list[int]] = {}
+    alike: dict[tuple[float, int | None, float], list[int]] = {}
     for i, row in enumerate(rows):
         one = row.settings
         if one.temperature > 0:
             alike.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
     for (temperature, top_k, top_p), members in alike.items():
-        odds = _filtered_probabilities(logits[members], temperature, top_k, top_p)
-        cumulative = odds.cumsum(dim=-1)
-        total = cumulative[:, -1:]
-        draws = torch.stack(
-            [torch.rand((), generator=rows[i].generator, dtype=torch.float64) for i in members]
-        )
-        # Below the total whatever the rounding: then the token found has some probability.
-        threshold = torch.minimum(
-            draws.to(total.device)[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
-        )
-        drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].tolist()
+        generators = [rows[i].generator for i in members]
+        drawn = draw_tokens(logits[members], temperature, top_k, top_p, generators)
         for i, token in zip(members, drawn):
             chosen[i] = token
     return chosen
-
-
-def _filtered_probabilities(
-    logits: Float[Tensor, "B C"], temperature: float, top_k: int | None, top_p: float
-) -> Float64[Tensor, "B C"]:
-    """Softmax over the `top_k` likeliest tokens, of these over the fewest that hold `top_p`.
-
-    For every temperature above 0: towards 0 only the likeliest token is left. It always is, however
-    small `top_p`.
-    """
-    if top_k is not None and top_k < logits.shape[1]:
-        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    # Differences to the largest, which stays 0 whatever it is divided by. Smaller numbers than the
-    # smallest normal one are 0 to a processor that flushes them.
-    apart = logits.double() - logits.double().amax(dim=-1, keepdim=True)
-    odds = (apart / max(temperature, torch.finfo(torch.float64).tiny)).softmax(dim=-1)
-    if top_p < 1:
-        order = logits.sort(dim=-1, descending=True, stable=True).indices
-        ranked = odds.gather(1, order)
-        beyond = ranked.cumsum(dim=-1) - ranked >= top_p
-        beyond[:, 0] = False
-        odds = odds.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
-    return odds
