@@ -20,9 +20,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from miniature.backbones import SHIPPED
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.language_model import LanguageModel, check_language_model, load_language_model
 from pipeline.frozen.packing import Packing
+from pipeline.frozen.text_conditioner import load_text_conditioner
 from tests.tiny_language_models import (
     CONFIGURATIONS,
     NUM_WORDS,
@@ -185,3 +187,15 @@ def test_the_proof_shows_one_layer_of_each_kind(tmp_path: Path) -> None:
 def _save(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["a </s> b", "<pad>", "</s></s>", "say <|endoftext|> twice"])
+def test_text_that_spells_a_control_token_is_text(text: str) -> None:
+    tokenizer = load_language_model(SHIPPED.language_model).tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(ids) == text
+    pipeline = load_text_conditioner(str(SHIPPED.image_generator))._pipeline
+    ids = pipeline.tokenizer(f"{text} <|startoftext|>")["input_ids"]
+    assert [ids[0], ids[-1]] == [pipeline.tokenizer.bos_token_id, pipeline.tokenizer.eos_token_id]
+    assert not set(ids[1:-1]) & set(pipeline.tokenizer.all_special_ids)

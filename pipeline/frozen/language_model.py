@@ -262,6 +262,8 @@ def _read_description(path_or_id: str | Path, source: dict[str, Any]) -> tuple[A
         raise BackboneError(f"cannot load the language model {path_or_id}: {error}") from error
     if config.is_encoder_decoder:
         return config, None
+    # Who writes `</s>` has written four letters: nobody ends a text, or begins one, from within.
+    tokenizer.split_special_tokens = True
     # transformers makes an empty tokenizer where its files are missing, and says nothing.
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise BackboneError(f"the language model {path_or_id} has no tokenizer: files are missing")

@@ -23,6 +23,9 @@ class TextConditioner:
 
     def __init__(self, pipeline: Any):
         self._pipeline = pipeline
+        for name in ("tokenizer", "tokenizer_2"):
+            if (tokenizer := getattr(pipeline, name, None)) is not None:
+                tokenizer.split_special_tokens = True  # `<|endoftext|>` in a prompt is text
         probe = self.encode([""])
         self.length, self.width = probe.embedding.shape[1:]
         self.pooled_width = None if probe.pooled is None else probe.pooled.shape[1]
