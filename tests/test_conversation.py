@@ -370,6 +370,18 @@ def test_answers_stop_at_a_line_break_and_after_their_last_picture(speaker):
 # --- likelihood ------------------------------------------------------------------------------
 
 
+def test_of_a_stop_text_nothing_is_remembered(speaker):
+    settings = words(max_tokens=12)
+    whole = Conversation(speaker).reply(["in the sea"], settings).text
+    at = len(whole) // 2
+    stopped, told = Conversation(speaker), Conversation(speaker)
+    reply = stopped.reply(["in the sea"], words(max_tokens=12, stop=(whole[at : at + 5],)))
+    assert (reply.text, reply.end) == (whole[: whole.index(whole[at : at + 5])], "stop")
+    assert stopped.num_positions == stopped._context.lengths[0] - len(speaker.start())
+    told.reply([f"in the sea{reply.text}"], words(max_tokens=1))
+    assert stopped.num_positions <= told.num_positions
+
+
 def test_log_likelihoods_are_those_of_one_uncached_pass(speaker, picture):
     given = ["Q: what color", picture, "is it? A:"]
     sequences = [["red"], ["blue", picture, "it is green"], ["no it is in the desert"]] * 2

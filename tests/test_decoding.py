@@ -25,12 +25,16 @@ from pipeline.talking.decoding import (
     DecodingSettings,
     EndPiece,
     ImagePiece,
-    TextPiece,
     decode,
     released_image_logit,
     stream,
 )
-from pipeline.talking.sampling import draw_tokens, filtered_probabilities, penalise_repetition
+from pipeline.talking.sampling import (
+    draw_tokens,
+    filtered_probabilities,
+    penalise_presence,
+    penalise_repetition,
+)
 from tests.tiny_language_models import (
     CONFIGURATIONS,
     NUM_WORDS,
@@ -310,28 +314,70 @@ def test_a_stop_token_ends_its_row_only_and_is_not_part_of_the_answer(gill):
     assert context.lengths == [3 + at, 11 + 8]
 
 
-def test_streamed_pieces_are_whole_characters(monkeypatch):
+def scripted(monkeypatch, text: str, settings: DecodingSettings) -> list:
+    """The pieces of an answer whose tokens are the bytes of `text`."""
     tokenizer = byte_tokenizer()
     config = OPTConfig(
         vocab_size=260, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=32, word_embed_proj_dim=8,
+        max_position_embeddings=64, word_embed_proj_dim=8,
     )  # fmt: skip
     language_model = LanguageModel(OPTForCausalLM(config), tokenizer)
     gill = MultimodalLanguageModel(
         language_model, Heads(HeadSizes(d=6, e=8, r=R, L=4, D=5, m=8, p=4))
     )
-    # The bytes of "é€!" as the model's next tokens, then an incomplete character at the end.
-    script = tokenizer("é€!é")["input_ids"][:-1]
-    queue = [[token] for token in script]
+    queue = [[token] for token in tokenizer(text)["input_ids"]]
     monkeypatch.setattr("pipeline.talking.decoding._choose", lambda *_: queue.pop(0))
-    settings = DecodingSettings(max_tokens=len(script))
     prompt = language_model.embed(torch.tensor([5, 6]))
-    pieces = list(stream(gill, Context(language_model), [prompt], settings))
-    texts = [piece for piece in pieces if isinstance(piece, TextPiece)]
+    return list(stream(gill, Context(language_model), [prompt], settings))
+
+
+def test_streamed_pieces_are_whole_characters(monkeypatch):
+    # The last character is incomplete: three bytes, of which two are said.
+    script = byte_tokenizer()("é€!é")["input_ids"][:-1]
+    *texts, end = scripted(monkeypatch, "é€!é", DecodingSettings(max_tokens=len(script)))
     assert [piece.text for piece in texts] == ["é", "€", "!", "\ufffd"]
     assert [len(piece.token_ids) for piece in texts] == [2, 3, 1, 1]
     assert [token for piece in texts for token in piece.token_ids] == script
-    assert pieces[-1] == EndPiece(0, "max_tokens")
+    assert end == EndPiece(0, "max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected", "end"),
+    [
+        (("zz",), "one, two, three", "max_tokens"),
+        ((", th",), "one, two", "stop"),
+        (("two", "e"), "on", "stop"),
+        (("one",), "", "stop"),
+        (("three!",), "one, two, three", "max_tokens"),  # it may have come, and did not
+    ],
+)
+def test_a_stop_text_ends_the_answer_before_it_and_no_letter_of_it_is_shown(
+    monkeypatch, stop, expected, end
+):
+    settings = DecodingSettings(max_tokens=15, stop=stop)
+    *texts, last = scripted(monkeypatch, "one, two, three", settings)
+    assert "".join(piece.text for piece in texts) == expected
+    told = [token for piece in texts for token in piece.token_ids]
+    assert byte_tokenizer().decode(told) == expected
+    assert last == EndPiece(0, end)
+
+
+def test_presence_and_frequency_are_taken_off_what_was_said():
+    """OpenAI's formula: logit - count * frequency - (count > 0) * presence."""
+    logits = torch.arange(5.0)
+    penalise_presence(logits, [3, 3, 1], presence=0.5, frequency=0.25)
+    assert logits.tolist() == [0, 1 - 0.75, 2, 3 - 1.0, 4]
+
+
+def test_penalties_are_each_row_s_own(gill):
+    prompts = prompts_of(gill, 9, 9)[:1] * 2
+    plain, heavy = (
+        DecodingSettings(max_tokens=12, max_images=0, frequency_penalty=penalty)
+        for penalty in (0.0, 100.0)
+    )
+    [free, never_twice] = decode(gill, Context(gill.language_model, 2), prompts, [plain, heavy])
+    assert len(set(free.token_ids)) < 12
+    assert len(set(never_twice.token_ids)) == len(never_twice.token_ids) > 6
 
 
 def test_the_last_position_ends_an_answer_and_a_longer_prompt_is_refused(gill):

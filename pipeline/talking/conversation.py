@@ -309,9 +309,10 @@ def _answer(turns: Sequence[Turn], begun: list[Turn]) -> Iterator[tuple[int, Eve
         reason: EndReason = "cancelled" if row.held else reasons[index]
         if reason != "cancelled":
             words = speaker.language_model.embed(torch.tensor(row.words, dtype=torch.int64))
-            if row.words_before_picture is not None:
-                part.rewind(lengths[index] + row.words_before_picture)
-                part.note(0, words[row.words_before_picture :])
+            # What was read and is not remembered: pictures, and the beginning of a stop text.
+            kept = len(row.words) if row.words_before_picture is None else row.words_before_picture
+            part.rewind(lengths[index] + kept)
+            part.note(0, words[kept:])
             exchange = torch.cat([turn.embeddings, words])
             turn.conversation._finish(part, exchange, row.ends_with_text)
         turn.conversation._busy = False

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ from gill_errors import InputError
 from pipeline.bridge.image_tokens import append_image_logits, image_token_ids
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.talking.context import Context
-from pipeline.talking.sampling import draw_tokens, penalise_repetition
+from pipeline.talking.sampling import draw_tokens, penalise_presence, penalise_repetition
 from pipeline.talking.spelling import Spelling
 
 EndReason = Literal["stop", "max_tokens", "max_images", "max_positions", "cancelled"]
@@ -67,6 +67,21 @@ class DecodingSettings(BaseModel):
         ge=1,
         le=1000,
         description="divides the odds of text tokens already in this answer (CTRL's)",
+    )
+    presence_penalty: float = Field(
+        default=0.0,
+        ge=-100,
+        le=100,
+        description="taken off the logit of text tokens already in this answer",
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-100, le=100, description="the same, for every time that they are in it"
+    )
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(),
+        max_length=16,
+        description="texts that end the answer before them, where they come without a picture in "
+        "them",
     )
     stop_at_newline: bool = Field(
         default=False,
@@ -184,7 +199,7 @@ def stream(
 
     `prompts`: one [T, e] per row, words and visual tokens already embedded; T differs freely, and
     may be 0 in a context that has been read before. The context afterwards holds prompt and answer
-    (not the stop token), so that the next turn only adds its own.
+    (not the stop token, but the tokens of a stop text), so that the next turn only adds its own.
     `settings`: for all rows, or one per row.
     `seeds`: one per row, needed when the temperature is not 0; a row's answer depends on its own
     seed and never on the rest of the batch.
@@ -211,7 +226,7 @@ def stream(
             index,
             None if seeds is None else torch.Generator().manual_seed(seeds[index]),
             one,
-            Spelling(tokenizer),
+            Spelling(tokenizer, one.stop),
         )
         for index, one in enumerate(settings)
     ]
@@ -234,7 +249,9 @@ def stream(
         banned = [not _image_allowed(row, context, len(image_ids)) for row in active]
         logits[torch.tensor(banned, device=logits.device), image_id] = -torch.inf
         for i, row in enumerate(active):
-            penalise_repetition(logits[i], row.text_ids, row.settings.repetition_penalty)
+            one = row.settings
+            penalise_repetition(logits[i], row.text_ids, one.repetition_penalty)
+            penalise_presence(logits[i], row.text_ids, one.presence_penalty, one.frequency_penalty)
         chosen = _choose(logits, active)
 
         with_image = []
@@ -263,6 +280,8 @@ def stream(
         for row in active:
             if piece := row.show(flush=row.reason is not None or row in with_image):
                 yield piece
+            if row.spelling.stopped:
+                row.reason = "stop"
         # The very last text tokens need no pass of their own; an image needs its hidden states.
         states = None
         if with_image or any(row.reason is None for row in active):

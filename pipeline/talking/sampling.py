@@ -64,3 +64,15 @@ def penalise_repetition(logits: Float[Tensor, " C"], said: Sequence[int], penalt
     seen = torch.tensor(sorted(set(said)), dtype=torch.long, device=logits.device)
     old = logits[seen]
     logits[seen] = torch.where(old < 0, old * penalty, old / penalty)
+
+
+def penalise_presence(
+    logits: Float[Tensor, " C"], said: Sequence[int], presence: float, frequency: float
+) -> None:
+    """In place: `presence` off the logit of every token in `said`, `frequency` off it for every
+    time that it stands there (OpenAI's)."""
+    if presence == frequency == 0 or not said:
+        return
+    ids = torch.tensor(said, dtype=torch.long, device=logits.device)
+    tokens, counts = ids.unique(return_counts=True)
+    logits[tokens] -= presence + frequency * counts
