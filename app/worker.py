@@ -27,7 +27,8 @@ from pipeline.talking.answers import (
     RetrievedImage,
     Text,
 )
-from pipeline.talking.conversation import Conversation, Turn, stream_together
+from pipeline.talking.batch import stream_together
+from pipeline.talking.conversation import Conversation, Turn
 
 _log = logging.getLogger(__name__)
 

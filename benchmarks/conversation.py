@@ -35,7 +35,8 @@ from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.frozen.visual_encoder import load_visual_encoder
 from pipeline.settings import GenerationSettings, IndexSettings
 from pipeline.talking.answers import ReplySettings, Text
-from pipeline.talking.conversation import Conversation, reply_together
+from pipeline.talking.batch import reply_together
+from pipeline.talking.conversation import Conversation
 from pipeline.talking.decoding import DecodingSettings
 from pipeline.talking.retrieval import build_index
 from pipeline.talking.speaker import Speaker

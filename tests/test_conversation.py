@@ -18,8 +18,9 @@ from pipeline.talking.answers import (
     Started,
     Text,
 )
+from pipeline.talking.batch import reply_together, stream_together
 from pipeline.talking.context import Context
-from pipeline.talking.conversation import Conversation, reply_together, stream_together
+from pipeline.talking.conversation import Conversation
 from pipeline.talking.decision import DecisionModel
 from pipeline.talking.decoding import DecodingSettings, decode
 from pipeline.talking.likelihood import log_likelihoods
