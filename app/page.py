@@ -28,6 +28,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
+from app.job import Failed, Job
 from app.knobs import Knobs
 from app.page_annotation import AnnotationRoutes, annotation_tab
 from app.page_cache import cache_tab
@@ -37,7 +38,7 @@ from app.page_jobs import Jobs
 from app.same_origin import LOOPBACK, SameOrigin, names_of
 from app.transcript import Exchange, Piece, style, to_html, to_json, to_page
 from app.uploads import Uploads
-from app.worker import BusyError, Failed, Job, Worker
+from app.worker import BusyError, Worker
 from corpora.pictures import PictureError, open_picture
 from gill.artifacts import Artifacts
 from gill.loading import Gill

@@ -38,10 +38,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import messages
 from app.encoded_pictures import as_png, data_uri
+from app.job import Failed, Job
 from app.kept_pictures import KeptPictures
 from app.messages import ChatRequest, RequestError, RequestLimits
 from app.service_metrics import ServiceMetrics
-from app.worker import BusyError, Failed, Job, Worker
+from app.worker import BusyError, Worker
 from gill.loading import Gill
 from gill_errors import GillError, InputError
 from pipeline.talking.answers import (

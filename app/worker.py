@@ -1,8 +1,8 @@
-"""One thread that answers for everybody: the model is shared, its users wait in a bounded line.
+"""Answers for everybody: the model is shared, its users wait in a bounded line.
 
-    submit(Job) -> waiting line -> batch of jobs -> stream_together -> events to each job's listener
+    submit(Job) -> waiting line -> Batch of jobs -> events to each job's listener
 
-Whatever waits when the thread gets free is answered together, up to `max_batch` turns. A listener
+Whatever waits when the model gets free is answered together, up to `max_batch` turns. A listener
 hears the conversation's events and, at the end, `Ended` or `Failed`, exactly one of them.
 """
 
@@ -13,26 +13,13 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.talking.answers import (
-    ConversationError,
-    Ended,
-    Event,
-    GeneratedImage,
-    Part,
-    ReplySettings,
-    RetrievedImage,
-    Text,
-)
-from pipeline.talking.batch import stream_together
-from pipeline.talking.conversation import Conversation, Turn
+from app.job import Failed, Job
+from pipeline.talking.answers import Ended, Event
+from pipeline.talking.batch import Batch, paint_together
 
 _log = logging.getLogger(__name__)
-
-Stop = Literal["left", "late", "refused", "broken"]
 
 
 class BusyError(RuntimeError):
@@ -43,43 +30,13 @@ class BusyError(RuntimeError):
         super().__init__(f"too many requests are waiting: try again in {retry_after} s")
 
 
-@dataclass(frozen=True)
-class Failed:
-    """The answer ends here. left: nobody waits for it any more; late: its deadline is over;
-    refused: the turn is at fault, `reason` says why; broken: anything else, in the log."""
-
-    stop: Stop
-    reason: str
-
-
-@dataclass(eq=False)
-class Job:
-    """A turn to answer. `parts` is called in the worker's thread, so that pictures are decoded only
-    when it is their turn; `listen` is called there too and must not wait."""
-
-    conversation: Conversation
-    parts: Callable[[], Sequence[Part]]
-    settings: ReplySettings
-    listen: Callable[[Event | Failed], None]
-    deadline: float = math.inf
-    """On the clock of `time.monotonic`."""
-    _left: threading.Event = field(default_factory=threading.Event)
-    _said: bool = False
-
-    def cancel(self) -> None:
-        """Stop at the next token or denoising step; a place in the line is free at once."""
-        self._left.set()
-
-    @property
-    def stopped(self) -> Stop | None:
-        """Why there is no point in going on, if there is none."""
-        if self._left.is_set():
-            return "left"
-        return "late" if time.monotonic() > self.deadline else None
-
-
 class Worker:
-    """The thread and its waiting line. `on_batch(turns, seconds)` hears of every finished batch."""
+    """The threads and their waiting line. `on_batch(turns, seconds)` hears of every batch whose
+    words are said.
+
+    One thread says words, another makes the pictures that answers wait for: who wants words alone
+    waits for nobody's picture.
+    """
 
     def __init__(
         self,
@@ -90,138 +47,175 @@ class Worker:
         self.max_waiting, self.max_batch = max_waiting, max_batch
         self._on_batch = on_batch
         self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
+        self._speaking: list[Job] = []
+        self._unpainted: list[_Answering] = []
+        self._painting: list[_Answering] = []
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._silent = False
         self._seconds_per_job = 0.5
-        self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("answers", self._speak), ("pictures", self._paint))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether submitted jobs will be answered."""
-        return self._thread.is_alive() and not self._closed
+        return all(thread.is_alive() for thread in self._threads) and not self._closed
 
     @property
     def num_waiting(self) -> int:
-        """Jobs in the line that somebody still waits for."""
+        """Jobs that nobody works on and somebody still waits for."""
         with self._changed:
             return self._count_waiting()
 
     @property
     def num_running(self) -> int:
         """Jobs being answered."""
-        return len(self._running)
+        return len(self._speaking) + self.num_painting
 
-    def submit(self, job: Job) -> None:
-        """Put the job in the line, or raise BusyError."""
+    @property
+    def num_painting(self) -> int:
+        """Those of them whose pictures are being made."""
+        return sum(len(answering.unfinished) for answering in self._painting)
+
+    def submit(self, *jobs: Job) -> None:
+        """Put the jobs in the line, or, where they do not all find room, raise BusyError."""
         with self._changed:
-            if self._closed or self._count_waiting() >= self.max_waiting:
+            if self._closed or self._count_waiting() + len(jobs) > self.max_waiting:
                 raise BusyError(self.retry_after())
-            self._waiting.append(job)
-            self._changed.notify()
+            self._waiting.extend(jobs)
+            self._changed.notify_all()
 
     def retry_after(self) -> int:
         """Whole seconds until half of the line is gone, at the pace of the last jobs."""
         return max(1, math.ceil(self.max_waiting / 2 * self._seconds_per_job))
 
     def close(self) -> None:
-        """End the thread; whoever waits is told."""
+        """End the threads; whoever waits is told."""
         with self._changed:
             self._closed = True
-            for job in (*self._waiting, *self._running):
+            unpainted = [job for one in (*self._unpainted, *self._painting) for job in one.jobs]
+            for job in (*self._waiting, *self._speaking, *unpainted):
                 job.cancel()
-            self._changed.notify()
-        self._thread.join(30)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(30)
 
     def _count_waiting(self) -> int:
-        return sum(job.stopped is None for job in self._waiting)
+        unpainted = [job for one in self._unpainted for job in one.unfinished.values()]
+        return sum(job.stopped is None for job in (*self._waiting, *unpainted))
 
-    def _run(self) -> None:
+    def _speak(self) -> None:
         while True:
             with self._changed:
-                self._running = []
+                self._speaking = []
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
+                    self._silent = True
+                    self._changed.notify_all()
                     return
-                self._running = self._next_batch()
-            began = time.monotonic()
-            _answer(self._running)
-            seconds, turns = time.monotonic() - began, len(self._running)
-            self._seconds_per_job += 0.2 * (seconds / turns - self._seconds_per_job)
-            self._on_batch(turns, seconds)
+                self._speaking = self._next_batch()
+            began, turns = time.monotonic(), len(self._speaking)
+            answering = _Answering(self._speaking)
+            batch = answering.batch
+            words = ((batch, index, event) for index, event in batch.speak())
+            self._try_again(_hear_all([answering], words))
+            if answering.unfinished:
+                with self._changed:
+                    self._unpainted.append(answering)
+                    self._changed.notify_all()
+            self._note(turns, time.monotonic() - began)
+            self._on_batch(turns, time.monotonic() - began)
+
+    def _paint(self) -> None:
+        while True:
+            with self._changed:
+                self._painting = []
+                self._changed.wait_for(lambda: self._unpainted or self._silent)
+                if not self._unpainted:
+                    return
+                speaker = self._unpainted[0].batch.speaker
+                self._painting = [a for a in self._unpainted if a.batch.speaker is speaker]
+                self._unpainted = [a for a in self._unpainted if a.batch.speaker is not speaker]
+            began, turns = time.monotonic(), self.num_painting
+            pictures = paint_together([answering.batch for answering in self._painting])
+            self._try_again(_hear_all(self._painting, pictures))
+            self._note(turns, time.monotonic() - began)
+
+    def _note(self, turns: int, seconds: float) -> None:
+        self._seconds_per_job += 0.2 * (seconds / turns - self._seconds_per_job)
+
+    def _try_again(self, jobs: Sequence[Job]) -> None:
+        """Those that another one's failure silenced are next, each alone."""
+        with self._changed:
+            for job in reversed(jobs):
+                job.alone = True
+                if self._silent:
+                    job.tell(Failed.because("left"))
+                else:
+                    self._waiting.appendleft(job)
+            self._changed.notify_all()
 
     def _next_batch(self) -> list[Job]:
         """The first job and those behind it that can be answered with it."""
         first = self._waiting.popleft()
         batch = [first]
         for job in list(self._waiting):
-            if len(batch) == self.max_batch:
+            if len(batch) == self.max_batch or first.alone:
                 break
-            together = job.conversation.speaker is first.conversation.speaker
+            together = job.conversation.speaker is first.conversation.speaker and not job.alone
             if together and all(job.conversation is not other.conversation for other in batch):
                 self._waiting.remove(job)
                 batch.append(job)
         return batch
 
 
-def _answer(jobs: Sequence[Job]) -> None:
-    """Answer every job, together; those that another one's failure silenced, alone."""
-    ready: list[tuple[Job, Turn]] = []
-    for job in jobs:
-        turn = _prepare(job)
-        if turn is not None:
-            ready.append((job, turn))
-    unfinished = {index: job for index, (job, _) in enumerate(ready)}
-    try:
-        for index, event in stream_together([turn for _, turn in ready]):
-            job = ready[index][0]
-            if isinstance(event, Ended):
-                del unfinished[index]
-                stop = job.stopped if event.reason == "cancelled" else None
-                _tell(job, event if stop is None else _failed(stop))
+class _Answering:
+    """Jobs being answered together; `unfinished` are those that were not told their end."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        ready = [(job, turn) for job in jobs if (turn := job.prepare()) is not None]
+        self.jobs = [job for job, _ in ready]
+        self.batch = Batch([turn for _, turn in ready])
+        self.unfinished = dict(enumerate(self.jobs))
+
+    def hear(self, index: int, event: Event) -> None:
+        """Pass an event on."""
+        job = self.jobs[index]
+        if isinstance(event, Ended):
+            del self.unfinished[index]
+            stop = job.stopped if event.reason == "cancelled" else None
+            job.tell(event if stop is None else Failed.because(stop))
+        else:
+            job.tell(event)
+
+    def fail(self, error: Exception, *, alone: bool) -> list[Job]:
+        """Those jobs that are to be tried again; the others are told."""
+        self.batch.close()
+        again = []
+        for job in self.unfinished.values():
+            if not alone and not job.has_spoken:
+                again.append(job)
             else:
-                job._said |= isinstance(event, Text | RetrievedImage | GeneratedImage)
-                _tell(job, event)
+                job.tell(Failed.after(error))
+        self.unfinished.clear()
+        return again
+
+
+def _hear_all(
+    answerings: Sequence[_Answering], events: Iterator[tuple[Batch, int, Event]]
+) -> list[Job]:
+    """Pass the events on; gives the jobs that are to be tried again, each alone."""
+    owners = {id(answering.batch): answering for answering in answerings}
+    try:
+        for batch, index, event in events:
+            owners[id(batch)].hear(index, event)
+        return []
     except Exception as error:  # whatever one batch does, the next one is answered
-        _log.exception("%d turns could not be answered", len(unfinished))
-        left = list(unfinished.values())
-        for job in left:
-            if len(ready) > 1 and not job._said:
-                _answer([job])
-            else:
-                refused = isinstance(error, ConversationError)
-                _tell(job, _failed("refused", str(error)) if refused else _failed("broken"))
-
-
-def _prepare(job: Job) -> Turn | None:
-    if job.stopped is not None:
-        _tell(job, _failed(job.stopped))
-        return None
-    try:
-        return job.conversation.prepare(
-            job.parts(), job.settings, cancelled=lambda: job.stopped is not None
-        )
-    except ConversationError as error:
-        _tell(job, _failed("refused", str(error)))
-    except Exception:
-        _log.exception("a turn could not be read")
-        _tell(job, _failed("broken"))
-    return None
-
-
-def _failed(stop: Stop, reason: str = "") -> Failed:
-    reasons = {
-        "left": "stopped",
-        "late": "the answer took too long",
-        "broken": "this could not be answered; the log says why",
-    }
-    return Failed(stop, reason or reasons[stop])
-
-
-def _tell(job: Job, event: Event | Failed) -> None:
-    try:
-        job.listen(event)
-    except Exception:  # its listener is gone, for example a closed event loop
-        _log.debug("nobody listens", exc_info=True)
-        job.cancel()
+        left = sum(len(answering.unfinished) for answering in answerings)
+        _log.exception("%d turns could not be answered", left)
+        alone = sum(len(answering.jobs) for answering in answerings) == 1
+        return [job for answering in answerings for job in answering.fail(error, alone=alone)]

@@ -37,6 +37,7 @@ from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import Ended, ReplySettings, Started, Text
 from tests.test_page import browser  # noqa: F401 - a fixture
 from tests.test_service import Server
+from tests.told_batches import batches_of
 
 API = "/gradio_api"
 JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
@@ -134,7 +135,7 @@ def _refused(response: httpx.Response, status: int = 400) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app.worker, "stream_together", Model.stream_together)
+        patch.setattr(app.worker, "Batch", batches_of(Model.stream_together))
         patch.setattr(Browser, "provenance", lambda *_: "a store")
         patch.setattr(Browser, "tiles", lambda *_: [])
         running = Page(tmp_path_factory.mktemp("page"))

@@ -33,10 +33,11 @@ import uvicorn
 
 import app.worker
 from app import service
+from app.job import Failed, Job
 from app.kept_pictures import KeptPictures
 from app.messages import RequestLimits
 from app.service import ServiceSettings, create_app
-from app.worker import Failed, Job, Worker
+from app.worker import Worker
 from gill.loading import Gill
 from pipeline.talking.answers import (
     ConversationError,
@@ -49,6 +50,7 @@ from pipeline.talking.answers import (
 )
 from pipeline.talking.remote_pictures import RemotePictureSettings
 from tests.test_end_to_end import world  # noqa: F401 - a fixture
+from tests.told_batches import batches_of
 
 CHAT = "/v1/chat/completions"
 
@@ -139,7 +141,7 @@ def _body(*content: Any, **fields: Any) -> dict[str, Any]:
 @pytest.fixture
 def director(monkeypatch: pytest.MonkeyPatch) -> Director:
     found = Director()
-    monkeypatch.setattr(app.worker, "stream_together", found.stream_together)
+    monkeypatch.setattr(app.worker, "Batch", batches_of(found.stream_together))
     return found
 
 

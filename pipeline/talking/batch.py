@@ -6,6 +6,7 @@ Letters: B rows of a batch, one per turn; r [IMG] tokens, e language-model width
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,23 +45,31 @@ def reply_together(turns: Sequence[Turn]) -> list[Reply]:
 def stream_together(turns: Sequence[Turn]) -> Generator[tuple[int, Event], None, None]:
     """Answer turns of different conversations in one batch; yields (number of the turn, event).
 
-    Each answer is what it would be alone, up to the rounding of batched sums. One decoding pass
-    serves all rows, with the [IMG] tokens forced per row; pictures to generate are collected and
-    made together. The conversations must share one speaker.
+    Each answer is what it would be alone, up to the rounding of batched sums. The conversations
+    must share one speaker. Raises ConversationError where they do not.
     """
-    if len({id(turn.conversation) for turn in turns}) < len(turns):
-        raise ConversationError(
-            "one conversation has two turns in this batch: answer them in order"
-        )
-    if len({id(turn.conversation.speaker) for turn in turns}) > 1:
-        raise ConversationError("the conversations of a batch must share one speaker")
-    if turns:
-        begun: list[Turn] = []
-        try:
-            yield from _answer(turns, begun)
-        finally:
-            for turn in begun:
-                turn.conversation._busy = False
+    with closing(Batch(turns)) as batch:
+        yield from batch.speak()
+        for _, index, event in paint_together([batch]):
+            yield index, event
+
+
+def paint_together(batches: Sequence[Batch]) -> Iterator[tuple[Batch, int, Event]]:
+    """The pictures that batches of one speaker are waiting for, when they have spoken: made in one
+    go, with what was held behind them, and the end of the turns that waited for them."""
+    owners = {picture: batch for batch in batches for picture in batch.pictures}
+    if owners:
+        [speaker] = {batch.speaker for batch in batches}
+        for picture, progress in make_pictures(speaker, list(owners)):
+            batch, index = owners[picture], picture.row
+            if progress is not None:
+                yield batch, index, progress
+            else:
+                for event in batch.release(index):
+                    yield batch, index, event
+    for batch in batches:
+        for index, event in batch.end_cancelled():
+            yield batch, index, event
 
 
 @dataclass(eq=False)
@@ -72,6 +81,14 @@ class _Row:
     words: list[int] = field(default_factory=list)
     words_before_picture: int | None = None
     held: list[Event | PendingPicture] = field(default_factory=list)
+    reason: EndReason = "cancelled"
+
+    def hear(self, piece: TextPiece) -> None:
+        """The row says these words next."""
+        self.words += piece.token_ids
+        self.tokens += len(piece.token_ids)
+        self.ends_with_text = not piece.text[-1:].isspace()
+        self.held.append(Text(piece.text))
 
     def release(self) -> Iterator[Event]:
         """What no longer waits."""
@@ -86,68 +103,110 @@ class _Row:
             self.held.pop(0)
 
 
-def _answer(turns: Sequence[Turn], begun: list[Turn]) -> Iterator[tuple[int, Event]]:
-    speaker = turns[0].conversation.speaker
-    contexts, prompts, rows = [], [], []
-    for index, turn in enumerate(turns):
-        context, prompt, forgotten = turn.conversation._begin(turn)
-        begun.append(turn)
-        contexts.append(context)
-        prompts.append(prompt)
-        rows.append(_Row(turn.ends_with_text))
-        yield index, Started(len(prompt), forgotten)
-    lengths = [context.lengths[0] + len(prompt) for context, prompt in zip(contexts, prompts)]
-    together = contexts[0] if len(turns) == 1 else Context.join(contexts)
-    pieces = stream(
-        speaker.model,
-        together,
-        prompts,
-        [turn.settings.decoding for turn in turns],
-        seeds=[turn.settings.seed for turn in turns],
-        cancelled=lambda index: _is_cancelled(turns[index]),
-    )
-    pictures: list[PendingPicture] = []
-    reasons: dict[int, EndReason] = {}
-    for piece in pieces:
-        row, turn = rows[piece.row], turns[piece.row]
-        event: Text | RetrievedImage | PendingPicture
-        if isinstance(piece, TextPiece):
-            row.words += piece.token_ids
-            row.tokens += len(piece.token_ids)
-            row.ends_with_text = not piece.text[-1:].isspace()
-            event = Text(piece.text)
-        elif isinstance(piece, ImagePiece):
-            row.tokens += len(piece.token_ids)
-            if row.words_before_picture is None:
-                row.words_before_picture = len(row.words)
-            event = _choose_picture(turn, piece.row, piece.hidden[None])
-            if isinstance(event, PendingPicture):
-                pictures.append(event)
+class Batch:
+    """Turns of different conversations that share one speaker.
+
+    First `speak`, once; then `paint_together`, which may run in another thread while other batches
+    speak; at last `close`. One decoding pass serves all rows, with the [IMG] tokens forced per row.
+    A turn ends as soon as it waits for no picture.
+    """
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        if len({id(turn.conversation) for turn in turns}) < len(turns):
+            raise ConversationError(
+                "one conversation has two turns in this batch: answer them in order"
+            )
+        if len({id(turn.conversation.speaker) for turn in turns}) > 1:
+            raise ConversationError("the conversations of a batch must share one speaker")
+        self._turns = turns
+        self._rows = [_Row(turn.ends_with_text) for turn in turns]
+        self.pictures: list[PendingPicture] = []
+        """Those that are to be generated."""
+        self._contexts: list[Context] = []
+        self._lengths: list[int] = []
+        self._begun: set[int] = set()
+
+    @property
+    def speaker(self) -> Speaker:
+        """The one that all conversations share."""
+        return self._turns[0].conversation.speaker
+
+    def speak(self) -> Iterator[tuple[int, Event]]:
+        """All words and retrieved pictures, up to the first picture of each turn that is to be
+        generated, and the end of every turn that waits for none."""
+        if not self._turns:
+            return
+        prompts = []
+        for index, turn in enumerate(self._turns):
+            context, prompt, forgotten = turn.conversation.begin(turn)
+            self._begun.add(index)
+            self._contexts.append(context)
+            prompts.append(prompt)
+            self._lengths.append(context.lengths[0] + len(prompt))
+            yield index, Started(len(prompt), forgotten)
+        alone = len(self._turns) == 1
+        together = self._contexts[0] if alone else Context.join(self._contexts)
+        pieces = stream(
+            self.speaker.model,
+            together,
+            prompts,
+            [turn.settings.decoding for turn in self._turns],
+            seeds=[turn.settings.seed for turn in self._turns],
+            cancelled=lambda index: _is_cancelled(self._turns[index]),
+        )
+        for piece in pieces:
+            row = self._rows[piece.row]
+            if isinstance(piece, TextPiece):
+                row.hear(piece)
+            elif isinstance(piece, ImagePiece):
+                row.tokens += len(piece.token_ids)
+                if row.words_before_picture is None:
+                    row.words_before_picture = len(row.words)
+                event = _choose_picture(self._turns[piece.row], piece.row, piece.hidden[None])
+                if isinstance(event, PendingPicture):
+                    self.pictures.append(event)
+                row.held.append(event)
+            else:
+                row.reason = piece.reason
+            for ready in row.release():
+                yield piece.row, ready
+        self._contexts = [together] if alone else together.split()
+        for index, row in enumerate(self._rows):
+            if not row.held:
+                yield index, self._end(index)
+
+    def release(self, index: int) -> Iterator[Event]:
+        """What a turn has to say as it waits no longer, and its end where that is all."""
+        yield from self._rows[index].release()
+        if not self._rows[index].held:
+            yield self._end(index)
+
+    def end_cancelled(self) -> Iterator[tuple[int, Event]]:
+        """The end of the turns whose pictures nobody waits for any more."""
+        for index in sorted(self._begun):
+            yield index, self._end(index)
+
+    def close(self) -> None:
+        """What was not ended was never said."""
+        for index in self._begun:
+            self._turns[index].conversation.abandon()
+        self._begun.clear()
+
+    def _end(self, index: int) -> Ended:
+        turn, row, context = self._turns[index], self._rows[index], self._contexts[index]
+        reason: EndReason = "cancelled" if row.held else row.reason
+        if reason == "cancelled":
+            turn.conversation.abandon()
         else:
-            reasons[piece.row] = piece.reason
-            continue
-        row.held.append(event)
-        for ready in row.release():
-            yield piece.row, ready
-    for index, progress in make_pictures(speaker, pictures):
-        if progress is not None:
-            yield index, progress
-        for ready in rows[index].release():
-            yield index, ready
-    parts = [together] if len(turns) == 1 else together.split()
-    for index, (turn, row, part) in enumerate(zip(turns, rows, parts)):
-        reason: EndReason = "cancelled" if row.held else reasons[index]
-        if reason != "cancelled":
-            words = speaker.language_model.embed(torch.tensor(row.words, dtype=torch.int64))
+            words = self.speaker.language_model.embed(torch.tensor(row.words, dtype=torch.int64))
             # What was read and is not remembered: pictures, and the beginning of a stop text.
             kept = len(row.words) if row.words_before_picture is None else row.words_before_picture
-            part.rewind(lengths[index] + kept)
-            part.note(0, words[kept:])
+            context.rewind(self._lengths[index] + kept)
+            context.note(0, words[kept:])
             exchange = torch.cat([turn.embeddings, words])
-            turn.conversation._finish(part, exchange, row.ends_with_text)
-        turn.conversation._busy = False
-        begun.remove(turn)
-        yield index, Ended(reason, row.tokens)
+            turn.conversation.finish(context, exchange, row.ends_with_text)
+        self._begun.discard(index)
+        return Ended(reason, row.tokens)
 
 
 def _is_cancelled(turn: Turn) -> bool:

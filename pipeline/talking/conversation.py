@@ -170,7 +170,7 @@ class Conversation:
             }
         )
 
-    def _begin(self, turn: Turn) -> tuple[Context, Float[Tensor, "n e"], int]:
+    def begin(self, turn: Turn) -> tuple[Context, Float[Tensor, "n e"], int]:
         """The context to go on in, what to read next in it, and how many turns were forgotten."""
         if self._busy:
             raise ConversationError("this conversation is still answering its last turn")
@@ -189,8 +189,14 @@ class Conversation:
         unread = [] if context.lengths[0] else [start, *self._exchanges]
         return context, torch.cat([*unread, turn.embeddings]), before - len(self._exchanges)
 
-    def _finish(
+    def finish(
         self, context: Context, exchange: Float[Tensor, "n e"], ends_with_text: bool
     ) -> None:
+        """Remember the turn that was begun, with its answer."""
         self._context, self._ends_with_text = context, ends_with_text
         self._exchanges.append(exchange)
+        self._busy = False
+
+    def abandon(self) -> None:
+        """The turn that was begun was never said."""
+        self._busy = False

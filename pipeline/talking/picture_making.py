@@ -36,10 +36,10 @@ class PendingPicture:
 
 def make_pictures(
     speaker: Speaker, pictures: Sequence[PendingPicture]
-) -> Iterator[tuple[int, PictureProgress | None]]:
+) -> Iterator[tuple[PendingPicture, PictureProgress | None]]:
     """Give every picture its `result`, unless it is cancelled.
 
-    (row, PictureProgress) as it is being made; (row, None) when one more of that row is ready.
+    (picture, PictureProgress) as it is being made; (picture, None) when it is ready.
     """
     alike: dict[tuple[GenerationSettings, str], list[PendingPicture]] = {}
     for picture in pictures:
@@ -54,7 +54,7 @@ def make_pictures(
 
 def _make_batch(
     speaker: Speaker, jobs: Sequence[tuple[PendingPicture, int]]
-) -> Generator[tuple[int, PictureProgress | None], None, None]:
+) -> Generator[tuple[PendingPicture, PictureProgress | None], None, None]:
     generator = speaker.generator
     assert generator is not None
     generation, negative_prompt = jobs[0][0].generation, jobs[0][0].negative_prompt
@@ -85,7 +85,7 @@ def _make_batch(
             preview = None
             if previews is not None:
                 preview = next(p for p, (one, _) in zip(previews, jobs) if one is picture)
-            yield picture.row, PictureProgress(done, total, preview)
+            yield picture, PictureProgress(done, total, preview)
     if found is None:
         return
     for (picture, _), image in zip(jobs, found):
@@ -93,7 +93,7 @@ def _make_batch(
     for picture in batch:
         if len(picture.made) == len(picture.seeds):
             picture.result = _best(speaker, picture)
-            yield picture.row, None
+            yield picture, None
 
 
 @torch.no_grad()
