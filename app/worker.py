@@ -137,9 +137,9 @@ class Worker:
                 self._changed.wait_for(lambda: self._unpainted or self._silent)
                 if not self._unpainted:
                     return
-                speaker = self._unpainted[0].batch.speaker
-                self._painting = [a for a in self._unpainted if a.batch.speaker is speaker]
-                self._unpainted = [a for a in self._unpainted if a.batch.speaker is not speaker]
+                first = self._unpainted[0]
+                self._painting = [one for one in self._unpainted if first.may_paint_with(one)]
+                self._unpainted = [one for one in self._unpainted if one not in self._painting]
             began, turns = time.monotonic(), self.num_painting
             pictures = paint_together([answering.batch for answering in self._painting])
             self._try_again(_hear_all(self._painting, pictures))
@@ -181,6 +181,13 @@ class _Answering:
         self.jobs = [job for job, _ in ready]
         self.batch = Batch([turn for _, turn in ready])
         self.unfinished = dict(enumerate(self.jobs))
+
+    def may_paint_with(self, other: _Answering) -> bool:
+        """Whether the pictures of both may be made in one go."""
+        if other is self:
+            return True
+        alone = any(job.alone for job in (*self.jobs, *other.jobs))
+        return other.batch.speaker is self.batch.speaker and not alone
 
     def hear(self, index: int, event: Event) -> None:
         """Pass an event on."""

@@ -115,9 +115,9 @@ def test_pictures_that_cannot_be_made_together_are_tried_alone(
     monkeypatch.setattr(gill.generator, "generate", fail_together)
     asked = [job_of(gill, "generate", seed=seed) for seed in (6, 7, 8)]
     worker.submit(*(job for job, _ in asked))
-    ends = [until_end(heard)[-1] for _, heard in asked]
-    assert [type(end) for end in ends] == [Ended, Failed, Ended]
-    assert ends[1].stop == "broken"
+    (*_, made, end), broken, (*_, last, _) = (until_end(heard) for _, heard in asked)
+    assert (made.seed, end.reason, last.seed) == (6, "max_images", 8)
+    assert broken[-1] == Failed.because("broken")
 
 
 def test_closing_tells_who_waits_for_a_picture(gill: Gill, easel: Easel) -> None:

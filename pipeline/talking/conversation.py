@@ -75,6 +75,7 @@ class Conversation:
         self._max_positions = self._context.max_positions
         self._ends_with_text = False
         self._busy = False
+        self._pictures_before: tuple[list[int], int] = ([], 0)
 
     @property
     def num_turns(self) -> int:
@@ -175,6 +176,7 @@ class Conversation:
         if self._busy:
             raise ConversationError("this conversation is still answering its last turn")
         self._busy = True
+        self._pictures_before = list(self.shown), self.num_generated
         speaker, decoding = self.speaker, turn.settings.decoding
         context, self._context = self._context, None
         context = context or Context(speaker.language_model)
@@ -198,5 +200,6 @@ class Conversation:
         self._busy = False
 
     def abandon(self) -> None:
-        """The turn that was begun was never said."""
+        """The turn that was begun was never said, nor a picture shown in it."""
+        self.shown, self.num_generated = self._pictures_before
         self._busy = False
