@@ -53,7 +53,8 @@ from pipeline.talking.conversation import Conversation
 from pipeline.talking.decision import DecisionModel
 from pipeline.talking.index_files import load_index
 from pipeline.talking.likelihood import Likelihood, log_likelihoods
-from pipeline.talking.reading import read_contexts
+from pipeline.talking.prefixes import Prefixes
+from pipeline.talking.reading import parts_of, read_contexts
 from pipeline.talking.retrieval import Retrieved
 from pipeline.talking.speaker import Speaker
 from settings.params import MINIATURE, read_unchecked
@@ -204,9 +205,9 @@ class Gill(Speaker):
         with tempfile.TemporaryDirectory() as folder:
             return upload(self.save_pretrained(folder), repo_id, private=private, message=message)
 
-    def conversation(self) -> Conversation:
-        """A new conversation."""
-        return Conversation(self)
+    def conversation(self, prefixes: Prefixes | None = None) -> Conversation:
+        """A new conversation; with `prefixes` it need not read what others have read."""
+        return Conversation(self, prefixes)
 
     def settings(self, base: ReplySettings | None = None, **knobs: Any) -> ReplySettings:
         """Reply settings with some knobs changed; None leaves a knob as it is.
@@ -239,10 +240,10 @@ class Gill(Speaker):
             raise GillError("; ".join(lines)) from None
 
     def reply(
-        self, turn: Sequence[Part], settings: ReplySettings | None = None, **knobs: Any
+        self, turn: Sequence[Part] | Part, settings: ReplySettings | None = None, **knobs: Any
     ) -> Reply:
         """Answer a turn that stands alone. Raises ConversationError and GillError."""
-        return self.conversation().reply(turn, self.settings(settings, **knobs))
+        return self.conversation().reply(parts_of(turn), self.settings(settings, **knobs))
 
     def caption(
         self, pictures: Sequence[Image.Image], max_tokens: int = CAPTION_TOKENS
@@ -255,7 +256,7 @@ class Gill(Speaker):
         return caption_pictures(self.model, pooled, self.caption_prompt, max_tokens)
 
     def retrieve(
-        self, context: Sequence[Part], n: int = 1, exclude: Sequence[int] = ()
+        self, context: Sequence[Part] | Part, n: int = 1, exclude: Sequence[int] = ()
     ) -> list[Retrieved]:
         """The candidates closest to what the [IMG] tokens after `context` ask for, best first.
 
@@ -263,7 +264,7 @@ class Gill(Speaker):
         """
         if self.index is None:
             raise ConversationError("nothing to retrieve from: there is no candidate index")
-        hidden = read_contexts(self.model, self.encoder, [list(context)])
+        hidden = read_contexts(self.model, self.encoder, [parts_of(context)])
         with torch.no_grad():
             query = self.model.text_query(hidden).float().cpu()
         return self.index.search(query, n, exclude=exclude)[0]

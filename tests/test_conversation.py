@@ -2,7 +2,9 @@
 
 import dataclasses
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +26,7 @@ from pipeline.talking.conversation import Conversation
 from pipeline.talking.decision import DecisionModel
 from pipeline.talking.decoding import DecodingSettings, decode
 from pipeline.talking.likelihood import log_likelihoods
+from pipeline.talking.prefixes import Prefixes
 from pipeline.talking.speaker import Speaker
 from tests.tiny_gill import COLORS, FEW, K, R, tiny_gill
 
@@ -381,6 +384,101 @@ def test_of_a_stop_text_nothing_is_remembered(speaker):
     assert stopped.num_positions == stopped._context.lengths[0] - len(speaker.start())
     told.reply([f"in the sea{reply.text}"], words(max_tokens=1))
     assert stopped.num_positions <= told.num_positions
+
+
+def test_what_was_said_elsewhere_is_recalled_as_if_it_had_been_said_here(speaker, picture):
+    exchanges = [["in the sea", picture, "a red ring.", " it is small"], ["it turns", " blue"]]
+    recalled = Conversation(speaker)
+    for exchange in exchanges:
+        recalled.recall(exchange)
+    whole = [part for exchange in exchanges for part in exchange]
+    reply = recalled.reply(["it"], words(6))
+    assert reply.text == Conversation(speaker).reply([*whole, "it"], words(6)).text
+    assert recalled.num_turns == 3
+
+
+def test_of_a_growing_history_the_same_beginning_is_recalled_for_many_turns(speaker):
+    history, beginnings, whole = [], [], speaker.language_model.max_positions
+    for i in range(40):
+        history.append([f"it turns {COLORS[i % 3]} and moves to the sea number {i}."])
+        conversation = Conversation(speaker)
+        for exchange in history:
+            conversation.recall(exchange)
+        assert conversation.num_positions <= whole * 3 // 4
+        assert conversation.num_turns + conversation.num_forgotten == len(history)
+        beginnings.append(conversation.num_forgotten)
+        assert conversation.reply(["it"], words(4)).end in ("max_tokens", "stop")
+    assert beginnings == sorted(beginnings)
+    assert beginnings[-1] > 20
+    assert len(set(beginnings)) <= 8, "it goes in large pieces, not turn by turn"
+
+
+def test_known_prefixes_are_not_read_again_and_change_no_answer(speaker, picture):
+    prefixes, history = Prefixes(10**9), []
+    last = 0
+    for number in range(5):
+        known, anew = Conversation(speaker, prefixes), Conversation(speaker)
+        turn = [picture, "in the sea"] if number == 0 else [f"and then {number}"]
+        for exchange in history:
+            known.recall(exchange)
+            anew.recall(exchange)
+        [(_, started), *events] = list(stream_together([known.prepare(turn, words(8))]))
+        reply = anew.reply(turn, words(8))
+        assert "".join(e.text for _, e in events if isinstance(e, Text)) == reply.text
+        assert started.prompt_tokens == reply.prompt_tokens
+        if number:
+            # All but this turn, and the words of the last answer, of which the last was not read.
+            unread = started.prompt_tokens - started.cached_tokens
+            assert started.cached_tokens >= last - 8
+            assert 0 < unread <= started.prompt_tokens - last + 8
+        last = started.prompt_tokens + 8
+        history.append([*turn, reply.text])
+
+
+def test_prefixes_are_forgotten_where_they_take_too_much_memory(speaker):
+    contexts = []
+    for text in ("in the sea", "a red ring", "a red ring turns blue"):
+        inputs = torch.cat([speaker.start(), *(vectors for _, vectors in speaker.embed([text]))])
+        context = Context(speaker.language_model)
+        context.note(0, inputs)
+        context.read()
+        contexts.append((inputs, context))
+    (sea, one), (ring, two), (longer, three) = contexts
+    prefixes = Prefixes(one.num_bytes + three.num_bytes)
+    for inputs, context in contexts:
+        prefixes.keep(inputs, context)
+    assert prefixes.longest(sea).num_read == len(sea)
+    assert prefixes.longest(ring).num_read == len(ring), "the longer one has read it"
+    prefixes.longest(sea)
+    prefixes.keep(torch.zeros_like(ring), two)  # no room: what was not used for longest goes
+    assert prefixes.longest(longer) is None or prefixes.longest(longer).num_read == 1
+    assert prefixes.longest(sea).num_read == len(sea)
+
+
+def test_a_turn_is_a_text_a_picture_or_a_list_of_them(speaker, picture):
+    assert (
+        speaker.reply("a red ring", max_tokens=3, want="text").text
+        == speaker.reply(["a red ring"], max_tokens=3, want="text").text
+    )
+    assert speaker.reply(picture, want="text").prompt_tokens == K + len(speaker.start())
+    seen = speaker.encoder.encode_pictures([picture])[0]
+    assert (
+        Conversation(speaker).reply([seen, "a"], words(4)).text
+        == Conversation(speaker).reply([picture, "a"], words(4)).text
+    )
+    for turn, hint in [
+        (Path("photo.png"), "turn is a PosixPath.*PIL.Image.open"),
+        ([Path("photo.png")], "part 1 of the turn is a PosixPath"),
+        (np.zeros((4, 4, 3), np.uint8), "ndarray.*fromarray"),
+        (["a", np.zeros(3)], "part 2 of the turn is a ndarray"),
+        ({"a": 1}, "a dict"),
+        (b"a red ring", "a bytes"),
+        (None, "NoneType"),
+        ([Image.new("RGB", (0, 0))], "picture of 0 x 0 pixels"),
+    ]:
+        for ask in (speaker.reply, speaker.retrieve):
+            with pytest.raises(ConversationError, match=hint):
+                ask(turn)
 
 
 def test_log_likelihoods_are_those_of_one_uncached_pass(speaker, picture):

@@ -10,17 +10,24 @@ from typing import Literal
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from gill_errors import InputError
 from pipeline.settings import GenerationSettings
 from pipeline.talking.decoding import DecodingSettings, EndReason
 
 Part = str | Image.Image
+SeenPart = Part | Tensor
+"""A tensor is a picture as the visual encoder has seen it: its pooled vector [d]."""
 Want = Literal["auto", "text", "retrieve", "generate"]
 
 
 class ConversationError(InputError):
     """A turn that cannot be answered as asked: what is wrong and what to do."""
+
+
+class ContextLengthError(ConversationError):
+    """A turn that the language model's positions cannot hold."""
 
 
 class ReplySettings(BaseModel):
@@ -58,6 +65,8 @@ class Started:
     """Positions read for it: the turn's own (k per picture), and after forgetting the kept ones."""
     forgotten_turns: int
     """Oldest turns that were forgotten now, to make room."""
+    cached_tokens: int = 0
+    """Those of `prompt_tokens` that were known from before and not read again."""
 
 
 @dataclass(frozen=True)

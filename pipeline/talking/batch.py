@@ -20,7 +20,6 @@ from pipeline.talking.answers import (
     Event,
     Reply,
     RetrievedImage,
-    Started,
     Text,
     Want,
 )
@@ -138,12 +137,12 @@ class Batch:
             return
         prompts = []
         for index, turn in enumerate(self._turns):
-            context, prompt, forgotten = turn.conversation.begin(turn)
+            context, prompt, started = turn.conversation.begin(turn)
             self._begun.add(index)
             self._contexts.append(context)
             prompts.append(prompt)
             self._lengths.append(context.lengths[0] + len(prompt))
-            yield index, Started(len(prompt), forgotten)
+            yield index, started
         alone = len(self._turns) == 1
         together = self._contexts[0] if alone else Context.join(self._contexts)
         pieces = stream(

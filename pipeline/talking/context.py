@@ -97,6 +97,34 @@ class Context:
             alone.append(context)
         return alone
 
+    @property
+    def num_read(self) -> int:
+        """Positions that a context of one row has read."""
+        return self._real.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the keys and values."""
+        layers: list[Any] = list(self._cache.layers)
+        return sum(t.nbytes for states in layers for t in (states.keys, states.values))
+
+    def beginning(self, length: int) -> Context:
+        """The first `length` positions that a context of one row has read, as a new context.
+
+        Raises ValueError for several rows or more than was read.
+        """
+        if self.num_rows != 1 or self._has_padding or not 0 < length <= self.num_read:
+            raise InputError(f"{self.num_rows} rows of {self.num_read} positions, not {length}")
+        context = Context(self._language_model)
+        context._real = self._real[:, :length]
+        context.lengths = [length]
+        if length == self.lengths[0]:
+            context.last_hidden = self.last_hidden.clone()
+        layers: list[Any] = list(self._cache.layers)
+        for layer, states in enumerate(layers):
+            context._cache.update(states.keys[:, :, :length], states.values[:, :, :length], layer)
+        return context
+
     def rewind(self, length: int) -> None:
         """Forget all after the first `length` positions of a context of one row.
 

@@ -32,14 +32,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.talking.answers import (
+    ContextLengthError,
     ConversationError,
     Event,
     Part,
     Reply,
     ReplySettings,
+    SeenPart,
+    Started,
 )
 from pipeline.talking.batch import reply_together, stream_together
 from pipeline.talking.context import Context
+from pipeline.talking.prefixes import Prefixes
+from pipeline.talking.reading import parts_of
 from pipeline.talking.speaker import Speaker
 
 # Above any logit of a trained model: an image comes as soon as it is allowed.
@@ -65,11 +70,13 @@ class Conversation:
     [GeneratedImage(...), Text(" it turns blue.")]
     """
 
-    def __init__(self, speaker: Speaker) -> None:
-        self.speaker = speaker
+    def __init__(self, speaker: Speaker, prefixes: Prefixes | None = None) -> None:
+        self.speaker, self._prefixes = speaker, prefixes
         self.shown: list[int] = []
         """Rows already retrieved: they are not shown again."""
         self.num_generated = 0
+        self.num_forgotten = 0
+        """Turns that are not remembered."""
         self._exchanges: list[Tensor] = []
         self._context: Context | None = Context(speaker.language_model)
         self._max_positions = self._context.max_positions
@@ -89,15 +96,33 @@ class Conversation:
 
     def fork(self) -> Conversation:
         """A copy that goes its own way: what was read is copied, the models are shared."""
-        shared = (self.speaker, self.speaker.model, self.speaker.language_model)
+        speaker = self.speaker
+        shared = (speaker, speaker.model, speaker.language_model, self._prefixes)
         return copy.deepcopy(self, {id(one): one for one in shared})
 
-    def reply(self, turn: Sequence[Part], settings: ReplySettings | None = None) -> Reply:
+    def recall(self, exchange: Sequence[SeenPart]) -> None:
+        """Remember a turn and its answer that were said elsewhere, as what was said last.
+
+        What would leave a quarter of the language model's positions, or less, goes as it goes when
+        a turn finds no room: the oldest first, until half of that is taken. So what is remembered
+        of a growing history begins alike for many turns.
+        """
+        parts = parts_of(exchange)
+        embedded = self.speaker.embed(parts, after_text=self._ends_with_text)
+        if embedded:
+            self._exchanges.append(torch.cat([vectors for _, vectors in embedded]))
+            self._ends_with_text = _ends_with_text(parts)
+            self._make_room(self._max_positions * 3 // 4)
+            self._context = None
+
+    def reply(
+        self, turn: Sequence[SeenPart] | Part, settings: ReplySettings | None = None
+    ) -> Reply:
         """The whole answer to one turn; see `stream`."""
         return reply_together([self.prepare(turn, settings)])[0]
 
     def stream(
-        self, turn: Sequence[Part], settings: ReplySettings | None = None
+        self, turn: Sequence[SeenPart] | Part, settings: ReplySettings | None = None
     ) -> Generator[Event, None, None]:
         """Answer one turn, event by event: Started, then words as they come, PictureProgress while
         a picture is being made, the picture, and Ended.
@@ -112,7 +137,7 @@ class Conversation:
 
     def prepare(
         self,
-        turn: Sequence[Part],
+        turn: Sequence[SeenPart] | Part,
         settings: ReplySettings | None = None,
         *,
         cancelled: Callable[[], bool] | None = None,
@@ -123,6 +148,7 @@ class Conversation:
         hold, or a wanted kind of picture that cannot be had.
         """
         settings = self._checked(settings or ReplySettings())
+        turn = parts_of(turn)
         parts = self.speaker.embed(turn, after_text=self._ends_with_text)
         if not sum(len(embedding) for _, embedding in parts):
             raise ConversationError("the turn is empty: say something or show a picture")
@@ -130,13 +156,11 @@ class Conversation:
         limit = self._max_positions - len(self.speaker.start())
         shortest = self.speaker.heads.sizes.r if settings.decoding.max_images else 1
         if len(embeddings) + shortest > limit:
-            raise ConversationError(
+            raise ContextLengthError(
                 f"the turn takes {len(embeddings)} positions of the language model, which has "
                 f"{limit} and needs {shortest} for the shortest answer: shorten the turn"
             )
-        last = next(part for part in reversed(turn) if part != "")
-        ends_with_text = isinstance(last, str) and not last[-1].isspace()
-        return Turn(self, embeddings, settings, ends_with_text, cancelled)
+        return Turn(self, embeddings, settings, _ends_with_text(turn), cancelled)
 
     def _checked(self, settings: ReplySettings) -> ReplySettings:
         """The settings with what `want` means for decoding."""
@@ -171,25 +195,35 @@ class Conversation:
             }
         )
 
-    def begin(self, turn: Turn) -> tuple[Context, Float[Tensor, "n e"], int]:
-        """The context to go on in, what to read next in it, and how many turns were forgotten."""
+    def begin(self, turn: Turn) -> tuple[Context, Float[Tensor, "n e"], Started]:
+        """The context to go on in, what to read next in it, and what that makes known."""
         if self._busy:
             raise ConversationError("this conversation is still answering its last turn")
         self._busy = True
         self._pictures_before = list(self.shown), self.num_generated
         speaker, decoding = self.speaker, turn.settings.decoding
-        context, self._context = self._context, None
-        context = context or Context(speaker.language_model)
         longest = decoding.max_tokens + decoding.max_images * (speaker.heads.sizes.r - 1)
         start = speaker.start()
-        free = context.max_positions - len(start) - len(turn.embeddings) - longest
-        before = len(self._exchanges)
-        if self.num_positions > max(free, 0):
+        free = self._max_positions - len(start) - len(turn.embeddings) - longest
+        before = self.num_forgotten
+        self._make_room(max(free, 0))
+        forgotten = self.num_forgotten - before
+        context, self._context = None if forgotten else self._context, None
+        if context is not None and context.lengths[0]:
+            return context, turn.embeddings, Started(len(turn.embeddings), forgotten)
+        inputs = torch.cat([start, *self._exchanges, turn.embeddings])
+        # The last position is read in any case: its hidden state is what the answer begins from.
+        context = None if self._prefixes is None else self._prefixes.longest(inputs[:-1])
+        context = context or Context(speaker.language_model)
+        known = context.lengths[0]
+        return context, inputs[known:], Started(len(inputs), forgotten, known)
+
+    def _make_room(self, free: int) -> None:
+        """Where more than `free` positions are taken, forget until half of them are."""
+        if self.num_positions > free:
             while self._exchanges and self.num_positions > free // 2:
                 self._exchanges.pop(0)
-            context = Context(speaker.language_model)
-        unread = [] if context.lengths[0] else [start, *self._exchanges]
-        return context, torch.cat([*unread, turn.embeddings]), before - len(self._exchanges)
+                self.num_forgotten += 1
 
     def finish(
         self, context: Context, exchange: Float[Tensor, "n e"], ends_with_text: bool
@@ -198,8 +232,16 @@ class Conversation:
         self._context, self._ends_with_text = context, ends_with_text
         self._exchanges.append(exchange)
         self._busy = False
+        if self._prefixes is not None:
+            self._prefixes.keep(torch.cat([self.speaker.start(), *self._exchanges]), context)
 
     def abandon(self) -> None:
         """The turn that was begun was never said, nor a picture shown in it."""
         self.shown, self.num_generated = self._pictures_before
         self._busy = False
+
+
+def _ends_with_text(parts: Sequence[SeenPart]) -> bool:
+    """Whether a text that comes next goes on from another, and needs a space."""
+    last = next((part for part in reversed(parts) if not isinstance(part, str) or part), None)
+    return isinstance(last, str) and not last[-1].isspace()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.frozen.visual_encoder import VisualEncoder
-from pipeline.talking.answers import ConversationError, Part
+from pipeline.talking.answers import ConversationError, SeenPart
 
 Embedded = tuple[Int64[Tensor, " _"] | None, Float[Tensor, "_ e"]]
 """A part's ids (None for a picture) and its input vectors, k of them for a picture."""
@@ -27,7 +27,7 @@ Embedded = tuple[Int64[Tensor, " _"] | None, Float[Tensor, "_ e"]]
 def embed_contexts(
     model: MultimodalLanguageModel,
     encoder: VisualEncoder,
-    contexts: Sequence[Sequence[Part]],
+    contexts: Sequence[Sequence[SeenPart]],
     *,
     after_text: bool = False,
 ) -> list[list[Embedded]]:
@@ -36,23 +36,24 @@ def embed_contexts(
     Neighbouring texts are one part, set off by one space, as captions of one story are in training;
     beside pictures none is added. `after_text`: so is a text that begins a context.
 
-    Raises ConversationError for a part that is neither text nor picture.
+    Raises ConversationError as `parts_of` does.
     """
-    for context in contexts:
-        for number, part in enumerate(context, 1):
-            if not isinstance(part, str | Image.Image):
-                raise ConversationError(
-                    f"part {number} of the turn is a {type(part).__name__}; give text (str) or a "
-                    "picture (PIL.Image.Image)"
-                )
+    contexts = [parts_of(context) for context in contexts]
     language_model = model.language_model
-    pictures = [part for context in contexts for part in context if not isinstance(part, str)]
+    pictures = [part for context in contexts for part in context if isinstance(part, Image.Image)]
+    seen = iter(encoder.encode_pictures(pictures) if pictures else ())
+    pooled = [
+        next(seen) if isinstance(part, Image.Image) else part
+        for context in contexts
+        for part in context
+        if not isinstance(part, str)
+    ]
     prefixes: Iterator[Tensor] = iter(())
-    if pictures:
-        pooled = encoder.encode_pictures(pictures).to(language_model.device, torch.float32)
-        prefixes = iter(model.visual_prefix(pooled))
+    if pooled:
+        vectors = [vector.to(language_model.device, torch.float32) for vector in pooled]
+        prefixes = iter(model.visual_prefix(torch.stack(vectors)))
 
-    def embed(part: Part) -> Embedded:
+    def embed(part: SeenPart) -> Embedded:
         if not isinstance(part, str):
             return None, next(prefixes)
         tokens = language_model.tokenizer(part, add_special_tokens=False)["input_ids"]
@@ -66,7 +67,7 @@ def embed_contexts(
 def read_contexts(
     model: MultimodalLanguageModel,
     encoder: VisualEncoder,
-    contexts: Sequence[Sequence[Part]],
+    contexts: Sequence[Sequence[SeenPart]],
     batch_size: int = 32,
 ) -> Float[Tensor, "N r e"]:
     """Hidden states of the [IMG] tokens appended to each context, which stands alone.
@@ -85,12 +86,42 @@ def read_contexts(
     return torch.cat(hidden)
 
 
-def join_texts(context: Sequence[Part], after_text: bool = False) -> list[Part]:
+def parts_of(turn: object) -> Sequence[SeenPart]:
+    """The parts of a turn, which may be a single one.
+
+    Raises ConversationError for anything else, and for a part that is neither text nor picture.
+    """
+    if isinstance(turn, str | Image.Image):
+        return [turn]
+    if not isinstance(turn, list | tuple):
+        raise ConversationError(f"the turn is {_described(turn)}; give text, a picture or a list")
+    for number, part in enumerate(turn, 1):
+        if not isinstance(part, str | Image.Image | Tensor):
+            raise ConversationError(f"part {number} of the turn is {_described(part)}")
+        if isinstance(part, Image.Image) and not min(part.size):
+            raise ConversationError(
+                f"part {number} of the turn is a picture of {part.width} x {part.height} pixels"
+            )
+    return turn
+
+
+def _described(thing: object) -> str:
+    hints = {
+        "Path": "PIL.Image.open reads pictures, read_text words",
+        "ndarray": "PIL.Image.fromarray makes a picture of it",
+    }
+    kinds = [kind.__name__ for kind in type(thing).__mro__]
+    hint = next((text for kind, text in hints.items() if kind in kinds), "")
+    named = f"a {type(thing).__name__}, neither text (str) nor picture (PIL.Image.Image)"
+    return f"{named}: {hint}" if hint else named
+
+
+def join_texts(context: Sequence[SeenPart], after_text: bool = False) -> list[SeenPart]:
     """Neighbouring texts as one, with one space between them where there is none.
 
     ["a b", "c", picture, "d", "\\ne"] -> ["a b c", picture, "d\\ne"]
     """
-    joined: list[Part] = []
+    joined: list[SeenPart] = []
     open_end = after_text  # whether a text that comes now goes on from another
     for part in context:
         if not isinstance(part, str):

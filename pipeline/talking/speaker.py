@@ -18,7 +18,7 @@ from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.text_conditioner import TextConditioner
 from pipeline.frozen.visual_encoder import VisualEncoder
 from pipeline.settings import GenerationSettings
-from pipeline.talking.answers import Part
+from pipeline.talking.answers import SeenPart
 from pipeline.talking.decision import DecisionModel
 from pipeline.talking.reading import Embedded, embed_contexts
 from pipeline.talking.retrieval import RetrievalIndex
@@ -54,7 +54,7 @@ class Speaker:
         """The trained parts."""
         return self.model.heads
 
-    def embed(self, parts: Sequence[Part], *, after_text: bool = False) -> list[Embedded]:
+    def embed(self, parts: Sequence[SeenPart], *, after_text: bool = False) -> list[Embedded]:
         """A turn's parts as the language model reads them; see `embed_contexts`."""
         return embed_contexts(self.model, self.encoder, [parts], after_text=after_text)[0]
 
