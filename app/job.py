@@ -14,9 +14,9 @@ from pipeline.talking.answers import (
     ConversationError,
     Event,
     GeneratedImage,
-    Part,
     ReplySettings,
     RetrievedImage,
+    SeenPart,
     Text,
 )
 from pipeline.talking.conversation import Conversation, Turn
@@ -60,7 +60,7 @@ class Job:
     when it is their turn; `listen` is called there too and must not wait."""
 
     conversation: Conversation
-    parts: Callable[[], Sequence[Part]]
+    parts: Callable[[], Sequence[SeenPart]]
     settings: ReplySettings
     listen: Callable[[Event | Failed], None]
     deadline: float = math.inf

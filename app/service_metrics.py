@@ -41,6 +41,9 @@ class ServiceMetrics:
         self.ended = Counter(
             "gill_answers", "Accepted requests, by how they ended", ["end"], registry=self.registry
         )
+        self.ignored_fields = Counter(
+            "gill_ignored_fields", "Fields of requests that nothing reads", registry=self.registry
+        )
         self.batch = Histogram(
             "gill_batch_turns",
             "Turns answered together",

@@ -12,12 +12,8 @@ import re
 import socket
 import struct
 import threading
-import time
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,169 +25,44 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the service needs the extra `app`: pip install .[app]")
 
-import uvicorn
 
-import app.worker
 from app import service
 from app.job import Failed, Job
 from app.kept_pictures import KeptPictures
-from app.messages import RequestLimits
-from app.service import ServiceSettings, create_app
+from app.service_settings import RequestLimits, ServiceSettings
 from app.worker import Worker
 from gill.loading import Gill
 from pipeline.talking.answers import (
-    ConversationError,
     Ended,
-    GeneratedImage,
-    PictureProgress,
-    RetrievedImage,
-    Started,
     Text,
 )
 from pipeline.talking.remote_pictures import RemotePictureSettings
 from tests.test_end_to_end import world  # noqa: F401 - a fixture
-from tests.told_batches import batches_of
-
-CHAT = "/v1/chat/completions"
-
-
-class Director:
-    """Stands in for the model: says back what it was told, with pictures where they are wanted.
-
-    A turn with the word `hold` goes on only when `go` is set or it is cancelled, one with `stuck`
-    only when `go` is set; one with `crash` fails. `batches` lists how many turns were answered
-    together.
-    """
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.holding = threading.Semaphore(0)
-        self.batches: list[int] = []
-
-    def stream_together(self, turns: list[Any]) -> Iterator[tuple[int, Any]]:
-        self.batches.append(len(turns))
-        if any("crash" in turn.words for turn in turns):
-            raise RuntimeError("told to")
-        for index, turn in enumerate(turns):
-            yield index, Started(len(turn.words.split()) + 4 * turn.pictures, 0)
-        for index, turn in enumerate(turns):
-            if "hold" in turn.words:
-                self.holding.release()
-                while not (self.go.wait(0.02) or turn.cancelled()):
-                    pass
-            if "stuck" in turn.words:
-                self.holding.release()
-                self.go.wait(30)
-            words = turn.words.split()[: turn.settings.decoding.max_tokens]
-            for word in words:
-                yield index, Text(f" {word}")
-            if turn.settings.want == "generate":
-                for step in (1, 2):
-                    yield index, PictureProgress(step, 2)
-                yield index, GeneratedImage(_picture("red"), turn.settings.seed, 2, 2.5)
-            if turn.settings.want == "retrieve":
-                yield index, RetrievedImage(_picture("blue"), 7, 0.5, "b.png", "blue", 0.25)
-            yield index, Ended("cancelled" if turn.cancelled() else "stop", len(words))
-
-    @property
-    def gill(self) -> Any:
-        speaker = object()
-
-        def prepare(parts: Any, settings: Any, *, cancelled: Any) -> Any:
-            words = " ".join(part for part in parts if isinstance(part, str))
-            if "too-long" in words:
-                raise ConversationError("the turn takes 999 positions: shorten the turn")
-            pictures = sum(isinstance(part, Image.Image) for part in parts)
-            return SimpleNamespace(
-                words=words, pictures=pictures, settings=settings, cancelled=cancelled
-            )
-
-        def conversation() -> Any:
-            return SimpleNamespace(prepare=prepare, speaker=speaker)
-
-        settings = partial(Gill.settings, SimpleNamespace(generation=_generation()))
-        return SimpleNamespace(conversation=conversation, settings=settings)
-
-
-def _generation() -> Any:
-    from pipeline.settings import GenerationSettings
-
-    return GenerationSettings(steps=2, guidance=2.5)
-
-
-def _picture(color: str) -> Image.Image:
-    return Image.new("RGB", (4, 4), color)
-
-
-def _uri(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _image(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _body(*content: Any, **fields: Any) -> dict[str, Any]:
-    parts = [{"type": "text", "text": one} if isinstance(one, str) else one for one in content]
-    return {"model": "gill", "messages": [{"role": "user", "content": parts}], **fields}
+from tests.told_service import (
+    CHAT,
+    Director,
+    body_of,
+    image_part,
+    inside,
+    openai,
+    picture_of,
+    serving,
+    until,
+    uri_of,
+)
 
 
 @pytest.fixture
 def director(monkeypatch: pytest.MonkeyPatch) -> Director:
-    found = Director()
-    monkeypatch.setattr(app.worker, "Batch", batches_of(found.stream_together))
-    return found
-
-
-class Server:
-    """An application on a free port of this machine."""
-
-    def __init__(self, application: Any) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        config = uvicorn.Config(
-            application, port=self.port, log_level="error", timeout_graceful_shutdown=1
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        _until(lambda: self._server.started)
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(20)
-
-
-def _until(condition: Any, seconds: float = 15) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
-@contextmanager
-def _serving(gill: Any, key: str | None = None, **settings: Any) -> Iterator[Any]:
-    application: Any = create_app(gill, ServiceSettings(**settings), api_key=key)
-    server = Server(application)
-    try:
-        yield SimpleNamespace(url=server.url, service=application._service, port=server.port)
-    finally:
-        server.stop()
-
-
-def _openai(url: str, key: str = "unused") -> Any:
-    openai = pytest.importorskip("openai", reason="the client library is not installed")
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    return Director.installed(monkeypatch)
 
 
 def test_the_openai_client_gets_text_and_pictures_and_sends_them_back(director: Director) -> None:
-    with _serving(director.gill) as running:
-        client = _openai(running.url)
-        asked: list[Any] = _body("a red ring", _image(_uri(_picture("green"))))["messages"]
+    with serving(director.gill) as running:
+        client = openai(running.url)
+        asked: list[Any] = body_of("a red ring", image_part(uri_of(picture_of("green"))))[
+            "messages"
+        ]
         answer = client.chat.completions.create(
             model="gill", messages=asked, seed=5, extra_body={"gill": {"want": "generate"}}
         )
@@ -211,15 +82,15 @@ def test_the_openai_client_gets_text_and_pictures_and_sends_them_back(director: 
         assert answer.choices[0].message.content == " a red ring  a red ring and again".replace(
             "  ", " "
         )
-        assert answer.usage.prompt_tokens == 3 + 3 + 2 + 2 * 4
+        assert answer.usage.prompt_tokens == 3 + 3 + 2 + 4
         assert [one.id for one in client.models.list()] == ["gill"]
 
 
 def test_the_openai_client_streams_the_same(director: Director) -> None:
-    with _serving(director.gill) as running:
+    with serving(director.gill) as running:
         pieces = list(
-            _openai(running.url).chat.completions.create(
-                **_body("one two three"),
+            openai(running.url).chat.completions.create(
+                **body_of("one two three"),
                 max_tokens=2,
                 stream=True,
                 stream_options={"include_usage": True},
@@ -245,12 +116,12 @@ def test_the_openai_client_streams_the_same(director: Director) -> None:
 def test_64_clients_at_once_are_answered_or_told_when_to_come_again(director: Director) -> None:
     """Every accepted request gets its own answer, and what was sent is not kept."""
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
-    picture = _image(_uri(Image.fromarray(noise), compress_level=0))  # 0.6 MB
+    picture = image_part(uri_of(Image.fromarray(noise), compress_level=0))  # 0.6 MB
     settings = {"max_waiting": 16, "max_batch": 4, "max_requests": 40}
     statuses: list[int] = []
 
     async def one(client: httpx.AsyncClient, number: int) -> None:
-        body = _body(f"number {number}", picture)
+        body = body_of(f"number {number}", picture)
         answer = await client.post(CHAT, json=body)
         statuses.append(answer.status_code)
         if answer.status_code == 200:
@@ -265,7 +136,7 @@ def test_64_clients_at_once_are_answered_or_told_when_to_come_again(director: Di
             for _ in range(number):
                 await asyncio.gather(*(one(client, number) for number in range(64)))
 
-    with _serving(director.gill, **settings) as running:
+    with serving(director.gill, **settings) as running:
         asyncio.run(rounds(running.url, 1))
         gc.collect()
         before = _resident()
@@ -275,7 +146,7 @@ def test_64_clients_at_once_are_answered_or_told_when_to_come_again(director: Di
         assert len(statuses) == 4 * 64
         assert set(statuses) == {200, 429}
         assert max(director.batches) == 4
-        _until(lambda: running.service.places == 40)
+        until(lambda: running.service.places == 40)
         assert running.service.worker.num_waiting == 0
         counted = httpx.get(f"{running.url}/metrics").text
         assert f'gill_requests_total{{status="200"}} {float(statuses.count(200))}' in counted
@@ -289,14 +160,14 @@ def _resident() -> int:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_places(director: Director, stream: bool) -> None:
-    with _serving(director.gill, max_requests=2, max_waiting=1, max_batch=1) as running:
+    with serving(director.gill, max_requests=2, max_waiting=1, max_batch=1) as running:
         url, worker = running.url + CHAT, running.service.worker
 
         def hold() -> threading.Thread:
             def ask() -> None:
                 with pytest.raises(httpx.ReadTimeout):
                     httpx.post(
-                        url, json=_body("hold"), timeout=httpx.Timeout(5, read=0.6)
+                        url, json=body_of("hold"), timeout=httpx.Timeout(5, read=0.6)
                     ) if not stream else _stream(url)
 
             thread = threading.Thread(target=ask)
@@ -305,67 +176,45 @@ def test_a_client_that_leaves_frees_its_places(director: Director, stream: bool)
 
         def _stream(url: str) -> None:
             timeout = httpx.Timeout(5, read=0.6)
-            with httpx.stream("POST", url, json=_body("hold", stream=True), timeout=timeout) as got:
+            with httpx.stream(
+                "POST", url, json=body_of("hold", stream=True), timeout=timeout
+            ) as got:
                 list(got.iter_lines())
 
         first = hold()
         assert director.holding.acquire(timeout=10)
         second = hold()
-        _until(lambda: worker.num_waiting == 1)
-        full = httpx.post(url, json=_body("hello"))
+        until(lambda: worker.num_waiting == 1)
+        full = httpx.post(url, json=body_of("hello"))
         assert full.status_code == 429
         first.join()
         second.join()  # both have left: the one being answered and the one in line
-        _until(lambda: running.service.places == 2 and worker.num_running == 0)
-        assert httpx.post(url, json=_body("hello")).json()["choices"][0]["message"]["content"]
+        until(lambda: running.service.places == 2 and worker.num_running == 0)
+        assert httpx.post(url, json=body_of("hello")).json()["choices"][0]["message"]["content"]
         assert not director.go.is_set()
         counted = httpx.get(f"{running.url}/metrics").text
         assert 'gill_answers_total{end="left"}' in counted
 
 
 def test_an_answer_that_takes_too_long_ends(director: Director) -> None:
-    with _serving(director.gill, timeout_s=0.4, max_batch=1) as running:
+    with serving(director.gill, timeout_s=0.4, max_batch=1) as running:
         url = running.url + CHAT
-        answer = httpx.post(url, json=_body("hold"))
+        answer = httpx.post(url, json=body_of("hold"))
         assert answer.status_code == 504
         assert "too long" in answer.json()["error"]["message"]
-        with httpx.stream("POST", url, json=_body("hold", stream=True)) as got:
+        with httpx.stream("POST", url, json=body_of("hold", stream=True)) as got:
             lines = [line for line in got.iter_lines() if line]
         assert "too long" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
         # Even where the model hangs: 504 for whom it works, 429 for who is still in line.
         while director.holding.acquire(timeout=0.01):
             pass  # what the two before have left
         with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(httpx.post, url, json=_body("stuck"))
+            first = pool.submit(httpx.post, url, json=body_of("stuck"))
             assert director.holding.acquire(timeout=10)
-            second = pool.submit(httpx.post, url, json=_body("hello"))
+            second = pool.submit(httpx.post, url, json=body_of("hello"))
             assert (first.result().status_code, second.result().status_code) == (504, 429)
         director.go.set()
-        _until(lambda: running.service.worker.num_running == 0)
-
-
-@contextmanager
-def _inside(director: Director, **settings: Any) -> Iterator[Any]:
-    """A client without a socket: the fuzzing is fast."""
-    application: Any = create_app(director.gill, ServiceSettings(**settings))
-    transport = httpx.ASGITransport(application, raise_app_exceptions=True)
-
-    class Client:
-        service = application._service
-
-        def post(self, **given: Any) -> httpx.Response:
-            return self.request("POST", CHAT, **given)
-
-        def request(self, method: str, path: str, **given: Any) -> httpx.Response:
-            async def ask() -> httpx.Response:
-                url = "http://localhost"
-                async with httpx.AsyncClient(transport=transport, base_url=url) as client:
-                    return await client.request(method, path, **given)
-
-            return asyncio.run(ask())
-
-    yield Client()
-    application._service.worker.close()
+        until(lambda: running.service.worker.num_running == 0)
 
 
 def _png_header(width: int, height: int) -> bytes:
@@ -382,67 +231,80 @@ def _png_header(width: int, height: int) -> bytes:
 
 
 def _raw(data: bytes) -> dict[str, Any]:
-    return _image(f"data:image/png;base64,{base64.b64encode(data).decode()}")
+    return image_part(f"data:image/png;base64,{base64.b64encode(data).decode()}")
 
 
-GREEN = _uri(Image.new("RGB", (4, 4), "green"))
+GREEN = uri_of(Image.new("RGB", (4, 4), "green"))
 
-REFUSED: list[tuple[Any, int, str]] = [
-    (b"", 400, "EOF"),
-    (b"[1, 2", 400, "EOF"),
-    (b"\xff\xfe", 400, "expected value"),
-    (b"[" * 100_000, 400, "recursion"),
-    (b'{"model": "gill", "messages": ' + b'[{"role":' * 50_000, 400, "recursion"),
-    (b"null", 400, "object"),
-    ({"model": "gill"}, 400, "messages"),
-    ({"model": "gill", "messages": []}, 400, "messages"),
-    ({"model": "gill", "messages": [{"role": "user", "content": None}]}, 400, "empty"),
-    ({"model": "gill", "messages": [{"role": "user", "content": "\ud800"}]}, 400, "hex escape"),
-    ({"model": "gill", "messages": [{"role": "wizard", "content": "a"}]}, 400, "role"),
-    (_body({"type": "audio", "audio": ""}), 400, "audio"),
-    (_body("a", model="gpt"), 404, "'gill'"),
-    (_body("a", n=2), 400, "n:"),
-    (_body("a", tools=[{}]), 400, "tools: is not supported"),
-    (_body("a", stop=["x"]), 400, "stop: is not supported"),
-    (_body("a", temperature=float("nan")), 400, "temperature"),
-    (_body("a", temperature=3), 400, "temperature"),
-    (_body("a", seed=-1), 400, "seed"),
-    (_body("a", seed=10**30), 400, "seed"),
-    (_body("a", max_tokens=10**6), 400, "at most 256"),
-    (_body("a", gill={"steps": 10**6}), 400, "at most 100"),
-    (_body("a", gill={"guidance": float("inf")}), 400, "guidance"),
-    (_body("a", gill={"candidates": 64}), 400, "at most 4"),
-    (_body("a", gill={"base": {}}), 400, "base"),
-    (_body("a", gill={"decoding": {}}), 400, "no knob decoding"),
-    (_body("a", gill={"wnat": "text"}), 400, "no knob wnat"),
-    (_body("a", gill={"want": ["text"]}), 400, "want"),
-    (_body("too-long"), 400, "shorten the turn"),
-    (_body("x" * 20_001), 400, "characters"),
-    (_body(*["a"] * 10, *[_image(GREEN)] * 9), 400, "more than 8 pictures"),
-    (_body(_image("https://example.org/a.png")), 400, "not fetched"),
-    (_body(_image("file:///etc/passwd")), 400, "not fetched"),
-    (_body(_image("")), 400, "only data URIs"),
-    (_body(_image("data:image/png,plain")), 400, "base64"),
-    (_body(_image("data:image/png;base64,@@@")), 400, "not base64"),
-    (_body(_image("data:image/png;base64,é")), 400, "not base64"),
-    (_body(_raw(b"")), 400, "empty"),
-    (_body(_raw(b"%PDF-1.4")), 400, "not a picture"),
-    (_body(_raw(b"<svg xmlns='http://www.w3.org/2000/svg'/>")), 400, "not a picture"),
-    (_body(_raw(_png_header(30_000, 30_000))), 400, "too large"),
-    (_body(_raw(_png_header(5000, 5000))), 400, ""),
-    (_body(_image(_uri(Image.new("1", (6000, 6000))))), 400, "too large"),
-    (_body(_image(_uri(Image.new("1", (5000, 5000)))), _image(GREEN[:-30])), 400, "content[1]"),
+REFUSED: list[tuple[Any, int, str | None, str]] = [
+    (b"", 400, "missing_required_parameter", "body"),
+    (b"[1, 2", 400, "invalid_json", "delimiter"),
+    (b"\xff\xfe", 400, "invalid_json", "not JSON"),
+    (b"[" * 100_000, 400, None, "parsing the body"),
+    (b'{"model": "gill", "messages": ' + b'[{"role":' * 50_000, 400, None, "parsing the body"),
+    (b"1" * 5000, 400, None, "parsing the body"),
+    (b"null", 400, "invalid_value", "body"),
+    ({"model": "gill"}, 400, "missing_required_parameter", "messages"),
+    ({"messages": []}, 400, "invalid_value", "messages"),
+    ({"messages": None}, 400, "invalid_value", "messages"),
+    ({"messages": [{"role": "user", "content": None}]}, 400, None, "empty"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "invalid_value", "unicode"),
+    ({"messages": [{"role": "wizard", "content": "a"}]}, 400, "unsupported_value", "0.role"),
+    (body_of({"type": "audio", "audio": ""}), 400, "unsupported_value", "audio"),
+    (body_of("a", model="gpt"), 404, "model_not_found", "'gill'"),
+    (body_of("a", n=2), 400, "unsupported_value", "n:"),
+    (body_of("a", logprobs=True), 400, "unsupported_value", "logprobs:"),
+    (body_of("a", tools=[{}], tool_choice="required"), 400, "unsupported_value", "tool_choice"),
+    (body_of("a", tool_choice={"type": "function"}), 400, "unsupported_value", "tool_choice"),
+    (body_of("a", response_format={"type": "json_schema"}), 400, "unsupported_value", "format"),
+    (body_of("a", modalities=["audio", "text"]), 400, "unsupported_value", "modalities.0"),
+    (body_of("a", modalities=["text"], gill={"want": "generate"}), 400, None, "only text"),
+    (body_of("a", modalities=["image"], gill={"want": "text"}), 400, None, "picture is asked"),
+    (body_of("a", stop=["x"] * 20), 400, "invalid_value", "stop"),
+    (body_of("a", stop=""), 400, "invalid_value", "stop"),
+    (body_of("a", temperature=float("nan")), 400, "invalid_value", "temperature"),
+    (body_of("a", temperature=3), 400, "invalid_value", "temperature"),
+    (body_of("a", seed=-1), 400, "invalid_value", "seed"),
+    (body_of("a", seed=10**30), 400, "invalid_value", "seed"),
+    (body_of("a", gill={"steps": 10**6}), 400, "invalid_value", "at most 100"),
+    (body_of("a", gill={"guidance": float("inf")}), 400, "invalid_value", "guidance"),
+    (body_of("a", gill={"candidates": 64}), 400, "invalid_value", "at most 4"),
+    (body_of("a", gill={"base": {}}), 400, "unknown_parameter", "gill.base"),
+    (body_of("a", gill={"decoding": {}}), 400, "unknown_parameter", "gill.decoding"),
+    (body_of("a", gill={"batch_size": 1}), 400, "unknown_parameter", "gill.batch_size"),
+    (body_of("a", gill={"cpu_offload": "model"}), 400, "unknown_parameter", "gill.cpu_offload"),
+    (body_of("a", gill={"vae_slicing": True}), 400, "unknown_parameter", "gill.vae_slicing"),
+    (body_of("a", gill={"\ud800": 1}), 400, "unknown_parameter", "gill."),
+    (body_of("a", gill={"want": ["text"]}), 400, "unsupported_value", "want"),
+    (body_of("too-long"), 400, "context_length_exceeded", "shorten the turn"),
+    (body_of("x" * 20_001), 400, "context_length_exceeded", "characters"),
+    (body_of(*["a"] * 10, *[image_part(GREEN)] * 9), 400, "too_many_pictures", "8 pictures"),
+    (body_of(image_part("https://example.org/a.png")), 400, "invalid_image", "not fetched"),
+    (body_of(image_part("file:///etc/passwd")), 400, "invalid_image", "not fetched"),
+    (body_of(image_part("")), 400, "invalid_image", "only data URIs"),
+    (body_of(image_part("data:image/png,plain")), 400, "invalid_image", "base64"),
+    (body_of(image_part("data:image/png;base64,@@@")), 400, "invalid_image", "not base64"),
+    (body_of(image_part("data:image/png;base64,é")), 400, "invalid_image", "not base64"),
+    (body_of(image_part(f"/v1/pictures/{'a' * 32}.png")), 400, "invalid_image", "expired"),
+    (body_of(_raw(b"")), 400, "invalid_image", "empty"),
+    (body_of(_raw(b"%PDF-1.4")), 400, "invalid_image", "not a picture"),
+    (body_of(_raw(b"<svg xmlns='http://www.w3.org/2000/svg'/>")), 400, None, "not a picture"),
+    (body_of(_raw(_png_header(30_000, 30_000))), 400, "image_too_large", "too large"),
+    (body_of(_raw(_png_header(5000, 5000))), 400, "invalid_image", ""),
+    (body_of(image_part(uri_of(Image.new("1", (6000, 6000))))), 400, "image_too_large", "large"),
+    (body_of("a", image_part(GREEN[:-30])), 400, "invalid_image", "messages.0.content.1"),
 ]
 
 
 def test_bad_requests_are_refused_with_a_reason(director: Director) -> None:
-    with _inside(director) as client:
-        for body, status, words in REFUSED:
+    with inside(director) as client:
+        for body, status, code, words in REFUSED:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             answer = client.post(content=content, headers={"Content-Type": "application/json"})
             assert answer.status_code == status, (content[:200], answer.text)
             error = answer.json()["error"]
             assert words in f"{error['message']} {error['param']}", (content[:200], error)
+            assert code in (None, error["code"]), (content[:200], error)
         assert client.post(content=b"{}").status_code == 415
         big = client.post(content=b"x" * 17_000_000, headers={"Content-Type": "application/json"})
         assert big.status_code == 413
@@ -450,16 +312,16 @@ def test_bad_requests_are_refused_with_a_reason(director: Director) -> None:
         assert "error" in client.request("GET", "/nothing").json()
         host = client.request("GET", "/healthz", headers={"Host": "attacker.example"})
         assert host.status_code == 400
-        assert client.post(json=_body("still here")).status_code == 200
+        assert client.post(json=body_of("still here")).status_code == 200
         assert client.service.places == ServiceSettings().max_requests
 
 
 def test_no_input_gives_a_server_error(director: Director) -> None:
     """Random damage to a good request: to its bytes, its values, and to a picture in it."""
     rng = random.Random(0)
-    good = _body(
+    good = body_of(
         "a ring",
-        _image(GREEN),
+        image_part(GREEN),
         temperature=0.5,
         seed=3,
         stream=False,
@@ -479,7 +341,7 @@ def test_no_input_gives_a_server_error(director: Director) -> None:
         return [spoil(value) for value in node] if isinstance(node, list) else node
 
     statuses = []
-    with _inside(director) as client:
+    with inside(director) as client:
         for number in range(450):
             if number % 3 == 0:
                 content = json.dumps(spoil(good)).encode()
@@ -490,14 +352,14 @@ def test_no_input_gives_a_server_error(director: Director) -> None:
                 content = bytes(raw)
             else:
                 kind = rng.choice(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
-                head, data = _uri(Image.new("RGB", (9, 9), "red"), kind).split(",")
+                head, data = uri_of(Image.new("RGB", (9, 9), "red"), kind).split(",")
                 spoiled_picture = bytearray(base64.b64decode(data))
                 for _ in range(rng.randrange(1, 4)):
                     spoiled_picture[rng.randrange(len(spoiled_picture))] = rng.randrange(256)
                 cut = bytes(spoiled_picture[: rng.randrange(len(spoiled_picture))])
                 kept = cut if rng.random() < 0.3 else bytes(spoiled_picture)
                 uri = f"{head},{base64.b64encode(kept).decode()}"
-                content = json.dumps(_body("a", _image(uri))).encode()
+                content = json.dumps(body_of("a", image_part(uri))).encode()
             answer = client.post(content=content, headers={"Content-Type": "application/json"})
             assert answer.status_code < 500, (content, answer.text)
             assert answer.status_code == 200 or answer.json()["error"]["message"], content
@@ -516,12 +378,12 @@ def test_broken_pictures_of_the_world_are_refused(director: Director, shared_dat
         if path.stat().st_size < 2_000_000
     ]
     assert len(broken) > 3
-    with _inside(director) as client:
+    with inside(director) as client:
         for path in broken:
-            answer = client.post(json=_body("a", _raw(path.read_bytes())))
+            answer = client.post(json=body_of("a", _raw(path.read_bytes())))
             assert answer.status_code in (200, 400), path
             if answer.status_code == 400:
-                assert "content[1]" in answer.json()["error"]["param"]
+                assert answer.json()["error"]["param"] == "messages.0.content.1"
         assert client.service.worker.alive
 
 
@@ -532,30 +394,30 @@ def test_a_key_is_asked_for_where_others_can_reach_it(director: Director) -> Non
         assert service.is_loopback(host)
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org", ""):
         assert not service.is_loopback(host)
-    openai = pytest.importorskip("openai")
-    with _serving(director.gill, key="s3cret") as running:
+    library = pytest.importorskip("openai")
+    with serving(director.gill, key="s3cret") as running:
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
-            answer = httpx.post(running.url + CHAT, json=_body("a"), headers=header)
+            answer = httpx.post(running.url + CHAT, json=body_of("a"), headers=header)
             assert answer.status_code == 401
         assert httpx.get(f"{running.url}/metrics").status_code == 401
         assert httpx.get(f"{running.url}/healthz").status_code == 200
         assert httpx.get(f"{running.url}/readyz").status_code == 200
-        with pytest.raises(openai.AuthenticationError):
-            _openai(running.url, "wrong").chat.completions.create(**_body("a"))
-        answer = _openai(running.url, "s3cret").chat.completions.create(**_body("a"))
+        with pytest.raises(library.AuthenticationError):
+            openai(running.url, "wrong").chat.completions.create(**body_of("a"))
+        answer = openai(running.url, "s3cret").chat.completions.create(**body_of("a"))
         assert answer.choices[0].message.content == " a"
 
 
 def test_pictures_under_names_that_expire(director: Director) -> None:
-    with _serving(director.gill, picture_seconds=0.7) as running:
-        body = _body("a", gill={"want": "retrieve"}, pictures="url")
+    with serving(director.gill, picture_seconds=0.7) as running:
+        body = body_of("a", gill={"want": "retrieve"}, pictures="url")
         answer = httpx.post(running.url + CHAT, json=body).json()
         url = answer["choices"][0]["message"]["parts"][1]["image_url"]["url"]
         assert re.fullmatch(rf"{running.url}/v1/pictures/[\w-]{{32}}\.png", url)
         got = httpx.get(url)
         assert got.headers["content-type"] == "image/png"
         assert Image.open(io.BytesIO(got.content)).getpixel((0, 0)) == (0, 0, 255)
-        _until(lambda: httpx.get(url).status_code == 404)
+        until(lambda: httpx.get(url).status_code == 404)
         assert httpx.get(f"{running.url}/v1/pictures/..%2f..%2fetc.png").status_code == 404
 
 
@@ -587,11 +449,11 @@ def test_only_allowed_hosts_are_fetched(director: Director) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     host = f"127.0.0.1:{server.server_port}"
     try:
-        with _inside(director, remote=RemotePictureSettings(allowed_hosts=(host,))) as client:
-            fetched = client.post(json=_body("a", _image(f"http://{host}/a.png")))
+        with inside(director, remote=RemotePictureSettings(allowed_hosts=(host,))) as client:
+            fetched = client.post(json=body_of("a", image_part(f"http://{host}/a.png")))
             assert fetched.status_code == 200
             assert fetched.json()["usage"]["prompt_tokens"] == 1 + 4
-            other = client.post(json=_body("a", _image("http://127.0.0.1:1/a.png")))
+            other = client.post(json=body_of("a", image_part("http://127.0.0.1:1/a.png")))
             assert other.status_code == 400
             assert "not on the list" in other.json()["error"]["message"]
     finally:
@@ -599,7 +461,7 @@ def test_only_allowed_hosts_are_fetched(director: Director) -> None:
 
 
 def test_a_slow_sender_loses_its_place(director: Director) -> None:
-    with _serving(director.gill, body_timeout_s=0.3, max_requests=1) as running:
+    with serving(director.gill, body_timeout_s=0.3, max_requests=1) as running:
         with socket.create_connection(("127.0.0.1", running.port)) as slow:
             slow.sendall(
                 f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -607,16 +469,16 @@ def test_a_slow_sender_loses_its_place(director: Director) -> None:
             )
             slow.settimeout(10)
             assert b"408" in slow.recv(1000)
-        _until(lambda: running.service.places == 1)
-        assert httpx.post(running.url + CHAT, json=_body("a")).status_code == 200
+        until(lambda: running.service.places == 1)
+        assert httpx.post(running.url + CHAT, json=body_of("a")).status_code == 200
 
 
 def test_ready_until_it_stops(director: Director) -> None:
-    with _inside(director) as client:
+    with inside(director) as client:
         assert client.request("GET", "/readyz").json()["status"] == "ready"
         client.service.worker.close()
         assert client.request("GET", "/readyz").status_code == 503
-        assert client.post(json=_body("a")).status_code == 429
+        assert client.post(json=body_of("a")).status_code == 429
 
 
 def test_turns_are_answered_together_and_a_crash_stays_with_its_turn(director: Director) -> None:
@@ -638,7 +500,7 @@ def test_turns_are_answered_together_and_a_crash_stays_with_its_turn(director: D
         job = Job(talk, lambda words=words: [words], gill.settings(), events.append)  # type: ignore[misc]
         worker.submit(job)
     director.go.set()
-    _until(lambda: sum(isinstance(e[-1], Ended | Failed) for e in heard.values() if e) == 5)
+    until(lambda: sum(isinstance(e[-1], Ended | Failed) for e in heard.values() if e) == 5)
     worker.close()
     # `hold`; then a, crash and b share a speaker and fail together, and each is tried alone; then x
     assert director.batches == [1, 3, 1, 1, 1, 1]
@@ -661,10 +523,14 @@ def test_the_miniature_answers_the_openai_client(
 ) -> None:
     monkeypatch.chdir(world)
     gill = Gill.load("artifacts")
-    shown = _uri(Image.open("artifacts/miniature/images/test/000000.png").convert("RGB"))
-    with _serving(gill, max_batch=4) as running:
-        client = _openai(running.url)
-        bodies = [_body("a red ring", _image(shown)), _body("in the desert"), _body("a big cross.")]
+    shown = uri_of(Image.open("artifacts/miniature/images/test/000000.png").convert("RGB"))
+    with serving(gill, max_batch=4) as running:
+        client = openai(running.url)
+        bodies = [
+            body_of("a red ring", image_part(shown)),
+            body_of("in the desert"),
+            body_of("a big cross."),
+        ]
 
         def ask(body: dict[str, Any], want: str) -> Any:
             extra = {"gill": {"want": want, "steps": 2}}
@@ -696,7 +562,7 @@ def test_the_miniature_answers_the_openai_client(
             assert one.choices[0].message.content == again.choices[0].message.content
         found = ask(bodies[1], "retrieve").choices[0].message.parts
         assert [part["gill"]["kind"] for part in found if part["type"] != "text"] == ["retrieved"]
-        too_long = httpx.post(running.url + CHAT, json=_body("ring " * 400))
+        too_long = httpx.post(running.url + CHAT, json=body_of("ring " * 400))
         assert too_long.status_code == 400
         assert "positions" in too_long.json()["error"]["message"]
 

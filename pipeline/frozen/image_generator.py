@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -42,6 +43,7 @@ class ImageGenerator:
     Attributes:
         width: D, what the UNet's cross-attention takes.
         pooled_width: what it takes of a pooled text vector besides; None: it takes none.
+        picture_size: (width, height) of its pictures, in pixels.
     """
 
     def __init__(self, pipeline: Any, device: str | torch.device = "cpu"):
@@ -53,6 +55,8 @@ class ImageGenerator:
         self._own_scheduler = pipeline.scheduler
         unet = pipeline.unet.config
         self.width = int(unet.cross_attention_dim)
+        height, width = np.broadcast_to(unet.sample_size, 2) * pipeline.vae_scale_factor
+        self.picture_size = int(width), int(height)
         self.pooled_width: int | None = None
         if unet.addition_embed_type == "text_time":
             # Besides the pooled vector: six numbers of size and crop, each embedded.

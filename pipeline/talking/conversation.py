@@ -77,6 +77,7 @@ class Conversation:
         self.num_generated = 0
         self.num_forgotten = 0
         """Turns that are not remembered."""
+        self._forgotten_before = 0
         self._exchanges: list[Tensor] = []
         self._context: Context | None = Context(speaker.language_model)
         self._max_positions = self._context.max_positions
@@ -205,9 +206,9 @@ class Conversation:
         longest = decoding.max_tokens + decoding.max_images * (speaker.heads.sizes.r - 1)
         start = speaker.start()
         free = self._max_positions - len(start) - len(turn.embeddings) - longest
-        before = self.num_forgotten
         self._make_room(max(free, 0))
-        forgotten = self.num_forgotten - before
+        forgotten = self.num_forgotten - self._forgotten_before
+        self._forgotten_before = self.num_forgotten
         context, self._context = None if forgotten else self._context, None
         if context is not None and context.lengths[0]:
             return context, turn.embeddings, Started(len(turn.embeddings), forgotten)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import io
 import ipaddress
 import socket
 import ssl
@@ -18,13 +17,11 @@ import time
 from collections.abc import Iterator
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from gill_errors import InputError
 
 _PORTS = {"http": 80, "https": 443}
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _REDIRECTS = 3
 
 
@@ -47,11 +44,10 @@ class RemotePictureSettings(BaseModel):
         default=10.0, gt=0, description="seconds for one picture, redirects included"
     )
     max_bytes: int = Field(default=10_000_000, gt=0, description="largest file")
-    max_pixels: int = Field(default=50_000_000, gt=0, description="largest width times height")
 
 
-def fetch_picture(url: str, settings: RemotePictureSettings) -> Image.Image:
-    """The picture at `url` as RGB, or RemotePictureError with the reason.
+def fetch_picture(url: str, settings: RemotePictureSettings) -> bytes:
+    """The file at `url`, undecoded, or RemotePictureError with the reason.
 
     http and https only, no user name in the address; the host must be allowed, also after a
     redirect, which must stay on the same host and may not leave https. The connection goes to the
@@ -69,7 +65,7 @@ def fetch_picture(url: str, settings: RemotePictureSettings) -> Image.Image:
             reason = f"took longer than {settings.timeout_s} s" if late else str(error)
             raise RemotePictureError(f"{target.geturl()}: {reason}") from error
         if isinstance(answer, bytes):
-            return _decoded(answer, url, settings)
+            return answer
         moved = _parsed(urljoin(target.geturl(), answer))
         if moved.hostname != target.hostname or (target.scheme, moved.scheme) == ("https", "http"):
             raise RemotePictureError(f"{url}: redirects to {moved.geturl()}, which is refused")
@@ -177,18 +173,3 @@ def _closed_at(connection: socket.socket, deadline: float) -> Iterator[None]:
     finally:
         timer.cancel()
         connection.close()
-
-
-def _decoded(body: bytes, url: str, settings: RemotePictureSettings) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(body), formats=_FORMATS)
-        width, height = picture.size
-        if width * height > settings.max_pixels:
-            raise RemotePictureError(
-                f"{url}: {width} x {height} pixels, more than {settings.max_pixels}"
-            )
-        return picture.convert("RGB")
-    except RemotePictureError:
-        raise
-    except Exception as error:  # Pillow raises many kinds on damaged files
-        raise RemotePictureError(f"{url}: not a readable picture: {error}") from error
