@@ -17,7 +17,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
@@ -32,6 +31,7 @@ from app.annotations import (
     Side,
 )
 from app.encoded_pictures import as_png
+from app.listening import address_of, listen, run
 from app.same_origin import LOOPBACK, SameOrigin, names_of
 from corpora.parti_prompts import (
     agreed_label,
@@ -40,6 +40,7 @@ from corpora.parti_prompts import (
     write_votes,
 )
 from corpora.pictures import PictureError, open_picture
+from gill_errors import InputError
 
 _LARGEST_SIDE = 1024
 
@@ -137,9 +138,13 @@ def main() -> None:
     if given.export is not None:
         print(export(annotations, given.export))
         return
-    print(f"{len(annotations.pairs)} pairs; open http://{given.host}:{given.port}")
-    app = create_app(annotations, names_of(given.host))
-    uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
+    try:
+        listening = listen(given.host, given.port)
+    except InputError as error:
+        sys.exit(str(error))
+    with listening:
+        print(f"{len(annotations.pairs)} pairs; open {address_of(listening)}", flush=True)
+        run(create_app(annotations, names_of(given.host)), listening)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import os
 import socket
 from typing import Any
 
@@ -14,17 +16,32 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from gill_errors import InputError
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, guarded: bool = True) -> socket.socket:
     """A socket that listens; with port 0 on a free one. Who connects waits until it is served.
 
-    Raises InputError where that port cannot be had.
+    Raises InputError where that port cannot be had, or other machines reach it and what will be
+    served there is not `guarded`, by a key for example.
     """
+    if not guarded and not is_loopback(host):
+        raise InputError(
+            f"{host} can be reached from other machines: give an API key, or bind to 127.0.0.1"
+        )
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else str(error.strerror)
         raise InputError(f"cannot listen on port {port} of {host}: {reason}") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def address_of(listening: socket.socket) -> str:

@@ -1,6 +1,6 @@
 """The web page: talk to a trained GILL, browse its cache, compare its pictures.
 
-    launch("artifacts")     http://127.0.0.1:7860
+    launch("artifacts", listen("127.0.0.1", 7860))
 
 Nothing is sent or fetched anywhere: no analytics, fonts of the reader's own machine, all scripts
 from the installed gradio package. Every visitor has a conversation of their own; one model answers
@@ -13,6 +13,7 @@ import os
 import queue
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
-import uvicorn
 from fastapi import FastAPI
 
 from app.job import Failed, Job
 from app.knobs import Knobs
+from app.listening import address_of, run
 from app.page_annotation import AnnotationRoutes, annotation_tab
 from app.page_cache import cache_tab
 from app.page_examples import Example, examples_of
@@ -109,10 +110,10 @@ class Chat:
     job: Job | None = None
 
 
-def launch(artifacts: str | Path, *, host: str = "127.0.0.1", port: int = 7860) -> None:
+def launch(artifacts: str | Path, listening: socket.socket, host: str = "127.0.0.1") -> None:
     """Load the model and serve the page until interrupted. Call it in the main thread.
 
-    Raises BackboneError, CheckpointError or RetrievalError as `Gill.load` does.
+    `host` is how `listening` was asked for: see `names_of`. Raises what `Gill.load` raises.
     """
     # Ended so, a process would not delete its folder.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -121,8 +122,8 @@ def launch(artifacts: str | Path, *, host: str = "127.0.0.1", port: int = 7860) 
     if host not in LOOPBACK:
         print(f"anybody who reaches {host} can use this page: there is no password", flush=True)
     app = create_app(gill, places, hosts=names_of(host))
-    print(f"open http://{host}:{port}", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    print(f"open {address_of(listening)}", flush=True)
+    run(app, listening)
 
 
 def create_app(

@@ -82,6 +82,16 @@ def busy(retry_after: int) -> RequestError:
     )
 
 
+def refuse_broken(text: str, param: str) -> None:
+    """Raise RequestError for half a surrogate pair: JSON can spell it, no tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the text is not Unicode: {error.reason}", param=param, code="invalid_value"
+        ) from None
+
+
 def failure(failed: Failed) -> RequestError:
     """An answer that came to nothing."""
     match failed.stop:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
-from app.request_errors import RequestError
+from app.request_errors import RequestError, refuse_broken
 from app.service_settings import RequestLimits
 from gill.loading import Gill
 from gill_errors import GillError
@@ -157,5 +157,7 @@ def _refuse_dear(settings: ReplySettings, limits: RequestLimits) -> None:
             raise RequestError(
                 f"{name} is {value}, at most {limit} here", param=name, code="invalid_value"
             )
+    refuse_broken(settings.negative_prompt, "negative_prompt")
+    refuse_broken("".join(settings.decoding.stop), "stop")
     if len(settings.negative_prompt) > limits.max_characters:
         raise RequestError("negative_prompt is too long", param="negative_prompt")

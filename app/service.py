@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,13 @@ from app.chat_answers import ChatAnswer
 from app.chat_requests import ChatRequest
 from app.gate import Gate
 from app.image_generations import ImageRequest, pictures_of
-from app.listening import address_of, listen, run
+from app.listening import address_of, run
 from app.request_errors import ErrorBody, Json, RequestError, error_response, invalid
 from app.responses_answers import ResponseAnswer
 from app.responses_requests import ResponseRequest
 from app.same_origin import LOOPBACK
 from app.service_settings import ServiceSettings
 from gill.loading import Gill
-from gill_errors import InputError
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is refused."},
@@ -62,38 +61,18 @@ _STREAMED = {"content": {**_JSON["content"], "text/event-stream": {"schema": _EV
 
 def serve(
     artifacts: str | Path,
+    listening: socket.socket,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
     api_key: str | None = None,
     settings: ServiceSettings | None = None,
 ) -> None:
-    """Load the model and serve until interrupted or terminated.
-
-    Raises InputError where the port is taken, or the address is reachable from elsewhere and there
-    is no API key, and what `Gill.load` raises.
-    """
-    if not is_loopback(host) and not api_key:
-        raise InputError(
-            f"{host} can be reached from other machines: give an API key, or bind to 127.0.0.1"
-        )
+    """Load the model and serve until interrupted or terminated; raises what `Gill.load` raises."""
     settings = settings or ServiceSettings()
-    with listen(host, port) as listening:
-        app = create_app(Gill.load(artifacts), settings, api_key=api_key)
-        print(f"listening on {address_of(listening)}/v1/chat/completions", flush=True)
-        # Whatever was accepted has its answer, or a word that there is none, within its time.
-        grace = settings.timeout_s + settings.body_timeout_s + 2
-        run(app, listening, header_timeout_s=settings.header_timeout_s, grace_s=grace)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server bound to `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    app = create_app(Gill.load(artifacts), settings, api_key=api_key)
+    print(f"listening on {address_of(listening)}/v1/chat/completions", flush=True)
+    # Whatever was accepted has its answer, or a word that there is none, within its time.
+    grace = settings.timeout_s + settings.body_timeout_s + 2
+    run(app, listening, header_timeout_s=settings.header_timeout_s, grace_s=grace)
 
 
 def create_app(gill: Gill, settings: ServiceSettings, *, api_key: str | None = None) -> ASGIApp:

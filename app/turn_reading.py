@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.data_uris import decode_data_uri, is_data_uri
 from app.kept_pictures import KeptPictures
-from app.request_errors import RequestError
+from app.request_errors import RequestError, refuse_broken
 from app.seen_pictures import SeenPictures
 from app.service_settings import RequestLimits
 from corpora.pictures import PictureError
@@ -92,6 +92,9 @@ class TurnReader:
     ) -> list[Sequence[SentPart]]:
         """The newest exchanges that are within the limits of letters and pictures."""
         limits = self._limits
+        for text in (part for exchange in (*history, turn) for part in exchange):
+            if isinstance(text, str):
+                refuse_broken(text, "messages")
         characters, pictures = _size(turn)
         if characters > limits.max_characters:
             raise RequestError(

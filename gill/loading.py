@@ -236,7 +236,10 @@ class Gill(Speaker):
         try:
             return ReplySettings.model_validate(whole)
         except ValidationError as error:
-            lines = [f"{e['loc'][-1]}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+            lines = []
+            for one in error.errors():
+                place = ".".join(str(step) for step in one["loc"] if step not in parts)
+                lines.append(f"{place}: {one['msg']} (found {one['input']!r})")
             raise GillError("; ".join(lines)) from None
 
     def reply(

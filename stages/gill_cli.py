@@ -250,12 +250,47 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="GILL_API_KEY", help="Needed on any other --host.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with any setting of the service; options go before.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model, in requests.")] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Requests at one time.")] = None,
+    max_waiting: Annotated[int | None, typer.Option(help="Requests in line.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Requests answered together.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for a request.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    max_pictures: Annotated[int | None, typer.Option(help="Pictures in a request.")] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host whose pictures are fetched; repeatable.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page that may call (CORS); repeatable.")
+    ] = None,
 ) -> None:
-    """Serve the model over HTTP in the shape of OpenAI's chat completions."""
-    with _one_line_errors():
-        from app.service import serve as run
+    """Serve the model over HTTP in the shapes of OpenAI's chat completions, responses and images.
 
-        run(artifacts, host=host, port=port, api_key=api_key)
+    app/service_settings.py has all settings of --config, with their meanings and defaults.
+    """
+    with _one_line_errors():
+        from app.listening import listen
+        from app.service_settings import read_settings
+
+        settings = read_settings(
+            config,
+            model=name,
+            max_requests=max_requests,
+            max_waiting=max_waiting,
+            max_batch=max_batch,
+            timeout_s=timeout,
+            limits_max_tokens=max_tokens,
+            limits_max_pictures=max_pictures,
+            remote_allowed_hosts=tuple(allow_host) if allow_host else None,
+            allowed_origins=tuple(allow_origin) if allow_origin else None,
+        )
+        with listen(host, port, guarded=bool(api_key)) as listening:
+            from app.service import serve as run
+
+            run(artifacts, listening, api_key=api_key, settings=settings)
 
 
 @app.command(name="app")
@@ -266,9 +301,12 @@ def page(
 ) -> None:
     """Open the page in the browser: talk, look into the cache, annotate."""
     with _one_line_errors():
-        from app.page import launch
+        from app.listening import listen
 
-        launch(artifacts, host=host, port=port)
+        with listen(host, port) as listening:
+            from app.page import launch
+
+            launch(artifacts, listening, host)
 
 
 @app.command(
