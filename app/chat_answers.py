@@ -23,6 +23,7 @@ class ChatAnswer:
         self._with_usage = asked.stream_options is not None and bool(
             asked.stream_options.include_usage
         )
+        self._with_words = set(asked.modalities or ()) != {"image"}
         self._common = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -36,6 +37,8 @@ class ChatAnswer:
         images: list[dict[str, Any]] = []
         for piece in reply:
             if isinstance(piece, Text):
+                if not self._with_words:
+                    continue
                 content += piece.text
                 parts.append({"type": "text", "text": piece.text})
             else:
@@ -73,7 +76,8 @@ class ChatAnswer:
         number = 0
         async for event in self._answer.events():
             if isinstance(event, Text):
-                yield self._chunk({"content": event.text})
+                if self._with_words:
+                    yield self._chunk({"content": event.text})
             elif isinstance(event, PictureProgress):
                 yield f": step {event.step} of {event.steps}\n\n"
             elif not isinstance(event, Started | Ended):

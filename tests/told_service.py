@@ -42,13 +42,14 @@ class Director:
 
     A turn with the word `hold` goes on only when `go` is set or it is cancelled, one with `stuck`
     only when `go` is set; one with `crash` fails. `batches` lists how many turns were answered
-    together.
+    together, `turns` these.
     """
 
     def __init__(self) -> None:
         self.go = threading.Event()
         self.holding = threading.Semaphore(0)
         self.batches: list[int] = []
+        self.turns: list[Any] = []
 
     @classmethod
     def installed(cls, monkeypatch: pytest.MonkeyPatch) -> "Director":
@@ -59,6 +60,7 @@ class Director:
 
     def stream_together(self, turns: list[Any]) -> Iterator[tuple[int, Any]]:
         self.batches.append(len(turns))
+        self.turns += turns
         if any("crash" in turn.words for turn in turns):
             raise RuntimeError("told to")
         for index, turn in enumerate(turns):
@@ -83,6 +85,12 @@ class Director:
             if turn.settings.want == "retrieve":
                 yield index, RetrievedImage(picture_of("blue"), 7, 0.5, "b.png", "blue", 0.25)
             yield index, Ended("cancelled" if turn.cancelled() else "stop", len(words))
+
+    def settings_of(self, client: Any, asked: dict[str, Any]) -> Any:
+        """How a request is answered."""
+        answer = client.post(json=asked)
+        assert answer.status_code == 200, answer.text
+        return self.turns[-1].settings
 
     @property
     def gill(self) -> Any:
@@ -184,9 +192,10 @@ def openai(url: str, key: str = "unused") -> Any:
 
 
 @contextmanager
-def inside(director: Director, **settings: Any) -> Iterator[Any]:
+def inside(director: Any, **settings: Any) -> Iterator[Any]:
     """A client without a socket: the fuzzing is fast."""
-    application: Any = create_app(director.gill, ServiceSettings(**settings))
+    gill = director.gill if isinstance(director, Director) else director
+    application: Any = create_app(gill, ServiceSettings(**settings))
     transport = httpx.ASGITransport(application, raise_app_exceptions=True)
 
     class Client:
