@@ -30,7 +30,8 @@ def listen(host: str, port: int, *, guarded: bool = True) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else str(error.strerror)
+        number = error.errno or 0  # negative: of the resolver
+        reason = os.strerror(number) if number > 0 else str(error.strerror)
         raise InputError(f"cannot listen on port {port} of {host}: {reason}") from None
 
 

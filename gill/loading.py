@@ -237,9 +237,9 @@ class Gill(Speaker):
             return ReplySettings.model_validate(whole)
         except ValidationError as error:
             lines = []
-            for one in error.errors():
-                place = ".".join(str(step) for step in one["loc"] if step not in parts)
-                lines.append(f"{place}: {one['msg']} (found {one['input']!r})")
+            for problem in error.errors():
+                where = ".".join(str(step) for step in problem["loc"] if step not in parts)
+                lines.append(f"{where}: {problem['msg']} (found {problem['input']!r})")
             raise GillError("; ".join(lines)) from None
 
     def reply(

@@ -89,10 +89,7 @@ def _settings(*hosts: str, **limits: float) -> RemotePictureSettings:
 
 def test_an_allowed_picture_comes_back(here: str) -> None:
     for path in ("picture.png", "moved"):
-        picture = fetch_picture(f"http://{here}/{path}", _settings(here))
-        assert picture.mode == "RGB"
-        assert picture.size == (4, 3)
-        assert picture.getpixel((0, 0)) == (10, 200, 30)
+        assert fetch_picture(f"http://{here}/{path}", _settings(here)) == _png()
     assert _Pictures.requested == ["/picture.png", "/moved", "/picture.png"]
 
 
@@ -109,7 +106,7 @@ def test_an_allowed_name_does_not_open_a_private_address(here: str) -> None:
         fetch_picture(f"http://localhost:{port}/picture.png", _settings(f"localhost:{port}"))
     assert _Pictures.requested == []
     listed = _settings(f"localhost:{port}", here)
-    assert fetch_picture(f"http://localhost:{port}/picture.png", listed).size == (4, 3)
+    assert fetch_picture(f"http://localhost:{port}/picture.png", listed) == _png()
 
 
 @pytest.mark.parametrize(
@@ -117,8 +114,6 @@ def test_an_allowed_name_does_not_open_a_private_address(here: str) -> None:
     [
         ("announced", {}, "1000000000000 bytes, more than"),
         ("endless", {"max_bytes": 100_000}, "more than 100000 bytes"),
-        ("large.png", {"max_pixels": 9_999}, "100 x 100 pixels"),
-        ("not-a-picture", {}, "not a readable picture"),
         ("away", {}, "redirects to http://169.254.169.254/latest"),
         ("other-port", {}, "not on the list"),
         ("loop", {}, "more than 3 redirects"),
