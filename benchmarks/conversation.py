@@ -5,6 +5,7 @@
     first_piece_passes     time to the first words / one forward pass of the prompt (wanted < 2)
     retrieval_ms_100k      what retrieval adds among 100 000 pictures, in ms (wanted < 1)
     turn_20_over_turn_2    time of late turns / time of early turns (wanted: about 1)
+    http_turn_30_over_turn_2     the same over HTTP, where every request tells all (wanted <= 1.5)
     batch_8_speedup        8 conversations one by one / together (wanted >= 3)
 
 Language model: random weights of OPT-125M's size, on a GPU of OPT-6.7B's. Index: ivf-sq8, 256 wide,
@@ -16,15 +17,21 @@ fewer repetitions and a cheaper index.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
+from starlette.testclient import TestClient
 
+from app.service import create_app
+from app.service_settings import RequestLimits, ServiceSettings
 from benchmarks.harness import Bench, Numbers, run
 from benchmarks.index import pictures, queries
 from benchmarks.random_models import opt_gill
 from corpora.pictures import open_picture
+from gill.loading import Gill
 from miniature.backbones import SHIPPED
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
@@ -50,6 +57,10 @@ def measure(bench: Bench) -> None:
     turns = partial(long_conversation, bench, speaker, 6 if short else 16)
     headline = {"late/early": "turn_20_over_turn_2", "anew/late": "without_memory_over_turn_20"}
     bench.part("20 turns", turns, **headline)
+    for name, prefix_bytes in (("30 turns over HTTP", 500_000_000), ("the same, no prefixes", 0)):
+        over_http = partial(http_conversation, bench, speaker, 6 if short else 16, prefix_bytes)
+        headline = {"30/2": "http_turn_30_over_turn_2"} if prefix_bytes else {}
+        bench.part(name, over_http, **headline)
     texts = [some_words(6 + 2 * i, i) for i in range(8)]
     together = partial(batch, bench, speaker, texts, words(12 if short else 24), 1 if short else 3)
     bench.part("8 conversations", together, speedup="batch_8_speedup")
@@ -93,6 +104,34 @@ def long_conversation(bench: Bench, speaker: Speaker, tokens: int) -> Numbers:
     early, late = median(seconds[1:4]), median(seconds[17:20])
     ratios = {"late/early": late / early, "anew/late": anew / late}
     return {"turn_2_s": early, "turn_20_s": late, **ratios}
+
+
+def http_conversation(bench: Bench, speaker: Speaker, tokens: int, prefix_bytes: int) -> Numbers:
+    """30 turns by the service, each telling the whole history."""
+    gill = Gill(**{field.name: getattr(speaker, field.name) for field in fields(Speaker)})
+    settings = ServiceSettings(
+        prefix_bytes=prefix_bytes, limits=RequestLimits(max_characters=10**6)
+    )
+    client = TestClient(create_app(gill, settings), base_url="http://localhost")
+    told: list[dict[str, Any]] = []
+    how = {"max_tokens": tokens, "gill": {"want": "text"}}
+    seconds, said = [], []
+    for turn in range(1, 33):
+        told.append({"role": "user", "content": some_words(tokens, turn)})
+        body = {"messages": told, **how}
+        answer: Any = None
+
+        def ask() -> None:
+            nonlocal answer
+            answer = client.post("/v1/chat/completions", json=body)  # noqa: B023
+
+        seconds.append(bench.once(ask))
+        told.append(answer.json()["choices"][0]["message"])
+        said.append(answer.json()["usage"])
+    early, tenth, late = (median(seconds[turn - 2 : turn + 1]) for turn in (2, 10, 30))
+    cached = said[29]["prompt_tokens_details"]["cached_tokens"] / said[29]["prompt_tokens"]
+    times = {"turn_2_s": early, "turn_10_s": tenth, "turn_30_s": late}
+    return {**times, "10/2": tenth / early, "30/2": late / early, "cached_share": cached}
 
 
 def batch(

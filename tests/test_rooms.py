@@ -28,7 +28,10 @@ ARROWS = {
         *("gill", "settings", "pipeline", "cache", "cluster", "corpora", "miniature"),
         *("workfolder", "evaluation", "doctor", "app"),
     },
-    "benchmarks": {"settings", "pipeline", "cache", "cluster", "corpora", "miniature", "doctor"},
+    "benchmarks": {
+        *("app", "gill", "settings", "pipeline", "cache", "cluster", "corpora", "miniature"),
+        "doctor",
+    },
 }
 # Within pipeline; `settings` and `devices` belong to all.
 SUB_ROOMS = {
