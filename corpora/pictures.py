@@ -36,6 +36,11 @@ from corpora.caption_params import MAX_PIXELS
 from gill_errors import GillError
 
 MAX_BYTES = 512 * 2**20
+PICTURE_SUFFIXES = frozenset(
+    "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpx jpf "  # noqa: SIM905
+    "ppm pgm pbm pnm ico heic heif hif jxl".split()
+)
+"""Of files that are taken for pictures, in lower case; what they hold, their content says."""
 
 PictureErrorKind = Literal[
     "missing",  # no such file or tar member

@@ -249,13 +249,16 @@ class Gill(Speaker):
         return self.conversation().reply(parts_of(turn), self.settings(settings, **knobs))
 
     def caption(
-        self, pictures: Sequence[Image.Image], max_tokens: int = CAPTION_TOKENS
+        self, pictures: Sequence[Image.Image] | Image.Image, max_tokens: int = CAPTION_TOKENS
     ) -> list[str]:
         """What is on each picture, as Table 7 measures it: greedy words after the picture and
-        `caption_prompt`, up to the first full stop."""
-        if not pictures:
+        `caption_prompt`, up to the first full stop. Raises ConversationError for what is none."""
+        shown = [part for part in parts_of(pictures) if isinstance(part, Image.Image)]
+        if len(shown) < len(parts_of(pictures)):
+            raise ConversationError("only pictures (PIL.Image.Image) have captions")
+        if not shown:
             return []
-        pooled = self.encoder.encode_pictures(pictures).float()
+        pooled = self.encoder.encode_pictures(shown).float()
         return caption_pictures(self.model, pooled, self.caption_prompt, max_tokens)
 
     def retrieve(

@@ -8,15 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gill_errors import InputError
+
 
 def pick_device(name: str) -> torch.device:
     """`auto` is the first GPU where there is one, else the CPU; anything else as torch spells it.
 
-    Raises RuntimeError for a name that torch does not know.
+    Raises InputError for one that torch does not know, or this machine does not have.
     """
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the device {name!r} cannot be used: {reason}") from None
+    return device
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -33,8 +33,6 @@ app = typer.Typer(
     help="Talk to a trained GILL: text and pictures in, text and pictures out.",
 )
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
-
 
 class Want(StrEnum):
     """What kind of answer is asked for."""
@@ -120,7 +118,7 @@ def ask(
     negative_prompt: Negative = "",
     as_json: AsJson = False,
 ) -> None:
-    """Ask once. An argument that ends like a picture file is read as one; anything else is text.
+    """Ask once. An argument that names a picture file is read as one; anything else is text.
 
     Prints the text of the answer, shows its pictures where the terminal can, and writes them to a
     new folder below --out.
@@ -161,7 +159,7 @@ def chat(
     negative_prompt: Negative = "",
     as_json: AsJson = False,
 ) -> None:
-    """Talk, line by line. Words that end like picture files are read as pictures.
+    """Talk, line by line. Words that name picture files are read as pictures.
 
     /help lists what else can be said: asking again or otherwise, saving, starting anew. quit, exit
     and Ctrl-D end; Ctrl-C breaks an answer off. Pictures are shown where the terminal can, and
@@ -358,10 +356,24 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _part(text: str) -> str | Image.Image:
-    """A picture where the argument names one, else the text itself."""
-    from corpora.pictures import open_picture
+    """The picture in the file that the argument names, whatever it is called, else the text.
 
-    return open_picture(text) if Path(text).suffix.lower() in PICTURES else text
+    One word that is called like a picture, or written like a path, names a file: where there is
+    none, or no picture in it, that is an error.
+    """
+    from corpora.pictures import PICTURE_SUFFIXES, PictureError, open_picture
+
+    called_so = Path(text).suffix[1:].lower() in PICTURE_SUFFIXES
+    path_like = text.startswith(("/", "./", "../", "~/"))
+    names_a_file = (called_so or path_like) and len(text.split()) == 1
+    if not names_a_file and not os.path.isfile(text):
+        return text
+    try:
+        return open_picture(os.path.expanduser(text) if path_like else text)
+    except PictureError:
+        if names_a_file:
+            raise
+        return text
 
 
 def _turn(line: str) -> list[str | Image.Image]:
@@ -381,7 +393,7 @@ def _turn(line: str) -> list[str | Image.Image]:
 
 
 _HELP = """\
-WORDS photo.png WORDS    say something; words that end like picture files are pictures
+WORDS photo.png WORDS    say something; words that name picture files are pictures
 /generate [WORDS]        answer with a generated picture; without words: the last turn again
 /retrieve [WORDS]        answer with a retrieved picture; without words: the last turn again
 /text [WORDS]            answer with words alone; without words: the last turn again

@@ -455,7 +455,7 @@ def test_prefixes_are_forgotten_where_they_take_too_much_memory(speaker):
     assert prefixes.longest(sea).num_read == len(sea)
 
 
-def test_a_turn_is_a_text_a_picture_or_a_list_of_them(speaker, picture):
+def test_a_turn_is_a_text_a_picture_or_a_list_of_them(speaker, picture, tmp_path):
     assert (
         speaker.reply("a red ring", max_tokens=3, want="text").text
         == speaker.reply(["a red ring"], max_tokens=3, want="text").text
@@ -466,6 +466,13 @@ def test_a_turn_is_a_text_a_picture_or_a_list_of_them(speaker, picture):
         Conversation(speaker).reply([seen, "a"], words(4)).text
         == Conversation(speaker).reply([picture, "a"], words(4)).text
     )
+    picture.save(tmp_path / "photo.png")
+    closed = Image.open(tmp_path / "photo.png")
+    closed.close()
+    for shown in ([closed], closed, ["a red ring"], [Image.new("RGB", (0, 4))]):
+        with pytest.raises(ConversationError):
+            speaker.caption(shown)
+    assert len(speaker.retrieve("a red ring", 10**6)) == len(COLORS)
     for turn, hint in [
         (Path("photo.png"), "turn is a PosixPath.*PIL.Image.open"),
         ([Path("photo.png")], "part 1 of the turn is a PosixPath"),
@@ -475,6 +482,7 @@ def test_a_turn_is_a_text_a_picture_or_a_list_of_them(speaker, picture):
         (b"a red ring", "a bytes"),
         (None, "NoneType"),
         ([Image.new("RGB", (0, 0))], "picture of 0 x 0 pixels"),
+        ([closed], "a picture that cannot be read: Operation on closed image"),
     ]:
         for ask in (speaker.reply, speaker.retrieve):
             with pytest.raises(ConversationError, match=hint):

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from gill_errors import GillError
 from pipeline.devices import Arriving, pick_device, sent
 
 
 def test_a_name_is_a_device_and_auto_is_what_there_is():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(GillError, match="'toaster' cannot be used"):
         pick_device("toaster")
+    with pytest.raises(GillError, match="the device 'cuda:99' cannot be used"):
+        pick_device("cuda:99")
 
 
 def test_what_is_sent_to_the_cpu_is_what_it_was():

@@ -192,6 +192,24 @@ def test_a_typed_line_is_split_at_picture_files(run):
     assert gill_cli._turn("see you. later.") == ["see you. later."]
 
 
+def test_a_picture_is_known_by_its_file_and_words_are_words(run, tmp_path):
+    photo = Image.open(tmp_path / "photo.png")
+    for name in ("photo", "photo.jfif", "my photo.PNG", "photo.ppm", "photo.txt"):
+        photo.save(tmp_path / name, "PPM" if name.endswith("ppm") else "PNG")
+        assert gill_cli._part(name).size == (32, 32), name
+    assert gill_cli._part(str(tmp_path / "photo")).size == (32, 32)
+    (tmp_path / "notes.txt").write_text("a red ring")
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG")
+    words = ("notes.txt", "called logo.png", "a ring.", "and/or", "1/2", "x" * 5000, "", "\0")
+    for text in words:
+        assert gill_cli._part(text) == text
+    for name, reason in [
+        ("absent.heic", "missing"), ("./absent", "missing"), ("/absent/photo", "missing"),
+        ("damaged.png", "unreadable"), ("./notes.txt", "unreadable"),
+    ]:  # fmt: skip
+        assert f"error: {name}: {reason}" in run("ask", name, code=1)
+
+
 def test_retrieve_prints_scores_pictures_and_captions(run):
     hits = json.loads(run("retrieve", "a red ring.", "photo.png", "-n", "3", "--json"))
     assert len(hits) == 3

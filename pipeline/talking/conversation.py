@@ -12,9 +12,9 @@ language model's positions any more, whole exchanges (a turn with its answer) ar
 oldest first, until the kept ones take at most half of the positions that turn and answer leave;
 these are then read again, once. `Started.forgotten_turns` and `Reply.forgotten_turns` say how many
 went. Of an answer its words are remembered, its pictures are not: show one in the next turn to go
-on from it. (A story told over five turns on the miniature world keeps 0.78 of the attributes that
-way, 0.58 with the [IMG] tokens left in and 0.46 with the pictures read back; captions, which is
-what the heads are trained on, end at [IMG].) A turn whose answer was broken off (closed, cancelled,
+on from it. (The 100 held-out stories of the miniature world, told over five turns with two seeds,
+keep 0.75 of the attributes that way and 0.71 with the generated pictures read back, each +- 0.02;
+the real pictures read back give 0.92.) A turn whose answer was broken off (closed, cancelled,
 failed) is forgotten as a whole.
 
 Letters: r [IMG] tokens, e language-model width, n positions.

@@ -89,20 +89,28 @@ def read_contexts(
 def parts_of(turn: object) -> Sequence[SeenPart]:
     """The parts of a turn, which may be a single one.
 
-    Raises ConversationError for anything else, and for a part that is neither text nor picture.
+    Raises ConversationError for anything else, and for a part that is neither text nor a picture
+    that can be read.
     """
     if isinstance(turn, str | Image.Image):
-        return [turn]
+        turn = [turn]
     if not isinstance(turn, list | tuple):
         raise ConversationError(f"the turn is {_described(turn)}; give text, a picture or a list")
     for number, part in enumerate(turn, 1):
         if not isinstance(part, str | Image.Image | Tensor):
             raise ConversationError(f"part {number} of the turn is {_described(part)}")
-        if isinstance(part, Image.Image) and not min(part.size):
-            raise ConversationError(
-                f"part {number} of the turn is a picture of {part.width} x {part.height} pixels"
-            )
+        if isinstance(part, Image.Image):
+            _refuse_unreadable(part, f"part {number} of the turn")
     return turn
+
+
+def _refuse_unreadable(picture: Image.Image, what: str) -> None:
+    if not min(picture.size):
+        raise ConversationError(f"{what} is a picture of {picture.width} x {picture.height} pixels")
+    try:
+        picture.load()
+    except Exception as error:  # its file is closed or damaged; plugins raise what they stumble on
+        raise ConversationError(f"{what} is a picture that cannot be read: {error}") from None
 
 
 def _described(thing: object) -> str:
