@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro plots experiments ablations findings test torture lint app bench bench-gpu clean
+.PHONY: help install repro plots experiments ablations findings test torture client-tests lint app bench bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,10 @@ test: install  ## Run the tests (under 8 minutes)
 
 torture: install  ## DVC's experiments by its own command line: killed, queued, shared (a few minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m torture
+
+client-tests: install  ## The service by its clients, installed first, and 50,000 requests (an hour and a half)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[clients]'
+	@GILL_SCHEMA_CASES=50000 $(BIN)/python -m pytest tests/test_service_clients.py
 
 lint: install  ## Lint, formatting and types
 	@$(BIN)/ruff check .

@@ -179,7 +179,7 @@ def test_langchain_gets_pictures_as_markdown(running: Any) -> None:
 
 
 def test_schemathesis_finds_nothing(running: Any) -> None:
-    """No server error, and every answer as /openapi.json says; `make schema-cases` runs 50,000."""
+    """No server error, and every answer as /openapi.json says; `make client-tests` has 50,000."""
     schemathesis = pytest.importorskip(
         "schemathesis", reason="schemathesis comes with the extra `clients`"
     )
