@@ -28,7 +28,7 @@ from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import GeneratedImage, ReplySettings, RetrievedImage, Text
 from pipeline.talking.decoding import DecodingSettings
 from tests.test_end_to_end import world  # noqa: F401 - a fixture
-from tests.test_service import Server
+from tests.told_service import Server
 
 FAST = ReplySettings(
     generation=GenerationSettings(steps=2, guidance=2.0), decoding=DecodingSettings(max_tokens=6)

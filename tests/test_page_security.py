@@ -36,8 +36,8 @@ from gill.artifacts import Artifacts
 from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import Ended, ReplySettings, Started, Text
 from tests.test_page import browser  # noqa: F401 - a fixture
-from tests.test_service import Server
 from tests.told_batches import batches_of
+from tests.told_service import Server
 
 API = "/gradio_api"
 JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
