@@ -56,6 +56,15 @@ _CSS = """
 .row-facts tr { border-bottom: 1px solid var(--border-color-primary) !important; }
 #cache-tiles .caption-label { left: 0; right: 0; bottom: 0; max-width: none; white-space: normal;
   text-align: left; font-size: 12px; line-height: 1.3; border-radius: 0; }
+#title h1 { font-size: 20px; font-weight: 650; margin: 0; }
+.gradio-container { --body-text-color-subdued: #52525b; --block-info-text-color: #52525b;
+  --input-placeholder-color: #62626c; --primary-500: #4f46e5; --trim-region-color: #4f46e5; }
+.dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #b4b4bd;
+  --block-info-text-color: #b4b4bd; --input-placeholder-color: #a5a6b0; --primary-500: #a5a2f8;
+  --trim-region-color: #a5a2f8; }
+.gradio-container button[role=tab].selected { color: #4338ca !important; }
+.dark .gradio-container button[role=tab].selected { color: #b6b4fb !important; }
+#said { width: 100%; }
 #hello { color: var(--body-text-color-subdued); }
 footer { display: none !important; }
 @media (max-width: 600px) {
@@ -137,8 +146,10 @@ def build_page(
     """The three tabs."""
     cleaning = (_CLEAN_EVERY, _FORGET_AFTER)
     with gr.Blocks(title="GILL", analytics_enabled=False, delete_cache=cleaning) as blocks:
+        gr.HTML("<h1>GILL</h1>", elem_id="title")
         with gr.Tab("Talk"):
-            talk_tab(gill, worker, settings, examples_of(artifacts, gill), _FORGET_AFTER)
+            examples = examples_of(artifacts, gill)
+            talk_tab(blocks, gill, worker, settings, examples, _FORGET_AFTER)
         with gr.Tab("Cache"):
             cache_tab(gill, artifacts)
         with gr.Tab("Annotate"):

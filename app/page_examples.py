@@ -26,8 +26,8 @@ def examples_of(artifacts: Artifacts, gill: Gill) -> list[Example]:
             Example("draw a small yellow cross on the right in the sea."),
             Example("in the desert on the left there is a small red ring. it turns blue."),
             Example("in the sea on the left a small yellow cross.\nQ: what color is it? A:"),
-            Example("", (str(held_out[8]),)),
-            Example("", (str(held_out[23]),)),
+            Example("it turns blue.", (str(held_out[8]),)),
+            Example("it moves to the sea.", (str(held_out[23]),)),
         ]
     examples = [Example("a dog running on the beach"), Example("a red double-decker bus")]
     index = gill.index

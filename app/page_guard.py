@@ -27,7 +27,7 @@ _READ_BELOW = ("/assets/", "/static/", f"{_API}/heartbeat/")
 _FILE, _UPLOAD = f"{_API}/file=", f"{_API}/upload"
 _JOB, _JOB_BELOW = f"{_API}/queue/join", f"{_API}/run/"
 _CALL_OFF = {f"{_API}/cancel", f"{_API}/reset"}
-_COOKIE = "gill-visitor"
+VISITOR_COOKIE = "gill-visitor"
 _MAX_BYTES = 1_000_000
 """Of everything but an upload."""
 
@@ -58,11 +58,11 @@ class PageGuard:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
-        name = HTTPConnection(scope).cookies.get(_COOKIE, "")
+        name = HTTPConnection(scope).cookies.get(VISITOR_COOKIE, "")
         visitor = name if is_visitor(name) else new_visitor()
         if visitor != name and path in ("/", _UPLOAD):
             send = _with_headers(
-                send, {"Set-Cookie": f"{_COOKIE}={visitor}; Path=/; HttpOnly; SameSite=Lax"}
+                send, {"Set-Cookie": f"{VISITOR_COOKIE}={visitor}; Path=/; HttpOnly; SameSite=Lax"}
             )
         if method in ("GET", "HEAD") and path.startswith(_FILE):
             await self._file(scope, receive, send)

@@ -14,7 +14,9 @@ import gradio as gr
 from app.job import Failed, Job
 from app.knobs import Knobs
 from app.page_examples import Example
+from app.page_guard import VISITOR_COOKIE
 from app.transcript import Exchange, Piece, to_html, to_json, to_page
+from app.visitor_talks import VisitorTalks
 from app.worker import BusyError, Worker
 from corpora.pictures import PictureError, open_picture
 from gill.loading import Gill
@@ -34,6 +36,7 @@ _MAX_PICTURES = 8
 _MAX_LETTERS = 20_000
 
 Other = Literal["same", "retrieve", "generate"]
+_READY: dict[str, Any] = {"stop_btn": False, "submit_btn": True}
 
 _FOLLOW = """
 () => { const box = document.querySelector('#said'); if (box) box.scrollTop = box.scrollHeight; }
@@ -58,15 +61,25 @@ class Chat:
     exchanges: list[Exchange] = field(default_factory=list)
     job: Job | None = None
 
+    def as_it_was(self) -> Chat:
+        """A copy that goes its own way; without an answer that is not finished."""
+        unfinished = bool(self.exchanges and self.exchanges[-1].working)
+        if unfinished and self.before is not None:
+            return Chat(self.before.fork(), None, self.exchanges[:-1])
+        before = None if self.before is None else self.before.fork()
+        return Chat(self.conversation.fork(), before, list(self.exchanges))
+
 
 def talk_tab(
+    page: gr.Blocks,
     gill: Gill,
     worker: Worker,
     defaults: ReplySettings,
     examples: Sequence[Example],
     forget_after: float,
 ) -> None:
-    """Build it inside a `gr.Blocks`; a conversation is kept for `forget_after` seconds."""
+    """Build it inside `page`; a conversation is kept for `forget_after` seconds."""
+    talks: VisitorTalks[Chat] = VisitorTalks(forget_after)
     chat = gr.State(None, time_to_live=forget_after, delete_callback=_abandon)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
@@ -79,12 +92,13 @@ def talk_tab(
                 show_label=False,
                 elem_id="box",
                 max_plain_text_length=_MAX_LETTERS,
-                stop_btn=True,
                 autofocus=True,
+                label="What you say",
+                **_READY,
             )
             with gr.Row():
                 other = gr.Button(
-                    "The other one", size="sm", min_width=90, interactive=False, elem_id="other"
+                    "The other one", size="sm", min_width=150, interactive=False, elem_id="other"
                 )
                 again = gr.Button(
                     "Again", size="sm", min_width=70, interactive=False, elem_id="again"
@@ -107,7 +121,9 @@ def talk_tab(
 
     outputs = [chat, past, other, again]
 
-    def send(state: Chat | None, said: dict[str, Any], *values: Any) -> Iterator[Any]:
+    def send(
+        request: gr.Request, state: Chat | None, said: dict[str, Any], *values: Any
+    ) -> Iterator[Any]:
         state = state or Chat(gill.conversation())
         try:
             exchange = Exchange(_read(said), knobs.settings(values))
@@ -117,43 +133,59 @@ def talk_tab(
             return
         state.before = state.conversation.fork()
         state.exchanges.append(exchange)
-        first = True
-        for update in _answer(state, worker):
-            yield [*update, gr.MultimodalTextbox(value=None) if first else gr.skip()]
-            first = False
+        talks.keep(_visitor(request), state)
+        yield [state, gr.skip(), gr.skip(), gr.skip(), gr.MultimodalTextbox(value=None)]
+        yield from answer(state)
 
     def retry(which: Literal["other", "same"]) -> Any:
         def redo(state: Chat | None, *values: Any) -> Iterator[Any]:
             if state is None or state.before is None or not state.exchanges:
-                yield [gr.skip()] * len(outputs)
+                yield [gr.skip()] * (len(outputs) + 1)
                 return
             last = state.exchanges.pop()
-            wanted: Other = "same" if which == "same" else _other_kind(last)
-            settings = last.settings
+            settings, only = last.settings, last.only
             seen = state.conversation.shown
             state.conversation = state.before.fork()
-            speaker = gill
-            if wanted == "retrieve":
-                speaker = replace(speaker, generator=None)
-            elif wanted == "generate":
-                speaker = replace(speaker, index=None)
-            if wanted == "same":
+            if which == "same":
                 settings = settings.model_copy(update={"seed": random.randrange(2**31)})
                 state.conversation.shown = list(seen)
-            elif settings.want in ("retrieve", "generate"):
-                settings = settings.model_copy(update={"want": wanted})
-            state.exchanges.append(Exchange(last.turn, settings))
-            state.conversation.speaker = speaker
-            try:
-                yield from _answer(state, worker)
-            finally:
-                state.conversation.speaker = gill
+            elif (kind := _other_kind(last)) != "same":
+                only = kind
+                if settings.want in ("retrieve", "generate"):
+                    settings = settings.model_copy(update={"want": kind})
+            state.exchanges.append(Exchange(last.turn, settings, only=only))
+            yield from answer(state)
 
         return redo
 
-    def restart(state: Chat | None) -> list[Any]:
+    def answer(state: Chat) -> Iterator[Any]:
+        """What the page shows as the last exchange is answered; the box shows Stop meanwhile."""
+        only = state.exchanges[-1].only
+        if only == "retrieve":
+            state.conversation.speaker = replace(gill, generator=None)
+        elif only == "generate":
+            state.conversation.speaker = replace(gill, index=None)
+        try:
+            stopped_by: Any = gr.MultimodalTextbox(stop_btn=True, submit_btn=False)
+            for update in _answer(state, worker):
+                yield [*update, stopped_by]
+                stopped_by = gr.skip()
+            yield [*_view(state, working=False), gr.MultimodalTextbox(**_READY)]
+        finally:
+            state.conversation.speaker = gill
+
+    def restart(request: gr.Request, state: Chat | None) -> list[Any]:
+        talks.forget(_visitor(request))
         _abandon(state)
-        return [None, _HELLO, gr.Button(interactive=False), gr.Button(interactive=False)]
+        off = gr.Button(interactive=False)
+        return [None, _HELLO, off, off, gr.MultimodalTextbox(**_READY)]
+
+    def resume(request: gr.Request) -> list[Any]:
+        talk = talks.of(_visitor(request))
+        state = None if talk is None else talk.as_it_was()
+        if state is None or not state.exchanges:
+            return [gr.skip()] * len(outputs)
+        return _view(state, working=False)
 
     def stop(state: Chat | None) -> None:
         if state is not None and state.job is not None:
@@ -163,9 +195,11 @@ def talk_tab(
     one_at_a_time: dict[str, Any] = {"trigger_mode": "once", **hidden}
     sending = box.submit(send, [chat, box, *knobs.fields], [*outputs, box], **one_at_a_time)
     box.stop(stop, [chat], None, **hidden)
-    flipping = other.click(retry("other"), [chat], outputs, **one_at_a_time)
-    repeating = again.click(retry("same"), [chat], outputs, **one_at_a_time)
-    fresh.click(restart, [chat], outputs, cancels=[sending, flipping, repeating], **hidden)
+    flipping = other.click(retry("other"), [chat], [*outputs, box], **one_at_a_time)
+    repeating = again.click(retry("same"), [chat], [*outputs, box], **one_at_a_time)
+    running: list[Any] = [sending, flipping, repeating]
+    fresh.click(restart, [chat], [*outputs, box], cancels=running, **hidden)
+    page.load(resume, None, outputs, **hidden)
     past.change(None, None, None, js=_FOLLOW, api_visibility="private")
     for button, render, kind in ((as_html, to_page, "html"), (as_json, to_json, "json")):
         button.click(_exporter(render), [chat], saved, **hidden).then(
@@ -260,6 +294,11 @@ def _read(said: dict[str, Any]) -> list[Piece]:
 
 def _exporter(render: Callable[[Sequence[Exchange]], str]) -> Callable[[Chat | None], str]:
     return lambda state: render(state.exchanges if state else [])
+
+
+def _visitor(request: gr.Request) -> str:
+    """Who the page's guard says that it is."""
+    return str(request.cookies.get(VISITOR_COOKIE, ""))
 
 
 def _abandon(state: Chat | None) -> None:

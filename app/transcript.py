@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
@@ -79,14 +79,16 @@ class Piece:
 class Exchange:
     """One turn, its answer so far, and how it was asked for.
 
-    forgotten: oldest turns that the model forgot to make room for this one; problem: why the answer
-    ended badly; working: what is being done now; preview: a picture half made.
+    forgotten: oldest turns that the model forgot to make room for this one; only: the kind of
+    pictures that alone it was to have; problem: why the answer ended badly; working: what is being
+    done now; preview: a picture half made.
     """
 
     turn: list[Piece]
     settings: ReplySettings
     answer: list[Piece] = field(default_factory=list)
     forgotten: int = 0
+    only: Literal["retrieve", "generate"] | None = None
     problem: str = ""
     working: str = ""
     preview: Piece | None = None

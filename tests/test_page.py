@@ -21,6 +21,7 @@ from app.page import create_app
 from app.page_annotation import AnnotationRoutes, write_study
 from app.page_cache import Browser
 from app.transcript import Exchange, Piece, to_html, to_json, to_page
+from app.visitor_talks import VisitorTalks
 from app.worker import Worker
 from gill.artifacts import Artifacts
 from gill.loading import Gill
@@ -109,6 +110,22 @@ def test_a_conversation_in_the_browser(browser: Any, server: Server, tmp_path: P
     assert "2 steps" in page.inner_text("#said figcaption")
     page.wait_for_selector("#other:has-text('Retrieve instead'):not([disabled])")
     assert _kinds(page) == ["generated"]
+    made = page.inner_text("#said figcaption")
+    page.click("#again")  # another picture of that kind
+    page.wait_for_function(
+        "old => document.querySelector('#said .generated figcaption')?.innerText"
+        ".startsWith('generated') && document.querySelector('#said figcaption').innerText !== old",
+        arg=made,
+    )
+    page.wait_for_selector("#other:has-text('Retrieve instead'):not([disabled])")
+    assert _kinds(page) == ["generated"]
+    assert page.query_selector("h1").inner_text() == "GILL"
+    assert page.query_selector("#box .stop-button") is None, "nothing runs"
+
+    made = page.inner_text("#said")
+    page.reload()
+    page.wait_for_selector("#said .user")
+    assert page.inner_text("#said") == made
 
     page.get_by_role("radio", name="text", exact=True).check()
     page.fill("#box textarea", "it turns blue.")
@@ -284,3 +301,15 @@ def test_a_study_is_drawn_and_served(gill: Gill, tmp_path: Path) -> None:
 def test_other_host_names_are_refused(server: Server) -> None:
     assert httpx.get(server.url, headers={"Host": "attacker.example"}).status_code == 400
     assert httpx.get(server.url).status_code == 200
+
+
+def test_the_last_talk_of_a_visitor_is_kept_for_a_while() -> None:
+    now = [0.0]
+    talks: VisitorTalks[str] = VisitorTalks(10, most=2, clock=lambda: now[0])
+    for visitor in ("a", "b", "a", "c"):
+        talks.keep(visitor, f"{visitor} talks")
+    assert [talks.of(visitor) for visitor in "abcd"] == ["a talks", None, "c talks", None]
+    talks.forget("a")
+    assert talks.of("a") is None
+    now[0] = 10
+    assert talks.of("c") is None

@@ -413,8 +413,9 @@ def test_an_example_is_put_into_the_box_and_answered(page: Page) -> None:
         [box] = put["data"]
         ended = _run(client, page.body(page.job("send"), s1=box["value"]))
         assert ended["success"]
-    [picture] = page.model.seen.pop()
+    [picture, words] = page.model.seen.pop()
     assert picture.getpixel((0, 0)) == (8, 10, 20)
+    assert words == "it turns blue."
     for index in (24, -1, "0", None, 1.5, True, [0]):
         body = page.body(page.job("load_example"), s0=index)
         with page.visitor() as client:
