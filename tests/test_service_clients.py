@@ -178,6 +178,39 @@ def test_langchain_gets_pictures_as_markdown(running: Any) -> None:
     assert said.startswith(" a blue ring ![retrieved picture](http")
 
 
+def test_lmms_eval_asks_about_pictures_of_the_miniature(running: Any) -> None:
+    library = pytest.importorskip(
+        "lmms_eval.models.simple.openai", reason="lmms-eval is not installed"
+    )
+    from lmms_eval.api.instance import Instance
+
+    from miniature.world import SCENES_OF, render
+
+    pictures = [Image.fromarray(pixels) for pixels in render(SCENES_OF["test"][:3], seed=0)]
+    model = library.OpenAICompatible(
+        model_version="gill", base_url=f"{running.url}/v1", api_key="unused", num_concurrent=2
+    )
+    model.task_dict = {"colors": {"test": pictures}}
+    asked = [
+        Instance(
+            request_type="generate_until",
+            arguments=(
+                f"Q: what color is {number} ? A:",
+                {"max_new_tokens": 16, "temperature": 0, "until": ["\n"]},
+                lambda picture: [picture],
+                number,
+                "colors",
+                "test",
+            ),
+            idx=0,
+            metadata={"task": "colors", "doc_id": number, "repeats": 1},
+        )
+        for number in range(3)
+    ]
+    told = [getattr(answer, "text", answer) for answer in model.generate_until(asked)]
+    assert [text.strip() for text in told] == [f"Q: what color is {n} ? A:" for n in range(3)]
+
+
 def test_schemathesis_finds_nothing(running: Any) -> None:
     """No server error, and every answer as /openapi.json says; `make client-tests` has 50,000."""
     schemathesis = pytest.importorskip(
