@@ -45,6 +45,7 @@ from app.responses_requests import ResponseRequest
 from app.same_origin import LOOPBACK
 from app.service_settings import ServiceSettings
 from gill.loading import Gill
+from pipeline.devices import quieten_libraries
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is refused."},
@@ -68,6 +69,7 @@ def serve(
 ) -> None:
     """Load the model and serve until interrupted or terminated; raises what `Gill.load` raises."""
     settings = settings or ServiceSettings()
+    quieten_libraries()
     app = create_app(Gill.load(artifacts), settings, api_key=api_key)
     print(f"listening on {address_of(listening)}/v1/chat/completions", flush=True)
     # Whatever was accepted has its answer, or a word that there is none, within its time.

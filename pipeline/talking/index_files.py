@@ -105,10 +105,9 @@ def load_index(
         raise RetrievalError(
             f"{vectors_file} begins with {magic!r}, not with the mark of {record.settings.kind}"
         )
-    # Neither `read_table` nor `to_numpy`: they bring pandas, half a second of every start.
-    table = pq.ParquetFile(_verified(folder, record.candidates)).read()
+    table = pq.read_table(_verified(folder, record.candidates))
     vectors = faiss.read_index(str(vectors_file))
-    rows = np.from_dlpack(table["row"].combine_chunks()).astype(np.int64)
+    rows = np.ascontiguousarray(table["row"].to_numpy(), dtype=np.int64)
     if (vectors.ntotal, vectors.d) != (len(rows), record.width):
         raise RetrievalError(
             f"{vectors_file} holds {vectors.ntotal} vectors of width {vectors.d}, but {folder} "
