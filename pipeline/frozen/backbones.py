@@ -71,7 +71,7 @@ class Backbones(BaseModel):
         """Read the manifest. Raises BackboneError when it is absent or not one."""
         try:
             return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise BackboneError(f"{path} is missing: run `stages prepare-backbones`") from None
         except ValueError as error:
             raise BackboneError(f"{path} is not a backbone manifest: {error}") from error
