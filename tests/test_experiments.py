@@ -5,6 +5,8 @@ Minutes long, so not among the ordinary tests: `make torture`.
 """
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +53,25 @@ def commit(folder: Path, message: str) -> None:
     run(folder, "git", "add", "-A")
     who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     run(folder, "git", *who, "commit", "-qm", message)
+
+
+def kill(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """End a `dvc` command and its stage as a lost machine would, and clear DVC's own locks."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for lock in (folder / ".dvc" / "tmp").glob("*lock*"):
+        lock.unlink()
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def model_bytes(folder: Path) -> bytes:
@@ -102,27 +123,55 @@ def test_a_workspace_of_its_own_encodes_nothing(project: Path) -> None:
 
 def test_a_killed_experiment_goes_on_from_its_state(project: Path) -> None:
     words = ["dvc", "exp", "run", "-n", "k2", "-S", "model.k=2", "-S", "training.steps=40", "train"]
-    process = subprocess.Popen(
-        words,
-        cwd=project,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start(project, *words)
     before = set((project / "work" / "training").glob("*/state.safetensors"))
     until = time.monotonic() + 120
     while not set((project / "work" / "training").glob("*/state.safetensors")) - before:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for lock in (project / ".dvc" / "tmp").glob("*lock*"):
-        lock.unlink()  # DVC's own, of the process that was killed
+    kill(process, project)
     said = run(project, *words)
     assert "going on from the last state" in said
     run(project, "git", "checkout", "-q", "--", "params.yaml", "dvc.lock")
+    run(project, "dvc", "repro", "train")
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(project: Path) -> None:
+    words = ["dvc", "exp", "run", "-f", "-n", "k3", "-S", "model.k=3", "-S", "training.steps=30"]
+    moments = random.Random(0)
+    for _ in range(5):
+        process = start(project, *words, "train")
+        time.sleep(moments.uniform(1, 20))
+        kill(process, project)
+    run(project, *words, "train")
+    interrupted = model_bytes(project)
+    run(project, "stages", "train", "--anew")
+    assert model_bytes(project) == interrupted
+    run(project, "git", "checkout", "-q", "--", "params.yaml", "dvc.lock")
+    run(project, "dvc", "repro", "train")
+
+
+def test_two_queued_experiments_run_side_by_side_and_are_compared(project: Path) -> None:
+    for k in (5, 6):
+        run(project, "dvc", "exp", "run", "--queue", "-n", f"q{k}", "-S", f"model.k={k}", "train")
+    run(project, "dvc", "queue", "start", "-j", "2")
+    until = time.monotonic() + 300
+    while (status := run(project, "dvc", "queue", "status")).count("Success") < 2:
+        assert "Failed" not in status, run(project, "dvc", "queue", "logs", "q5", check=False)
+        assert time.monotonic() < until, status
+        time.sleep(2)
+    for name in ("q5", "q6"):
+        said = run(project, "dvc", "queue", "logs", name)
+        assert "step 6/6" in said
+        assert "this run encoded" not in said
+    run(project, "dvc", "queue", "stop", "--kill")
+    assert "model.k" in run(project, "dvc", "exp", "diff", "q5", "q6")
+    table = run(project, "dvc", "exp", "show", "--only-changed", "--csv")
+    assert {"q5", "q6"} <= {word for line in table.splitlines() for word in line.split(",")}
+    run(project, "dvc", "exp", "apply", "q5")
+    assert yaml.safe_load((project / "params.yaml").read_text())["model"]["k"] == 5
+    run(project, "git", "checkout", "-q", "--", ".")
     run(project, "dvc", "repro", "train")
 
 
@@ -147,3 +196,39 @@ def test_the_work_folder_is_listed_and_pruned(project: Path) -> None:
     assert "features/" in said
     run(project, "stages", "work", "--prune")
     assert "nothing to do" in run(project, "stages", "train")
+
+
+def test_a_colleague_pulls_and_talks_with_nothing_encoded(project: Path, tmp_path: Path) -> None:
+    run(project, "dvc", "repro")
+    commit(project, "whole run")
+    run(project, "dvc", "remote", "add", "-f", "-d", "store", str(tmp_path / "store"))
+    commit(project, "a remote")
+    run(project, "dvc", "push")
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    run(clone, "dvc", "pull")
+    assert not list((clone / "work").glob("features*"))
+    talked = run(clone, "gill", "ask", "on the beach on the left a small red ring.")
+    assert "answer" in talked
+    assert list((clone / "answer").rglob("*.png"))
+    for stage in ("evaluate", "report"):
+        said = run(clone, "stages", stage)
+        assert "encoded" not in said, said
+    numbers = "metrics/evaluation.json"
+    assert (clone / numbers).read_bytes() == (project / numbers).read_bytes()
+
+
+def test_released_weights_are_talked_to_by_the_readmes_commands(
+    project: Path, tmp_path: Path
+) -> None:
+    run(project, "dvc", "repro")
+    released = tmp_path / "released"
+    run(project, "stages", "export-released", str(released))
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    shutil.rmtree(clone / "artifacts", ignore_errors=True)
+    run(clone, "stages", "import-released", str(released))
+    said = run(clone, "dvc", "repro")
+    assert "nothing is trained" in said
+    assert model_bytes(clone) == model_bytes(project)
+    assert "answer" in run(clone, "gill", "ask", "on the beach a small red ring.")

@@ -24,6 +24,7 @@ def test_every_dependency_is_made_by_a_stage_or_there(
     code = {dep for dep in ours if not dep.startswith(own)}
     assert {"pipeline", "gill", "evaluation", "miniature/weights"} <= code
     assert theirs == (ours - code) | {f"inputs/code/{dep}" for dep in code}
+    assert not Path("inputs/code/.dvc").exists()  # DVC overlooks a repository within another
     for dep in theirs:
         if dep.startswith("inputs/"):
             assert Path(dep).exists(), dep
@@ -51,15 +52,15 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.Mo
     assert "there are miniature, paper, photos" in refusal("init", "--preset", "nope")
 
 
-def test_in_a_clone_only_the_link_is_made_anew(
+def test_in_a_clone_only_the_links_are_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run("init")
-    link = Path("inputs/code")
+    link = Path("inputs/code/pipeline")
     link.unlink()
     link.symlink_to("/nowhere")
     story = Path("dvc.yaml").read_bytes()
     assert "nothing else was changed" in run("init")
-    assert link.resolve() == ROOT
+    assert link.resolve() == ROOT / "pipeline"
     assert Path("dvc.yaml").read_bytes() == story
