@@ -14,10 +14,9 @@ PRESETS = Path(__file__).resolve().parents[1] / "presets"
 _INPUTS = ("captions", "backbones", "train", "candidates", "decision", "evaluation")
 _CODE = Path("inputs/code")
 _FILES = {
-    ".gitignore": "/artifacts/\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n"
-    "!/inputs/code/*\n",
+    ".gitignore": "/artifacts/\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n",
     ".dvcignore": "work\n__pycache__\n.venv\n",
-    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n/plots.html\n",
+    ".dvc/.gitignore": "/config.local\n/code\n/tmp\n/cache\n/plots.html\n",
 }
 
 
@@ -33,13 +32,13 @@ def preset_file(name: str) -> Path:
 def run(preset: str, table: str | None, folder: Path = Path()) -> None:
     """Write dvc.yaml, params.yaml and what git and DVC need, where none of them is yet.
 
-    The stages' code is installed, not here: links in inputs/code let DVC see when it changes.
+    The stages' code is installed, not here: the link inputs/code lets DVC see when it changes.
 
-    In a folder that `init` made elsewhere, as in a clone, only those links are made anew.
+    In a folder that `init` made elsewhere, as in a clone, only that link is made anew.
 
     Raises StageError where a file of these names is there, or `table` is not.
     """
-    if (folder / "dvc.yaml").is_file() and (folder / _CODE).is_dir():
+    if (folder / "dvc.yaml").is_file() and (folder / _CODE).is_symlink():
         link_code(folder)
         print("inputs/code leads to the code that is installed here; nothing else was changed")
         return
@@ -78,16 +77,20 @@ def run(preset: str, table: str | None, folder: Path = Path()) -> None:
 
 
 def link_code(folder: Path = Path()) -> None:
-    """Where `init` made the folder: links to the installed rooms that its dvc.yaml names.
+    """Where `init` made the folder: a link to the installed rooms that its dvc.yaml names.
 
-    They are committed: DVC's copies of the repository for experiments need them too. On another
-    machine they lead nowhere until a stage, or `init`, makes them anew; what they lead to counts.
-    One link for all would lead to a repository where the code is a clone of it, and DVC looks into
-    no repository within another.
+    It is committed: DVC's copies of the repository for experiments need it too. On another machine
+    it leads nowhere until a stage, or `init`, makes it anew; what it leads to is what counts. It
+    leads to a folder of links, because DVC looks into no repository within another, and the code
+    may be a clone of its own.
     """
     story = (folder / "dvc.yaml").read_text(encoding="utf-8")
-    for room in sorted(set(re.findall(rf"(?m)^      - {_CODE}/(\w+)", story))):
-        place_link(PRESETS.parent / room, folder / _CODE / room)
+    rooms = sorted(set(re.findall(rf"(?m)^      - {_CODE}/(\w+)", story)))
+    if all((folder / _CODE / room).resolve() == PRESETS.parent / room for room in rooms):
+        return
+    for room in rooms:
+        place_link(PRESETS.parent / room, folder / ".dvc" / "code" / room)
+    place_link(folder / ".dvc" / "code", folder / _CODE)
 
 
 def _config(folder: Path) -> str:

@@ -24,7 +24,7 @@ def run(params: Params) -> None:
     """Write the checked caption table, its report, and the list of excluded rows."""
     section = params.captions
     work = WorkFolder.open(params.run.work)
-    if (INPUTS / "code").is_dir():
+    if (INPUTS / "code").is_symlink():
         link_code()
     if params.is_miniature:
         table = str(have_world(work, ARTIFACTS.miniature, section.miniature.model_dump()))

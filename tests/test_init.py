@@ -52,15 +52,15 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.Mo
     assert "there are miniature, paper, photos" in refusal("init", "--preset", "nope")
 
 
-def test_in_a_clone_only_the_links_are_made_anew(
+def test_in_a_clone_only_the_link_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run("init")
-    link = Path("inputs/code/pipeline")
+    link = Path("inputs/code")
     link.unlink()
     link.symlink_to("/nowhere")
     story = Path("dvc.yaml").read_bytes()
     assert "nothing else was changed" in run("init")
-    assert link.resolve() == ROOT / "pipeline"
+    assert (link / "pipeline").resolve() == ROOT / "pipeline"
     assert Path("dvc.yaml").read_bytes() == story
