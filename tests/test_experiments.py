@@ -1,6 +1,6 @@
 """The README's page on experiments, line by line: nothing computed twice, nothing finished lost.
 
-One small project made by `stages init`, driven by DVC's own command line up to the stage train.
+One small project made by `stages init`, driven by DVC's own command line.
 Minutes long, so not among the ordinary tests: `make torture`.
 """
 
@@ -25,9 +25,10 @@ SMALL = {
             "held_out_pictures": 20,
             "stories": 4,
             "dialogues": 4,
-            "prompts": 10,
+            "prompts": 60,
         }
     },
+    "decision": {"folds": 2},
     "training": {"steps": 6, "batch_size": 8, "validate_every": 3},
     "run": {"log_every": 2, "checkpoint_every": 2},
 }
@@ -80,7 +81,7 @@ def model_bytes(folder: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with git, where `dvc repro train` has run once and everything is committed."""
+    """A folder with git, where `dvc repro` has run once and everything is committed."""
     folder = tmp_path_factory.mktemp("project")
     run(folder, "git", "init", "-q")
     run(folder, "git", "config", "user.email", "a@b.c")
@@ -91,14 +92,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     commit(folder, "begin")
-    run(folder, "dvc", "repro", "train")
+    run(folder, "dvc", "repro")
     commit(folder, "first run")
     return folder
 
 
 def test_right_after_a_run_all_is_up_to_date(project: Path) -> None:
-    assert "up to date" in run(project, "dvc", "repro", "train")
-    assert "Data and pipelines are up to date." in run(project, "dvc", "status", "train")
+    assert "up to date" in run(project, "dvc", "repro")
+    assert "Data and pipelines are up to date." in run(project, "dvc", "status")
 
 
 def test_an_experiment_and_back_is_no_computation(project: Path) -> None:
@@ -154,7 +155,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(project: Path) -> None
 
 def test_two_queued_experiments_run_side_by_side_and_are_compared(project: Path) -> None:
     for k in (5, 6):
-        run(project, "dvc", "exp", "run", "--queue", "-n", f"q{k}", "-S", f"model.k={k}", "train")
+        run(project, "dvc", "exp", "run", "--queue", "-n", f"q{k}", "-S", f"model.k={k}")
     run(project, "dvc", "queue", "start", "-j", "2")
     until = time.monotonic() + 300
     while (status := run(project, "dvc", "queue", "status")).count("Success") < 2:
@@ -172,7 +173,7 @@ def test_two_queued_experiments_run_side_by_side_and_are_compared(project: Path)
     run(project, "dvc", "exp", "apply", "q5")
     assert yaml.safe_load((project / "params.yaml").read_text())["model"]["k"] == 5
     run(project, "git", "checkout", "-q", "--", ".")
-    run(project, "dvc", "repro", "train")
+    assert "step" not in run(project, "dvc", "repro").replace("stage", "")
 
 
 def test_a_second_clone_shares_the_work_folder(project: Path, tmp_path: Path) -> None:
@@ -199,8 +200,6 @@ def test_the_work_folder_is_listed_and_pruned(project: Path) -> None:
 
 
 def test_a_colleague_pulls_and_talks_with_nothing_encoded(project: Path, tmp_path: Path) -> None:
-    run(project, "dvc", "repro")
-    commit(project, "whole run")
     run(project, "dvc", "remote", "add", "-f", "-d", "store", str(tmp_path / "store"))
     commit(project, "a remote")
     run(project, "dvc", "push")
@@ -221,7 +220,6 @@ def test_a_colleague_pulls_and_talks_with_nothing_encoded(project: Path, tmp_pat
 def test_released_weights_are_talked_to_by_the_readmes_commands(
     project: Path, tmp_path: Path
 ) -> None:
-    run(project, "dvc", "repro")
     released = tmp_path / "released"
     run(project, "stages", "export-released", str(released))
     clone = tmp_path / "clone"

@@ -258,8 +258,12 @@ def test_validation_is_over_all_rows_at_once():
     assert metrics["image_to_text_r1"] == pytest.approx(hits / 9)
 
 
-def test_dvclive_writes_its_files_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize("repository", ["none", "without a commit"])
+def test_dvclive_writes_its_files_and_nothing_else(tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
+    if repository != "none":
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+        (tmp_path / ".dvc").mkdir()
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     for _ in range(2):  # a resumed run logs everything again
         with DvcliveLog(tmp_path / "live") as log:
@@ -270,7 +274,7 @@ def test_dvclive_writes_its_files_and_nothing_else(tmp_path, monkeypatch):
     assert table == ["step", "loss", "10", "2.5", "20", "1.5"]
     metrics = json.loads((tmp_path / "live/metrics.json").read_text())
     assert metrics == {"train": {"loss": 1.5}, "validation": {"loss": 3.0}, "step": 20}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dvc.yaml", "live"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["dvc.yaml", "live"]
     assert (tmp_path / "dvc.yaml").read_text() == "stages: {}\n"
     assert not list((tmp_path / "live").rglob("dvc.yaml"))
 

@@ -61,7 +61,11 @@ class DvcliveLog:
         if self._live is None:  # with the first row, which only one of several processes gets
             from dvclive import Live
 
-            self._live = Live(dir=str(self._directory), dvcyaml=False, save_dvc_exp=False)
+            class Curve(Live):  # type: ignore[misc]
+                def _init_dvc(self) -> None:
+                    """Look for no repository: one without a commit is an error to dvclive."""
+
+            self._live = Curve(dir=str(self._directory), dvcyaml=False, save_dvc_exp=False)
         self._live.step = int(row["step"])
         for name, value in row.items():
             if name != "step":
