@@ -82,7 +82,7 @@ def paper_tables(results: Sequence[Result], findings: Mapping[str, Any]) -> list
 
 def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Table:
     """One row per context and method; per metric ours and, where it is printed, the paper's."""
-    printed = {key[1:]: one.value for key, one in PUBLISHED.items() if key[0] == table}
+    printed = {key[1:]: number for key, number in PUBLISHED.items() if key[0] == table}
     ours = {(one.set, one.method, one.metric): one for one in numbers}
     metrics = [
         metric
