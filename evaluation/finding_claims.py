@@ -139,7 +139,7 @@ def _mapper(other: str, name: str, set_: str, beside: bool) -> Part:
 def _tokens(claim: Claim, more: str, fewer: str, set_: str, beside: bool = False) -> Part:
     metric = "fid" if set_ == "captions" else "clip_similarity"
     numbers = {"r1": "r=1", "r2": "r=2", "r4": "r=4", BASELINE: "r=8"}
-    paper = _paper(*(("table_4", set_, numbers[v], metric) for v in (more, fewer)))
+    paper = _paper(*(("table_4", set_, v, metric) for v in (more, fewer)))
     where = "captions" if set_ == "captions" else "stories"
     title = f"{where}: {numbers[more]} against {numbers[fewer]}"
     return _variants(claim, more, fewer, set_, title, paper, beside)

@@ -97,14 +97,11 @@ def _ablation(
         if any(v in names and s == set_ and m == metric for v, s, m in ours)
         and any(n.value is not None for (_, s, m), n in ours.items() if (s, m) == (set_, metric))
     ]
-    keys = {"r1": "r=1", "r2": "r=2", "r4": "r=4"} | (
-        {BASELINE: "r=8"} if table == "table_4" else {}
-    )
     papers = [("captions", "fid"), ("story_5_pictures", "clip_similarity")]
     papers = [
         (set_, metric)
         for set_, metric in papers
-        if any(published(table, set_, keys.get(v, v), metric) is not None for v in names)
+        if any(published(table, set_, variant, metric) is not None for variant in names)
     ]
     columns = [""] + [f"{_SETS[set_]}: {METRICS[metric]}" for set_, metric in shown]
     columns += [f"paper, {'CC3M' if s == 'captions' else 'VIST'}: {METRICS[m]}" for s, m in papers]
@@ -113,7 +110,7 @@ def _ablation(
         row: list[Value] = [name]
         row += [_number(ours.get((variant, *key))) for key in shown]
         for set_, metric in papers:
-            value = published(table, set_, keys.get(variant, variant), metric)
+            value = published(table, set_, variant, metric)
             row.append(None if value is None else f"{value:g}")
         body.append(row)
     used = [one for (variant, _, _), one in ours.items() if variant in names]

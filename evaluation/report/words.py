@@ -88,7 +88,7 @@ NOTES = {
 
 
 def method_name(method: str) -> str:
-    """For people; an unknown one as it is (`r=4`)."""
+    """For people; an unknown one as it is."""
     return METHODS.get(method, method)
 
 
