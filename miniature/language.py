@@ -16,9 +16,6 @@ from miniature.world import ATTRIBUTES, SCENES, SCENES_OF, VALUES, Scene, Split,
 
 # The order in which a summary in words goes through the attributes.
 SUMMARY_ORDER = ("shape", "color", "size", "side", "place")
-# A summary with every value left blank: with the tiny language model's tokenizer exactly these
-# eight tokens. Their embeddings are a natural starting point for eight [IMG] embeddings.
-BLANK_SUMMARY = " picture: shape color size side place."
 
 # In the language model's texts, what stands where a picture was; the marks themselves are not read.
 PICTURE_MARKS = ("{", "}")

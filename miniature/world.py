@@ -60,11 +60,6 @@ RARE_PAIRS = frozenset(
 SCENES: tuple[Scene, ...] = tuple(Scene(*values) for values in product(*VALUES.values()))
 
 
-def scene_from_codes(codes: Sequence[int]) -> Scene:
-    """The scene whose `codes` these are."""
-    return Scene(*(VALUES[name][code] for name, code in zip(ATTRIBUTES, codes)))
-
-
 def _split_scenes() -> dict[Split, tuple[Scene, ...]]:
     order = list(SCENES)
     random.Random("scenes of the miniature world").shuffle(order)
