@@ -3,11 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-# How the tiny image generator is meant to be sampled (the scheduler, DPM-Solver++, is in its
-# directory).
-SAMPLING_STEPS = 12
-GUIDANCE = 2.5
-
 
 class Backbones(NamedTuple):
     """Where the three frozen parts of a GILL model are."""

@@ -4,9 +4,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 Report = Callable[[str], None]
+
+
+class Recipe(BaseModel):
+    """What sizes and training of a part are made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Muon(torch.optim.Optimizer):

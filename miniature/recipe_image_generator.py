@@ -20,21 +20,24 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from miniature.backbones import GUIDANCE, SAMPLING_STEPS
 from miniature.language import caption, picture_caption
-from miniature.optimization import Optimization, Progress, Report
+from miniature.optimization import Optimization, Progress, Recipe, Report
 from miniature.oracle import score
 from miniature.recipe_autoencoder import as_tensor, encode
+from miniature.recipe_autoencoder import load as load_autoencoder
 from miniature.recipe_visual_encoder import tokenize
 from miniature.vocabulary import TEXT_LENGTH, clip_tokenizer
 from miniature.world import SCENES_OF, Scene, Split, draw_scene, render
 
+# How it is meant to be sampled; the scheduler, DPM-Solver++, is in its directory.
+SAMPLING_STEPS = 12
+GUIDANCE = 2.5
 _NOISE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -45,10 +48,8 @@ _NOISE = {
 }
 
 
-class ImageGeneratorRecipe(BaseModel):
+class ImageGeneratorRecipe(Recipe):
     """Sizes and training of the tiny UNet and text encoder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: tuple[int, int] = (32, 64)
     pictures_per_scene: int = 24
@@ -131,20 +132,16 @@ class _Generator(nn.Module):
 
 
 def train(
-    directory: Path,
-    autoencoder: AutoencoderKL,
-    visual_encoder: Path,
-    recipe: ImageGeneratorRecipe,
-    seed: int,
-    report: Report,
+    directory: Path, recipe: ImageGeneratorRecipe, seed: int, report: Report
 ) -> dict[str, float]:
     """Trains on captioned pictures of training scenes, writes the pipeline in float16, and
-    returns its scores.
+    returns its scores. Autoencoder and visual encoder lie beside `directory`.
     """
+    autoencoder = load_autoencoder(directory.parent / "autoencoder")
     torch.manual_seed(seed)
     rng = random.Random(f"captions for the image generator {seed}")
     tokenizer = clip_tokenizer()
-    text_encoder = text_encoder_from_clip(visual_encoder)
+    text_encoder = text_encoder_from_clip(directory.parent / "visual_encoder")
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=autoencoder.config["latent_channels"],
@@ -231,6 +228,11 @@ def write(
     """Writes a directory that `StableDiffusionPipeline.from_pretrained` loads, in float16."""
     halves = deepcopy(generator).half(), deepcopy(autoencoder).half()
     assemble(*halves, tokenizer).save_pretrained(directory)
+
+
+def measure_written(directory: Path) -> dict[str, float]:
+    """The scores of what lies in a directory."""
+    return measure(load(directory), "test", 200)
 
 
 def generate(

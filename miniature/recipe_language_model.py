@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from transformers import GPT2Tokenizer, OPTConfig, OPTForCausalLM
 
@@ -26,7 +26,7 @@ from miniature.language import (
     story,
     story_prompt,
 )
-from miniature.optimization import Optimization, Progress, Report
+from miniature.optimization import Optimization, Progress, Recipe, Report
 from miniature.texts import Read, document, first_document, illustrated_document, read
 from miniature.vocabulary import MAX_POSITIONS, language_model_tokenizer
 from miniature.world import ATTRIBUTES, VALUES, Scene, Split, draw_scene
@@ -37,10 +37,8 @@ LOUDNESS = (-0.3, 2.0)
 BLUR = 1.0
 
 
-class LanguageModelRecipe(BaseModel):
+class LanguageModelRecipe(Recipe):
     """Sizes and training of the tiny language model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(default=96, description="e")
     num_layers: int = 4
@@ -243,6 +241,11 @@ def measure(
                 scores[f"{kind}.{name}"] = round(float(np.mean(of_name)), 4)
     scores["answers"] = _answers(model, tokenizer, texts["caption"], rng)
     return scores
+
+
+def measure_written(directory: Path) -> dict[str, float]:
+    """The scores of what lies in a directory."""
+    return measure(*load(directory), "test", 200)
 
 
 @torch.no_grad()
