@@ -182,22 +182,10 @@ def _over(results: Sequence[Result]) -> dict[str, Any]:
     one = results[0]
     values = [result.value for result in results if result.value is not None]
     mean, deviation = mean_and_deviation(values) if values else (None, None)
-    return {
-        "table": one.table,
-        "set": one.set,
-        "title": one.title,
-        "method": one.method,
-        "metric": one.metric,
-        "mean": mean,
-        "deviation": deviation,
-        "low": None,
-        "high": None,
-        "values": values,
-        "examples": one.examples,
-        "of": one.of,
-        "published": one.published,
-        "absent": one.absent,
-    }
+    said = ("table", "set", "title", "method", "metric", "examples", "of", "published", "absent")
+    return {key: getattr(one, key) for key in said} | {
+        "mean": mean, "deviation": deviation, "low": None, "high": None, "values": values
+    }  # fmt: skip
 
 
 def _cells(

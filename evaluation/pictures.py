@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from PIL import Image
 
@@ -110,23 +110,9 @@ class PictureMaker:
         return key_for(read, seed, sampling)
 
 
-class PictureModels(Protocol):
-    """What pictures are made with: a Gill has it loaded, a worker loads what it comes to use."""
-
-    @property
-    def model(self) -> MultimodalLanguageModel: ...
-    @property
-    def encoder(self) -> VisualEncoder: ...
-    @property
-    def generator(self) -> ImageGenerator | None: ...
-    @property
-    def empty_prompt(self) -> Conditioning: ...
-    @property
-    def conditioner(self) -> Callable[[], TextConditioner] | None: ...
-
-
 class WorkerModels:
-    """The models of a worker: the baseline alone needs no language model, so none is loaded."""
+    """What a Gill has loaded, as a worker comes to use it: the baseline alone loads no language
+    model."""
 
     def __init__(self, artifacts: Artifacts, params: Params) -> None:
         self._artifacts, self._checkpoint = artifacts, params.training.checkpoint
@@ -157,7 +143,7 @@ class WorkerModels:
 class PictureWorker:
     """PictureBatch -> (first seed, pictures)."""
 
-    def __init__(self, models: PictureModels) -> None:
+    def __init__(self, models: Gill | WorkerModels) -> None:
         self._models = models
         self._alone = threading.Lock()  # a diffusion pipeline keeps the state of one run
 
