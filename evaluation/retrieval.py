@@ -11,12 +11,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from corpora.records import Story
 from evaluation.metrics.basic import truth_ranks
 from evaluation.pictures import Meter, opened
 from evaluation.results import Result
 from evaluation.scores import Found, Rows, pooled_of
 from evaluation.sets import EvaluationSet, caption_set, story_set
-from evaluation.sources import Sources, StorySource
+from evaluation.sources import Source, Sources
 from gill.loading import Gill
 from gill_progress import Ticker
 from miniature.language import EVERYTHING, caption
@@ -29,7 +30,7 @@ _BATCH = 64
 
 
 @torch.no_grad()
-def table_5(gill: Gill, source: StorySource, section: EvaluationParams) -> list[Result]:
+def table_5(gill: Gill, source: Source[Story], section: EvaluationParams) -> list[Result]:
     """VIST: the last picture of a story, found among the pictures of all stories by its context.
 
     Section 5, "Contextual Image Retrieval": "the VIST retrieval evaluation from [31]", which is
@@ -45,11 +46,11 @@ def table_5(gill: Gill, source: StorySource, section: EvaluationParams) -> list[
     A limit shortens the stories that ask, not the candidates. Ties count against the truth.
     """
     pictures = {
-        one.id: [p.image for p in one.pictures if p.image is not None] for one in source.stories
+        one.id: [p.image for p in one.pictures if p.image is not None] for one in source.examples
     }
     candidates = list(dict.fromkeys(name for shown in pictures.values() for name in shown))
     place = {name: row for row, name in enumerate(candidates)}
-    asked = list(source.stories[: section.vist.limit])
+    asked = list(source.examples[: section.vist.limit])
     truth = torch.tensor([place[pictures[one.id][-1]] for one in asked])
     shown = [
         [place[name] for name in pictures[one.id][:-1] if name != pictures[one.id][-1]]

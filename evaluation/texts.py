@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from corpora.pictures import open_picture
+from corpora.records import CaptionedImage, Question
 from evaluation.metrics.basic import MetricUnavailable
 from evaluation.metrics.meteor import Meteor
 from evaluation.metrics.penn_treebank import treebank_words
@@ -16,7 +17,7 @@ from evaluation.metrics.vqa_accuracy import vqa_accuracies
 from evaluation.pictures import Meter, content_of
 from evaluation.results import Record, Result
 from evaluation.scores import Found, Rows
-from evaluation.sources import CocoSource, QuestionSource
+from evaluation.sources import Source
 from evaluation.store import EvaluationStore, key_for
 from gill.loading import Gill
 from gill_progress import Ticker
@@ -42,7 +43,7 @@ class _Asked:
 
 
 def captioning(
-    gill: Gill, source: CocoSource, section: EvaluationParams, store: EvaluationStore
+    gill: Gill, source: Source[CaptionedImage], section: EvaluationParams, store: EvaluationStore
 ) -> tuple[list[Result], list[Record]]:
     """COCO captioning: BLEU, METEOR, ROUGE-L and CIDEr against all captions of each picture.
 
@@ -56,7 +57,7 @@ def captioning(
     """
     asked = [
         _Asked(one.id, one.image, gill.caption_prompt, one.captions)
-        for one in source.images[: section.coco.limit]
+        for one in source.examples[: section.coco.limit]
         if one.image is not None
     ]
     texts = _say(
@@ -82,7 +83,7 @@ def captioning(
 
 
 def visual_questions(
-    gill: Gill, source: QuestionSource, section: EvaluationParams, store: EvaluationStore
+    gill: Gill, source: Source[Question], section: EvaluationParams, store: EvaluationStore
 ) -> tuple[list[Result], list[Record]]:
     """VQAv2, zero-shot: accuracy of the greedy answer, with the official normalisation.
 
@@ -94,7 +95,7 @@ def visual_questions(
     """
     asked = [
         _Asked(one.id, one.image, source.prompt(one.question), one.answers)
-        for one in source.questions[: section.vqa.limit]
+        for one in source.examples[: section.vqa.limit]
         if one.image is not None
     ]
 
