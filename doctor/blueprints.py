@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +130,8 @@ class LanguageModelBlueprint:
             text.num_hidden_layers = num_layers
             if getattr(text, "layer_types", None):
                 text.layer_types = text.layer_types[:num_layers]
-        model = _on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=self.dtype))
+        with born(self.dtype):
+            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         if self.quantization == "int8":
             quantize(model, "int8", "meta")
         elif self.quantization == "nf4":
@@ -195,13 +197,13 @@ def generator_blueprint(found: Found, dtype: torch.dtype) -> GeneratorBlueprint:
         if known is None:
             raise _unknown("image_generator", found)
         length, stored = known.length, _BYTES[known.stored]
-        unet = _on_meta(lambda: diffusers.UNet2DConditionModel(**known.unet), dtype)
-        vae = _on_meta(lambda: diffusers.AutoencoderKL(**known.vae), dtype)
         kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
-        encoders = [
-            _on_meta(lambda k=kind, c=config: k(CLIPTextConfig(**c)), dtype)  # type: ignore[misc]
-            for kind, config in zip(kinds, known.text_encoders)
-        ]
+        with born(dtype):
+            unet = diffusers.UNet2DConditionModel(**known.unet)
+            vae = diffusers.AutoencoderKL(**known.vae)
+            encoders = [
+                kind(CLIPTextConfig(**config)) for kind, config in zip(kinds, known.text_encoders)
+            ]
     parts = [unet, vae, *encoders]
     for part in parts:
         part.eval().requires_grad_(False)
@@ -229,10 +231,11 @@ def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, li
     def make(name: str) -> Any:
         library, kind = index[name]
         config = _read_json(folder / name / "config.json")
-        if library == "diffusers":
-            return _on_meta(lambda: getattr(diffusers, kind).from_config(config), dtype)
-        model_class = getattr(transformers, kind)
-        return _on_meta(lambda: model_class(model_class.config_class(**config)), dtype)
+        with born(dtype):
+            if library == "diffusers":
+                return getattr(diffusers, kind).from_config(config)
+            model_class = getattr(transformers, kind)
+            return model_class(model_class.config_class(**config))
 
     missing = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if name not in index]
     if missing:
@@ -254,14 +257,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise BackboneError(f"{path} is not JSON: {error}") from error
 
 
-def _on_meta(make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
-    before = torch.get_default_dtype()
+@contextmanager
+def born(dtype: torch.dtype, device: str = "meta") -> Iterator[None]:
+    """Modules that are built inside have their weights on `device`, in `dtype`."""
+    default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
-            return make()
+        with torch.device(device):
+            yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default)
 
 
 def _has_weights(folder: Path) -> bool:

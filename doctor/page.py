@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from doctor.throughput import ENCODING_SHARE, TRAINING_SHARE
+from doctor.training import CAPTION_TOKENS
 
 if TYPE_CHECKING:
     from doctor.examination import Findings
 
 
-def page(findings: Findings, assumptions: Sequence[str], card_sizes: Sequence[int]) -> str:
+def page(findings: Findings) -> str:
     """At most about sixty lines."""
     environment = Environment(
         loader=PackageLoader("doctor", "."),
@@ -20,8 +22,13 @@ def page(findings: Findings, assumptions: Sequence[str], card_sizes: Sequence[in
         undefined=StrictUndefined,
     )
     environment.filters |= {"table": _table, "count": _count}
-    shown = {"findings": findings, "assumptions": assumptions, "card_sizes": card_sizes}
-    return environment.get_template("page.txt").render(shown).rstrip()
+    environment.globals |= {
+        "CARD_SIZES": (8, 12, 16, 24, 48, 80),
+        "CAPTION_TOKENS": CAPTION_TOKENS,
+        "ENCODING_SHARE": ENCODING_SHARE,
+        "TRAINING_SHARE": TRAINING_SHARE,
+    }
+    return environment.get_template("page.txt").render(findings=findings).rstrip()
 
 
 def _table(text: str, *numbers: int) -> str:

@@ -178,9 +178,9 @@ def table_8(source: Source[CaptionedImage], section: EvaluationParams) -> Evalua
     """COCO: pictures from random captions, whose FID is measured.
 
     Appendix E.3: "30,000 randomly sampled captions from the MS-COCO (2014) validation set",
-    guidance 3.0, 250 DDIM steps (`evaluation_params.PAPER_GENERATION`). Captions are drawn without
-    replacement from those of all usable pictures, with `evaluation.seed`; each is compared with
-    its own picture, so that both sides of FID have as many. Which captions the paper drew, and
+    guidance 3.0, 250 DDIM steps (`settings.evaluation.PAPER_GENERATION`). Captions are drawn
+    without replacement from those of all usable pictures, with `evaluation.seed`; each is compared
+    with its own picture, so that both sides of FID have as many. Which captions the paper drew, and
     which real pictures it compared with, it does not say.
     """
     captions = [

@@ -1,7 +1,7 @@
 """How the tables are measured: those of the paper, on the miniature world or on the original files.
 
-    examples (evaluation_sets) -> pictures of each method (evaluation_pictures, kept)
-      -> scores (evaluation_scores) -> results.json, records.parquet
+    examples (evaluation.sets) -> pictures of each method (evaluation.pictures, kept)
+      -> scores (evaluation.scores) -> results.json, records.parquet
 
 `TABLES` says what each table measures; a set that several tables share is measured once. Killed and
 run again, the stage goes on after the last finished batch.

@@ -90,7 +90,7 @@ def visual_questions(
     Table 7 and appendix E.1: val split, no examples in the prompt. How the question is put the
     paper does not say, and the released code has no VQA evaluation: here the picture, then
     "Q: ...", then "A:" on its own line, the form that the released code gives to dialogues
-    (`evaluation_sources.released_question_prompt`; on the miniature one line). The answer is what
+    (`evaluation.sources.released_question_prompt`; on the miniature one line). The answer is what
     follows, up to the end of its line and its first full stop.
     """
     asked = [
