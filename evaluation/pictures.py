@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -21,6 +20,7 @@ from PIL import Image
 from cluster import Crew
 from cluster.versions import library_versions
 from corpora.pictures import open_picture, read_picture
+from evaluation.progress import Meter
 from evaluation.sets import EvaluationSet, Example, Picture
 from evaluation.store import EvaluationStore, key_for
 from gill.artifacts import Artifacts
@@ -199,24 +199,6 @@ def picture_crew(gill: Gill, artifacts: Artifacts, params: Params, heads: str) -
     )
 
 
-class Meter:
-    """How far long work is, how fast, and how long it will still take."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self._total, self._unit, self._done = total, unit, 0
-        self._start = time.monotonic()
-
-    def after(self, number: int) -> str:
-        """The state after `number` more: `96 of 100 pictures, 12.3 per second, 1 s left`."""
-        self._done += number
-        rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        left = (self._total - self._done) / rate
-        return (
-            f"{self._done} of {self._total} {self._unit}, {rate:.1f} per second, "
-            f"{_duration(left)} left"
-        )
-
-
 def opened(context: Sequence[str | Picture]) -> list[str | Image.Image]:
     """A context with its pictures decoded."""
     return [part if isinstance(part, str) else open_picture(part.reference) for part in context]
@@ -226,11 +208,3 @@ def opened(context: Sequence[str | Picture]) -> list[str | Image.Image]:
 def content_of(reference: str) -> str:
     """A hash of a picture's bytes, taken once per run."""
     return hashlib.blake2b(read_picture(reference), digest_size=16).hexdigest()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

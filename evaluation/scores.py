@@ -31,7 +31,7 @@ from evaluation.metrics.images import (
     LearnedPerceptualDistance,
     frechet_distance,
 )
-from evaluation.pictures import Meter
+from evaluation.progress import BATCH, Meter, in_batches
 from evaluation.results import Result
 from evaluation.sets import EvaluationSet
 from gill_progress import Ticker
@@ -40,7 +40,6 @@ from pipeline.frozen.visual_encoder import VisualEncoder
 from settings.evaluation import EvaluationParams
 
 T = TypeVar("T")
-BATCH = 64
 
 
 @dataclass
@@ -137,14 +136,11 @@ class PictureScorer:
 
 def pooled_of(encoder: VisualEncoder, references: Sequence[str], what: str) -> Float[Tensor, "N d"]:
     """v_phi of pictures by reference, float32 on the CPU, a batch at a time."""
-    batches = []
-    with Ticker(what) as ticker:
-        meter = Meter(len(references), "pictures")
-        for first in range(0, len(references), BATCH):
-            pictures = [open_picture(name) for name in references[first : first + BATCH]]
-            batches.append(encoder.encode_pictures(pictures).float().cpu())
-            ticker.show(meter.after(len(pictures)))
-    return torch.cat(batches)
+
+    def pooled(batch: Sequence[str]) -> Tensor:
+        return encoder.encode_pictures([open_picture(reference) for reference in batch])
+
+    return in_batches(pooled, references, what)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from evaluation.metrics.meteor import Meteor
 from evaluation.metrics.penn_treebank import treebank_words
 from evaluation.metrics.text import caption_scores
 from evaluation.metrics.vqa_accuracy import vqa_accuracies
-from evaluation.pictures import Meter, content_of
+from evaluation.pictures import content_of
+from evaluation.progress import BATCH, Meter
 from evaluation.results import Record, Result
 from evaluation.scores import Found, Rows
 from evaluation.sources import Source
@@ -26,7 +27,6 @@ from pipeline.talking.captioning import CAPTION_TOKENS, words_after_pictures
 from settings.evaluation import EvaluationParams
 
 _MAX_ANSWER_TOKENS = 16
-_BATCH = 64
 _BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 
 _Say = Callable[[Sequence[Image.Image], Sequence[str]], list[str]]
@@ -118,7 +118,7 @@ def _say(
 ) -> list[str]:
     """What GILL says after each picture and its prompt; batches are fixed, as for pictures."""
     keys = [key_for(content_of(one.image), one.prompt, max_tokens, what) for one in asked]
-    batches = [range(i, min(i + _BATCH, len(asked))) for i in range(0, len(asked), _BATCH)]
+    batches = [range(i, min(i + BATCH, len(asked))) for i in range(0, len(asked), BATCH)]
     todo = [batch for batch in batches if any(store.text(keys[i]) is None for i in batch)]
     with Ticker(what) as ticker:
         meter = Meter(sum(map(len, todo)), "texts")

@@ -8,7 +8,7 @@ from PIL import Image
 from corpora.prompts import dialogue_prompt
 from corpora.records import CaptionedImage, Dialogue, Round, Story, StoryPicture
 from evaluation import sets
-from evaluation.pictures import Meter
+from evaluation.progress import Meter
 from evaluation.sets import Picture
 from evaluation.sources import Source
 from evaluation.store import EvaluationStore, key_for
@@ -143,7 +143,7 @@ def test_keys_tell_every_part_apart():
 
 def test_a_meter_says_rate_and_time_left(monkeypatch):
     now = SimpleNamespace(value=100.0)
-    monkeypatch.setattr("evaluation.pictures.time.monotonic", lambda: now.value)
+    monkeypatch.setattr("evaluation.progress.time.monotonic", lambda: now.value)
     meter = Meter(600, "pictures")
     now.value += 2.0
     assert meter.after(4) == "4 of 600 pictures, 2.0 per second, 4 min 58 s left"
