@@ -11,16 +11,8 @@ from typing import Any, NamedTuple
 from evaluation.published import PUBLISHED
 from evaluation.report.curves import Curves, Line
 from evaluation.report.tables import Number, numbers_of, spread_note
-from evaluation.report.words import METRICS
+from evaluation.report.words import FIGURES, LOSSES, METRICS
 from evaluation.results import Result
-
-_LOSSES = {
-    "captioning": "Captioning loss",
-    "image_token": "[IMG] token loss",
-    "generation": "Generation loss",
-    "text_to_image": "Retrieval loss, picture for text",
-    "text_to_image_r1": "R@1 on held-out rows",
-}
 
 
 class Figure(NamedTuple):
@@ -31,53 +23,28 @@ class Figure(NamedTuple):
     note: str
 
 
-class _Drawn(NamedTuple):
-    """Which numbers a figure draws."""
-
-    table: str
-    printed: str
-    """Table of the printed ends."""
-    title: str
-    axis: str
-    lines: tuple[tuple[str, str, str], ...]
-    """Name, pattern of the sets with their place on the axis, method."""
-
-
-_FIGURES = (
-    _Drawn(
-        "figure_6", "table_1", "Figure 6: stories (VIST)", "captions of the story",
-        (("GILL, captions and pictures", r"story_(\d)_pictures", "gill"),
-         ("GILL, captions", r"story_(\d)", "gill"),
-         ("generator alone, captions", r"story_(\d)", "generator")),
-    ),
-    _Drawn(
-        "figure_8", "table_2", "Figure 8: dialogues (VisDial)", "rounds of the dialogue",
-        (("GILL", r"dialogue_(\d+)", "gill"), ("generator alone", r"dialogue_(\d+)", "generator")),
-    ),
-)  # fmt: skip
-
-
 def figures(results: Sequence[Result], findings: Mapping[str, Any]) -> list[Figure]:
     """Figure 6 and Figure 8, by the oracle where it judges and by CLIP similarity."""
     drawn = []
-    for figure in _FIGURES:
-        numbers = numbers_of(figure.table, results, findings)
+    for table, figure in FIGURES.items():
+        numbers = numbers_of(table, results, findings)
         curves = [
-            Curves(METRICS[metric], figure.axis, METRICS[metric], lines)
+            Curves(METRICS[metric], figure["axis"], METRICS[metric], lines)
             for metric in ("oracle_attributes", "clip_similarity")
             if (lines := _lines(figure, metric, numbers))
         ]
         if curves:
             note = f"Bands: 95% intervals. {spread_note(numbers)}"
             note = note.replace("; ± standard error over examples", "")
-            drawn.append(Figure(figure.title, curves, note))
+            drawn.append(Figure(figure["title"], curves, note))
     return drawn
 
 
-def _lines(figure: _Drawn, metric: str, numbers: Sequence[Number]) -> list[Line]:
+def _lines(figure: Mapping[str, Any], metric: str, numbers: Sequence[Number]) -> list[Line]:
     """Of each method ours and, where it is printed, the paper's in the same colour."""
     lines = []
-    for colour, (name, pattern, method) in enumerate(figure.lines):
+    for colour, line in enumerate(figure["lines"]):
+        name, pattern, method = line["name"], line["sets"], line["method"]
         ours = {
             int(place[1]): one
             for one in numbers
@@ -93,7 +60,7 @@ def _lines(figure: _Drawn, metric: str, numbers: Sequence[Number]) -> list[Line]
         on_paper = {
             int(place[1]): value
             for (table, set_, *judged), value in PUBLISHED.items()
-            if (table, *judged) == (figure.printed, method, metric)
+            if (table, *judged) == (figure["printed"], method, metric)
             if (place := re.fullmatch(pattern, set_))
         }
         if on_paper:
@@ -106,7 +73,7 @@ def _lines(figure: _Drawn, metric: str, numbers: Sequence[Number]) -> list[Line]
 def training_curves(folder: Path) -> list[Curves]:
     """What the stage train logged."""
     curves = []
-    for name, title in _LOSSES.items():
+    for name, title in LOSSES.items():
         lines = [
             Line(kind, *_read_curve(folder / kind / f"{name}.tsv"), colour=colour)
             for colour, kind in enumerate(("train", "validation"))

@@ -1,4 +1,4 @@
-"""How methods, metrics, sets and tables are called on the report: words.yaml."""
+"""How methods, metrics, sets, tables and figures are called on the report: words.yaml."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ METHODS: dict[str, str] = _WORDS["methods"]
 METRICS: dict[str, str] = _WORDS["metrics"]
 TABLES: dict[str, dict[str, Any]] = _WORDS["tables"]
 """Title, note, and of an ablation its `variants` with their names."""
+FIGURES: dict[str, dict[str, Any]] = _WORDS["figures"]
+LOSSES: dict[str, str] = _WORDS["losses"]
 
 
 def set_name(name: str) -> str:
