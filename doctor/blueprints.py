@@ -9,7 +9,6 @@ predicted.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from doctor.known_models import HUB_VISUAL_ENCODERS, known_generator, known_language_model
 from pipeline.frozen.backbones import BackboneError, Quantization, Role
 from pipeline.frozen.language_model import LanguageModel
+from pipeline.frozen.pinning import MODEL_FILE, read_json
 from pipeline.frozen.quantization import quantize
 from pipeline.frozen.visual_encoder import VisualEncoder, untrained_visual_encoder
 
@@ -36,11 +36,6 @@ Place = Literal["local", "hub cache", "hub"]
 
 # Model types whose tokenizers begin a text with one id; the others add none.
 _WITH_START = ("opt", "llama", "mistral", "gemma", "gemma2", "phi3")
-_MARKER = {
-    "language_model": "config.json",
-    "visual_encoder": "open_clip_config.json",
-    "image_generator": "model_index.json",
-}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -91,13 +86,13 @@ def find(role: Role, source: str, revision: str | None = None) -> Found:
     """
     folder = Path(source)
     if folder.is_dir():
-        if not (folder / _MARKER[role]).is_file():
-            raise BackboneError(f"{role} {source}: {_MARKER[role]} is missing in {folder}")
+        if not (folder / MODEL_FILE[role]).is_file():
+            raise BackboneError(f"{role} {source}: {MODEL_FILE[role]} is missing in {folder}")
         return Found(source, "local", folder, _has_weights(folder))
     if role == "visual_encoder" and ":" in source:
         return Found(source, "hub", None, False)
     try:
-        cached = try_to_load_from_cache(source, _MARKER[role], revision=revision)
+        cached = try_to_load_from_cache(source, MODEL_FILE[role], revision=revision)
     except HFValidationError:
         raise BackboneError(f"{role} {source}: no such directory here, nor a hub id") from None
     if isinstance(cached, str):
@@ -226,11 +221,11 @@ def count_parameters(module: nn.Module) -> int:
 
 def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, list[Any]]:
     """L, UNet, decoder and text encoders of a pipeline directory, from its configurations."""
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
 
     def make(name: str) -> Any:
         library, kind = index[name]
-        config = _read_json(folder / name / "config.json")
+        config = read_json(folder / name / "config.json")
         with born(dtype):
             if library == "diffusers":
                 return getattr(diffusers, kind).from_config(config)
@@ -242,19 +237,10 @@ def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, li
         raise BackboneError(f"image_generator {folder}: its pipeline has no {', '.join(missing)}")
     try:
         encoders = [make(n) for n in ("text_encoder", "text_encoder_2") if n in index]
-        tokenizer = _read_json(folder / "tokenizer" / "tokenizer_config.json")
+        tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
         return tokenizer["model_max_length"], make("unet"), make("vae"), encoders
     except (AttributeError, TypeError, KeyError) as error:
         raise BackboneError(f"image_generator {folder}: cannot be built: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BackboneError(f"{path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise BackboneError(f"{path} is not JSON: {error}") from error
 
 
 @contextmanager
