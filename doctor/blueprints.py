@@ -36,7 +36,6 @@ Place = Literal["local", "hub cache", "hub"]
 
 # Model types whose tokenizers begin a text with one id; the others add none.
 _WITH_START = ("opt", "llama", "mistral", "gemma", "gemma2", "phi3")
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def language_model_blueprint(
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(f"language_model {found.source}: {error}") from error
-    stored = _BYTES["float16" if known is None else known.stored]
+    stored = getattr(torch, "float16" if known is None else known.stored).itemsize
     parameters = count_parameters(plain.model)
     return LanguageModelBlueprint(config, dtype, quantization, parameters, stored * parameters)
 
@@ -191,7 +190,7 @@ def generator_blueprint(found: Found, dtype: torch.dtype) -> GeneratorBlueprint:
         known = known_generator(found.source)
         if known is None:
             raise _unknown("image_generator", found)
-        length, stored = known.length, _BYTES[known.stored]
+        length, stored = known.length, getattr(torch, known.stored).itemsize
         kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
         with born(dtype):
             unet = diffusers.UNet2DConditionModel(**known.unet)
