@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from miniature.optimization import Optimization, Progress, Recipe, Report
+from miniature.optimization import Optimization, Recipe, Report
 from miniature.oracle import score
 from miniature.world import PICTURE_SIZE, SCENES_OF, Scene, render
 
@@ -68,8 +68,7 @@ def train(
     optimization = Optimization(
         autoencoder.named_parameters(), recipe.num_steps, recipe.matrix_rate, recipe.other_rate
     )
-    progress = Progress("autoencoder", recipe.num_steps, report)
-    for _ in progress:
+    for _ in optimization.steps("autoencoder", report):
         batch = pictures[torch.randint(0, len(pictures), (recipe.batch,))]
         posterior = autoencoder.encode(batch).latent_dist
         error = autoencoder.decode(posterior.sample()).sample - batch
@@ -80,7 +79,6 @@ def train(
             + recipe.kl_weight * posterior.kl().mean() / batch[0].numel()
         )
         optimization.step(loss)
-        progress.seen(loss)
     autoencoder.eval().requires_grad_(False)
     deviation = encode(autoencoder, pictures[:1000]).std().item()
     autoencoder.register_to_config(scaling_factor=round(1 / deviation, 4))

@@ -20,14 +20,13 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from numpy.typing import NDArray
-from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from miniature.language import caption, picture_caption
-from miniature.optimization import Optimization, Progress, Recipe, Report
+from miniature.optimization import Optimization, Recipe, Report
 from miniature.oracle import score
 from miniature.recipe_autoencoder import as_tensor, encode
 from miniature.recipe_autoencoder import load as load_autoencoder
@@ -54,20 +53,14 @@ class ImageGeneratorRecipe(Recipe):
     widths: tuple[int, int] = (32, 64)
     pictures_per_scene: int = 24
     captions_per_picture: int = 3
-    complete_share: float = Field(default=0.4, description="of the captions that tell everything")
-    caption_dropout: float = Field(
-        default=0.1, description="share of captions replaced by the empty one"
-    )
+    complete_share: float = 0.4  # of the captions that tell everything
+    caption_dropout: float = 0.1  # share of captions replaced by the empty one
     num_steps: int = 3500
     batch: int = 48
-    averaging: float = Field(
-        default=0.998, description="decay of the exponential moving average kept"
-    )
+    averaging: float = 0.998  # decay of the exponential moving average kept
     matrix_rate: float = 0.01
     other_rate: float = 2e-3
-    text_encoder_share: float = Field(
-        default=0.2, description="of both rates, for the text encoder"
-    )
+    text_encoder_share: float = 0.2  # of both rates, for the text encoder
 
 
 def text_encoder_from_clip(directory: Path) -> CLIPTextModel:
@@ -176,8 +169,7 @@ def train(
         recipe.other_rate,
         lambda name: recipe.text_encoder_share if name.startswith("text_encoder") else 1.0,
     )
-    progress = Progress("image generator", recipe.num_steps, report)
-    for step in progress:
+    for step in optimization.steps("image generator", report):
         chosen = torch.randint(0, len(scenes), (recipe.batch,))
         text = tokens[torch.randint(0, len(tokens), chosen.shape), chosen]
         text[torch.rand(recipe.batch) < recipe.caption_dropout] = empty
@@ -188,7 +180,6 @@ def train(
         loss = F.mse_loss(predicted, noising.get_velocity(clean, noise, time))
         optimization.step(loss)
         averaged.update_parameters(generator)
-        progress.seen(loss)
         if (step + 1) % 1000 == 0 or step + 1 == recipe.num_steps:
             kept = cast(_Generator, averaged.module).eval()
             scores = measure(assemble(kept, autoencoder, tokenizer), "val", 80)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from miniature.language import caption, picture_caption
-from miniature.optimization import Optimization, Progress, Recipe, Report
+from miniature.optimization import Optimization, Recipe, Report
 from miniature.recipe_autoencoder import as_tensor
 from miniature.vocabulary import TEXT_LENGTH, clip_tokenizer
 from miniature.world import PICTURE_SIZE, SCENES, SCENES_OF, SPLIT_OF, render
@@ -95,8 +95,7 @@ def train(
 
     named = [(n, p) for n, p in model.named_parameters() if n != "logit_bias"]
     optimization = Optimization(named, recipe.num_steps, recipe.matrix_rate, recipe.other_rate)
-    progress = Progress("visual encoder", recipe.num_steps, report)
-    for step in progress:
+    for step in optimization.steps("visual encoder", report):
         # Different scenes only: two pictures of one scene would be each other's wrong negatives.
         chosen = torch.randperm(len(scenes))[: recipe.batch]
         images = pictures[torch.randint(0, number, chosen.shape), chosen]
@@ -106,7 +105,6 @@ def train(
         target = torch.arange(len(chosen))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         optimization.step(loss)
-        progress.seen(loss)
         if (step + 1) % 500 == 0:
             report(f"visual encoder: {measure(model.eval(), tokenizer)}")
             model.train()
