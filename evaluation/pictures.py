@@ -27,7 +27,6 @@ from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill.loading import Gill, load_encoder, load_generator, load_model, read_empty_prompt
 from gill_errors import StageError
-from gill_progress import Ticker
 from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import set_up
@@ -79,14 +78,14 @@ class PictureMaker:
             )
             for span in todo
         ]
-        with Ticker(f"{one.title}, {METHODS[method]}") as ticker:
-            meter = Meter(sum(map(len, todo)), "pictures")
+        what = f"{one.title}, {METHODS[method]}"
+        with Meter(what, sum(map(len, todo)), "pictures") as meter:
 
             def save(made: tuple[int, list[Image.Image]]) -> None:
                 first_seed, pictures = made
                 for i, picture in enumerate(pictures, first_seed - self._seed):
                     self._store.save_picture(method, one.name, i, keys[i], picture)
-                ticker.show(meter.after(len(pictures)))
+                meter.add(len(pictures))
 
             if batches:
                 self._crew(batches, save)

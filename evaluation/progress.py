@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,41 +14,38 @@ from gill_progress import Ticker
 BATCH = 64
 
 
-class Meter:
-    """How far long work is, how fast, and how long it will still take."""
+class Meter(Ticker):
+    """Shows how far long work is, how fast, and how long it will still take."""
 
-    def __init__(self, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        super().__init__(what)
         self._total, self._unit, self._done = total, unit, 0
         self._start = time.monotonic()
 
-    def after(self, number: int) -> str:
-        """The state after `number` more: `96 of 100 pictures, 12.3 per second, 1 s left`."""
+    def add(self, number: int) -> None:
+        """Show the state after `number` more: `96 of 100 pictures, 12.3 per second, 1 s left`."""
         self._done += number
         rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        left = (self._total - self._done) / rate
-        return (
-            f"{self._done} of {self._total} {self._unit}, {rate:.1f} per second, "
-            f"{_duration(left)} left"
-        )
+        left = _duration((self._total - self._done) / rate)
+        self.show(f"{self._done} of {self._total} {self._unit}, {rate:.1f} per second, {left} left")
+
+    def __enter__(self) -> Meter:
+        return self
 
 
 def in_batches(
     work: Callable[[Any], Tensor],
     items: Sequence[Any] | Tensor,
-    what: str | None = None,
+    what: str = "vectors",
     size: int = BATCH,
 ) -> Tensor:
-    """What `work` makes of `size` items at a time, put together: float32 on the CPU, [N, ...].
-
-    With `what`, it is said how far that is.
-    """
-    meter, parts = Meter(len(items), "examples"), []
-    with nullcontext() if what is None else Ticker(what) as ticker:
+    """What `work` makes of `size` items at a time, put together: float32 on the CPU, [N, ...]."""
+    parts = []
+    with Meter(what, len(items), "examples") as meter:
         for first in range(0, len(items), size):
             batch = items[first : first + size]
             parts.append(work(batch).float().cpu())
-            if ticker is not None:
-                ticker.show(meter.after(len(batch)))
+            meter.add(len(batch))
     return torch.cat(parts)
 
 

@@ -34,7 +34,6 @@ from evaluation.metrics.images import (
 from evaluation.progress import BATCH, Meter, in_batches
 from evaluation.results import Result
 from evaluation.sets import EvaluationSet
-from gill_progress import Ticker
 from miniature import oracle
 from pipeline.frozen.visual_encoder import VisualEncoder
 from settings.evaluation import EvaluationParams
@@ -69,12 +68,11 @@ class PictureScorer:
         found = {method: Found() for method in pictures}
         features: dict[str, list[Tensor]] = {}
         total = len(one.examples)
-        with Ticker(f"{one.title}, scores") as ticker:
-            meter = Meter(total, "examples")
+        with Meter(f"{one.title}, scores", total, "examples") as meter:
             for first in range(0, total, BATCH):
                 part = slice(first, first + BATCH)
                 self._score_batch(one, pictures, part, found, features)
-                ticker.show(meter.after(len(one.examples[part])))
+                meter.add(len(one.examples[part]))
         for method, scores in found.items():
             self._finish(scores, features.get(method), features.get("real"))
         return found

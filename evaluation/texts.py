@@ -21,7 +21,6 @@ from evaluation.scores import Found, Rows
 from evaluation.sources import Source
 from evaluation.store import EvaluationStore, key_for
 from gill.loading import Gill
-from gill_progress import Ticker
 from miniature.world import VALUES, Scene
 from pipeline.talking.captioning import CAPTION_TOKENS, words_after_pictures
 from settings.evaluation import EvaluationParams
@@ -120,13 +119,12 @@ def _say(
     keys = [key_for(content_of(one.image), one.prompt, max_tokens, what) for one in asked]
     batches = [range(i, min(i + BATCH, len(asked))) for i in range(0, len(asked), BATCH)]
     todo = [batch for batch in batches if any(store.text(keys[i]) is None for i in batch)]
-    with Ticker(what) as ticker:
-        meter = Meter(sum(map(len, todo)), "texts")
+    with Meter(what, sum(map(len, todo)), "texts") as meter:
         for batch in todo:
             pictures = [open_picture(asked[i].image) for i in batch]
             texts = say(pictures, [asked[i].prompt for i in batch])
             store.save_texts({keys[i]: text for i, text in zip(batch, texts, strict=True)})
-            ticker.show(meter.after(len(batch)))
+            meter.add(len(batch))
     return [text for key in keys if (text := store.text(key)) is not None]
 
 

@@ -142,13 +142,18 @@ def test_keys_tell_every_part_apart():
 
 
 def test_a_meter_says_rate_and_time_left(monkeypatch):
-    now = SimpleNamespace(value=100.0)
+    now, said = SimpleNamespace(value=100.0), []
     monkeypatch.setattr("evaluation.progress.time.monotonic", lambda: now.value)
-    meter = Meter(600, "pictures")
+    meter = Meter("drawing", 600, "pictures")
+    monkeypatch.setattr(meter, "show", said.append)
     now.value += 2.0
-    assert meter.after(4) == "4 of 600 pictures, 2.0 per second, 4 min 58 s left"
+    meter.add(4)
     now.value += 98.0
-    assert meter.after(596) == "600 of 600 pictures, 6.0 per second, 0 s left"
+    meter.add(596)
+    assert said == [
+        "4 of 600 pictures, 2.0 per second, 4 min 58 s left",
+        "600 of 600 pictures, 6.0 per second, 0 s left",
+    ]
 
 
 def test_missing_test_rows_say_what_to_do(tmp_path):
