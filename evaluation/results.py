@@ -74,6 +74,7 @@ class Record:
 
 
 _FOLDED = ("pictures", "texts", "scores")
+_AS_JSON = ("context", "references")
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
@@ -117,36 +118,24 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _flat(record: Record) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "set": record.set,
-        "id": record.id,
-        "prompt": record.prompt,
-        "context": json.dumps(record.context, ensure_ascii=False),
-        "real": record.real,
-        "scene": record.scene,
-        "references": json.dumps(record.references, ensure_ascii=False),
-    }
+    row = dict(vars(record))
+    row |= {name: json.dumps(row[name], ensure_ascii=False) for name in _AS_JSON}
     for name in _FOLDED:
-        row |= {f"{name}.{key}": value for key, value in getattr(record, name).items()}
+        row |= {f"{name}.{key}": value for key, value in row.pop(name).items()}
     return row
 
 
 def _unfolded(row: dict[str, Any]) -> Record:
-    folded: dict[str, dict[str, Any]] = {name: {} for name in _FOLDED}
+    values: dict[str, Any] = {name: {} for name in _FOLDED}
     for column, value in row.items():
         name, dot, key = column.partition(".")
-        if dot and value is not None:
-            folded[name][key] = value
-    return Record(
-        set=row["set"],
-        id=row["id"],
-        prompt=row["prompt"],
-        context=tuple(json.loads(row["context"])),
-        real=row["real"],
-        scene=row["scene"],
-        references=tuple(json.loads(row["references"])),
-        **folded,
-    )
+        if name in _AS_JSON:
+            values[name] = tuple(json.loads(value))
+        elif not dot:
+            values[name] = value
+        elif value is not None:
+            values[name][key] = value
+    return Record(**values)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -28,7 +28,7 @@ from corpora.parti_prompts import (
 )
 from corpora.pictures import open_picture
 from evaluation.metrics.basic import mean_and_deviation
-from evaluation.published import TABLE_6
+from evaluation.published import DECISION_METHODS
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill.loading import Gill
@@ -111,7 +111,7 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
     )
     counts = {name: labels.count(name) for name in ("gen", "ret", "same")}
     _write_metrics(folder, metrics, {"fitted": True, "labels_by": by, "labels": counts, **scores})
-    for name in TABLE_6:
+    for name in DECISION_METHODS:
         if name in scores:
             print(f"{name}: macro F1 {scores[name]['macro_f1']:.3f}")
 
@@ -128,7 +128,7 @@ def _over_seeds(
         _, found = fit_decision(
             hidden, similarity, labels, settings.model_copy(update={"seed": seed})
         )
-        for name in TABLE_6:
+        for name in DECISION_METHODS:
             if name in found:
                 scores.setdefault(name, []).append(found[name]["macro_f1"])
     return {
@@ -185,7 +185,7 @@ def _write_metrics(folder: Path, metrics: Path, scores: dict[str, Any]) -> None:
     """Everything beside the classifier; one number per method for `dvc metrics show`."""
     metrics.parent.mkdir(parents=True, exist_ok=True)
     short = {
-        name: round(scores[name]["macro_f1"], 4) for name in TABLE_6 if name in scores
+        name: round(scores[name]["macro_f1"], 4) for name in DECISION_METHODS if name in scores
     } or scores
     for path, content in (
         (folder / "evaluation.json", scores),

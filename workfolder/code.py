@@ -2,7 +2,8 @@
 
 The modules that a stage's own module imports, and what those import, decide its numbers, unless
 they are named in DOES_NOT_DECIDE: a new module counts until somebody says that it does not. Of each
-module counts its syntax tree without docstrings, messages of exceptions and descriptions of keys.
+module counts its syntax tree without docstrings, messages of exceptions and descriptions of keys;
+and the YAML file or HTML template of the same name beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+
+import yaml
 
 from workfolder.entries import WorkFolder, write_json
 
@@ -133,7 +136,14 @@ def _tree(name: str) -> ast.Module:
 
 @functools.cache
 def _module_fingerprint(name: str) -> str:
-    return hashlib.sha256(_canonical(_tree(name)).encode()).hexdigest()
+    counted = _canonical(_tree(name))
+    file = _file(name)
+    assert file is not None
+    if (data := file.with_suffix(".yaml")).is_file():
+        counted += repr(yaml.safe_load(data.read_text(encoding="utf-8")))  # not its comments
+    if (template := file.with_suffix(".html")).is_file():
+        counted += template.read_text(encoding="utf-8")
+    return hashlib.sha256(counted.encode()).hexdigest()
 
 
 def _canonical(node: object) -> str:

@@ -14,11 +14,12 @@ from pipeline.frozen.backbones import Backbone, BackboneError, Backbones, Dtype,
 
 # What decides a model's numbers; documentation, images and duplicate formats do not.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
-_MODEL_FILE = {
+MODEL_FILE = {
     "language_model": "config.json",
     "visual_encoder": "open_clip_config.json",
     "image_generator": "model_index.json",
 }
+"""What a directory of each role holds for certain."""
 
 
 def resolve_backbone(
@@ -39,7 +40,7 @@ def resolve_backbone(
     Raises BackboneError naming the missing file or the missing permission.
     """
     folder, commit = find_backbone(role, source, revision=revision, allow_download=allow_download)
-    marker = folder / _MODEL_FILE[role]
+    marker = folder / MODEL_FILE[role]
     if not marker.is_file():
         raise BackboneError(f"{role} {source}: {marker.name} is missing in {folder}")
     path = f"local-dir:{folder}" if role == "visual_encoder" else str(folder)
@@ -179,7 +180,7 @@ def _repository_of_tag(source: str) -> str:
 
 
 def _language_model_widths(folder: Path) -> dict[str, int]:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     hidden = config.get("hidden_size") or config.get("n_embd")
     if hidden is None:
         raise BackboneError(f"{folder}/config.json names no hidden_size")
@@ -187,7 +188,7 @@ def _language_model_widths(folder: Path) -> dict[str, int]:
 
 
 def _visual_encoder_widths(folder: Path) -> dict[str, int]:
-    config = _read_json(folder / "open_clip_config.json")
+    config = read_json(folder / "open_clip_config.json")
     vision = config.get("model_cfg", config).get("vision_cfg", {})
     plain = isinstance(vision.get("layers"), int) and not vision.get("attentional_pool")
     if plain and "width" in vision and not vision.get("timm_model_name"):
@@ -198,7 +199,7 @@ def _visual_encoder_widths(folder: Path) -> dict[str, int]:
 
 
 def _image_generator_widths(folder: Path) -> dict[str, int]:
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     absent = [n for n in ("unet", "vae", "text_encoder", "tokenizer") if not any(index.get(n, []))]
     if absent:
         raise BackboneError(
@@ -206,9 +207,9 @@ def _image_generator_widths(folder: Path) -> dict[str, int]:
             "Stable Diffusion 1.x, 2.x, XL and what is built like them can serve"
         )
     encoders = [n for n in ("text_encoder", "text_encoder_2") if any(index.get(n, []))]
-    configs = [_read_json(folder / name / "config.json") for name in encoders]
-    tokenizer = _read_json(folder / "tokenizer" / "tokenizer_config.json")
-    unet = _read_json(folder / "unet" / "config.json")
+    configs = [read_json(folder / name / "config.json") for name in encoders]
+    tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
+    unet = read_json(folder / "unet" / "config.json")
     widths = {
         "L": tokenizer["model_max_length"],
         "text_width": sum(config["hidden_size"] for config in configs),
@@ -225,11 +226,12 @@ def _side(size: int | list[int]) -> int:
 
 
 def _vae_scale(folder: Path) -> int:
-    vae = _read_json(folder / "vae" / "config.json")
+    vae = read_json(folder / "vae" / "config.json")
     return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A configuration; raises BackboneError where it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
