@@ -28,6 +28,8 @@ SMALL = {
             "prompts": 60,
         }
     },
+    # What the released layout can hold.
+    "model": {"mapper": {"encoder_layers": 2, "decoder_layers": 2, "adds_embedding": True}},
     "decision": {"folds": 2},
     "training": {"steps": 6, "batch_size": 8, "validate_every": 3},
     "run": {"log_every": 2, "checkpoint_every": 2},
