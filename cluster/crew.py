@@ -18,11 +18,12 @@ from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from cluster.jobs import Call, Job, Lost, OnResult, Work, do_task, forget
 from cluster.local_pool import LocalPool
 from gill_errors import InputError, TasksLostError
+from gill_records import Record
 
 WAVE = 64  # results that wait to be put in order
 
@@ -39,10 +40,8 @@ def _known(value: str) -> str:
 SchedulerName = Annotated[str, AfterValidator(_known)]
 
 
-class ScaleOutParams(BaseModel):
+class ScaleOutParams(Record):
     """Where tasks run. What comes out does not depend on it, on machines of one kind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     scheduler: SchedulerName = Field(
         default="single",

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from gill.model_card import write_model_card
 from gill_errors import GillError
+from gill_records import Record
 from pipeline.bridge.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.frozen.backbones import Backbone, Backbones, Role
@@ -36,10 +37,8 @@ class HubError(GillError):
     """A folder or repository that holds no trained part, or cannot be reached."""
 
 
-class FrozenModel(BaseModel):
+class FrozenModel(Record):
     """One frozen model that the trained part belongs to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str | None = Field(description="hub id or built-in tag; none for a local directory")
     revision: str | None = Field(description="the hub's commit")
@@ -49,10 +48,8 @@ class FrozenModel(BaseModel):
     widths: dict[str, int]
 
 
-class TrainedConfig(BaseModel):
+class TrainedConfig(Record):
     """What config.json holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_type: Literal["gill"] = "gill"
     format: Literal[1] = 1

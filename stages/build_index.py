@@ -44,7 +44,7 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
             ),
             "captions": file_md5(required(table, "prepare-captions")),
             "training_only": not own,
-            "index": params.index.settings.model_dump(mode="json"),
+            "index": params.index.model_dump(mode="json", exclude={"candidates"}),
             "code": code_of("index", work),
         },
     )

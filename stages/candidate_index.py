@@ -24,6 +24,7 @@ from gill_progress import Ticker
 from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads, load_heads
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbones
+from pipeline.settings import IndexSettings
 from pipeline.talking.index_files import save_index
 from pipeline.talking.retrieval import build_index
 from settings.params import Params, RunParams
@@ -100,7 +101,7 @@ def make_index(
     with Ticker("index") as ticker:
         index = build_index(
             _Blocks(rows, make, params.run.scale_out),
-            params.index.settings,
+            IndexSettings.part_of(params.index),
             heads=fingerprint,
             features=features.meta["rows_fingerprint"],
             candidates=pa.table(

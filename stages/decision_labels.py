@@ -100,14 +100,14 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
         hidden[kept],
         similarity[kept],
         [labels[i] for i in kept],
-        params.decision.settings,
+        params.decision,
         test=None if test_rows is None else torch.tensor([i in test_rows for i in kept]),
         votes=[voted[i].votes for i in kept] if by == "people" else None,
         heads=heads,
     )
     model.save(folder)
     scores["over_seeds"] = _over_seeds(
-        hidden[kept], similarity[kept], [labels[i] for i in kept], params.decision.settings
+        hidden[kept], similarity[kept], [labels[i] for i in kept], params.decision
     )
     counts = {name: labels.count(name) for name in ("gen", "ret", "same")}
     _write_metrics(folder, metrics, {"fitted": True, "labels_by": by, "labels": counts, **scores})

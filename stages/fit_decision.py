@@ -30,7 +30,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     decided_by = {
         **models_in_use(work, params, artifacts),
         "votes": file_md5(Path(votes)) if votes is not None and Path(votes).is_file() else votes,
-        "decision": params.decision.settings.model_dump(mode="json"),
+        "decision": params.decision.model_dump(mode="json", exclude={"votes"}),
         "weights": content_of(Path(given)) if given and Path(given).exists() else given,
         "code": code_of("decision", work),
     }

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 DOES_NOT_DECIDE = (
     # Where and how work runs, what is shown of it, how it is found again.
-    "gill_errors", "gill_progress", "workfolder", "cluster", "doctor", "app",
+    "gill_errors", "gill_files", "gill_progress", "gill_records", "workfolder", "cluster", "doctor",
+    "app",
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
     "cache.progress", "cache.sharing", "cache.verifying",
     "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",

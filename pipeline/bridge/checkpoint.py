@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gill_errors import GillError
+from gill_records import Record
 from pipeline.bridge.heads import Heads, HeadSizes
 
 CurvePoint = dict[str, int | float]
@@ -42,10 +43,8 @@ class CheckpointError(GillError):
     """A checkpoint that is missing, damaged or made for something else; the message says what."""
 
 
-class CheckpointRecord(BaseModel):
+class CheckpointRecord(Record):
     """What a set of trained tensors is, and what made it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["gill-heads-1"] = "gill-heads-1"
     sizes: HeadSizes

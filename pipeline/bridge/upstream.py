@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from gill_errors import GillError
+from gill_records import Record
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.settings import MapperSizes
 
@@ -41,10 +42,8 @@ class UpstreamError(GillError):
     """A released file that is missing, unreadable or of another layout; the message says which."""
 
 
-class ReleasedArguments(BaseModel):
+class ReleasedArguments(Record):
     """`model_args.json`. The values fixed here are those of the released model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     opt_version: str
     freeze_lm: Literal[True] = True

@@ -24,8 +24,9 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from gill_records import Record
 from pipeline.settings import IndexSettings
 from pipeline.talking.retrieval import IndexPart, RetrievalError, RetrievalIndex
 
@@ -39,17 +40,13 @@ _MAGIC = {
 }
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _File(Record):
     name: str = Field(pattern=r"^[a-z]+-[0-9a-f]{16}\.(faiss|parquet)$")
     bytes: int
     sha256: str
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Record(Record):
     format: Literal[1] = 1
     settings: IndexSettings
     width: int

@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Float32, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from gill_errors import InputError
+from gill_records import Record
 from pipeline.settings import IndexSettings
 
 Block = tuple[Tensor, Tensor]
@@ -37,10 +38,8 @@ class RetrievalError(InputError):
     """An index or a query cannot be used: what is wrong, where, and what to do."""
 
 
-class IndexPart(BaseModel):
+class IndexPart(Record):
     """One batch of pictures in an index: the first build or a later extension."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     heads: str = Field(description="fingerprint of the heads that gave W_i2t")
     features: str = Field(description="fingerprint of the feature cache that gave v_phi")
