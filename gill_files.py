@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gill_errors import WriteFailedError
+
 PARTIAL_SUFFIX = ".partial"  # as zarr's local store calls what is not yet renamed into place
 
 
@@ -52,3 +54,18 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+@contextmanager
+def explained(where: object) -> Iterator[None]:
+    """Say what it is that the operating system does not let us write, and what to do about it."""
+    try:
+        yield
+    except (WriteFailedError, FileExistsError):
+        raise
+    except OSError as error:
+        raise WriteFailedError(
+            error.errno,
+            f"{where} cannot be written ({error.strerror or error}): make room or give "
+            "permission, and run again. What is done stays done",
+        ) from error

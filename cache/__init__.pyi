@@ -11,7 +11,6 @@ from .inspecting import (
     write_page,
 )
 from .layout import ArraySpec, StoreSpec
-from .location import WriteFailedError
 from .lock import StoreLockedError
 from .manifest import manifest_location, read_manifest
 from .progress import Progress, print_progress
@@ -60,7 +59,6 @@ __all__ = [
     "StoreSpec",
     "StoresDifferError",
     "VerifyReport",
-    "WriteFailedError",
     "describe",
     "fill",
     "iterate_blocks",

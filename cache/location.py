@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +13,8 @@ import fsspec
 import zarr.abc.store
 from zarr.storage import FsspecStore, LocalStore
 
-from gill_errors import GillError, InputError
-
-PARTIAL_SUFFIX = (
-    ".partial"  # what zarr's local store calls a file that is not yet renamed into place
-)
+from gill_errors import InputError
+from gill_files import PARTIAL_SUFFIX, remove_partial_files, written_whole
 
 
 @dataclass(frozen=True)
@@ -73,17 +67,11 @@ class Location:
     def write_bytes(self, content: Sequence[bytes | memoryview], *inside: str) -> None:
         """Write pieces as this file, or the one named `inside` this folder, whole or not at all."""
         if self.is_local:
-            target = self.path.joinpath(*inside)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-            try:
-                with partial.open("wb", buffering=0) as f:
-                    for piece in content:
-                        _write_all(f, piece)
-                partial.replace(target)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+            with (
+                written_whole(self.path.joinpath(*inside)) as partial,
+                partial.open("wb") as file,
+            ):
+                file.writelines(content)
         else:
             fs, path = self._fs()
             fs.pipe_file("/".join([path, *inside]), b"".join(content))
@@ -135,19 +123,10 @@ class Location:
             sizes = [entry["size"] for entry in found.values()]
         return sum(sizes), len(sizes)
 
-    def remove_partial_files(self) -> int:
-        """Remove what a killed writer left half-written; returns how many files that were."""
-        if not self.is_local:
-            return 0  # an object store shows an object whole or not at all
-        leftovers = [
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(self.path)
-            for name in names
-            if name.endswith(PARTIAL_SUFFIX)
-        ]
-        for name in leftovers:
-            os.unlink(name)
-        return len(leftovers)
+    def remove_partial_files(self) -> None:
+        """Remove what a killed writer left half-written."""
+        if self.is_local:  # an object store shows an object whole or not at all
+            remove_partial_files(self.path)
 
     def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(self.url)
@@ -156,13 +135,6 @@ class Location:
 
     def __str__(self) -> str:
         return self.url
-
-
-def _write_all(file: io.FileIO, piece: bytes | memoryview) -> None:
-    """Write a piece, however many calls the system takes for it."""
-    left = memoryview(piece)
-    while len(left):
-        left = left[file.write(left) :]
 
 
 def locate(where: str | Path | Location) -> Location:
@@ -175,22 +147,3 @@ def locate(where: str | Path | Location) -> Location:
     if "://" in text:
         return Location(text.rstrip("/"), is_local=False)
     return Location(os.path.abspath(text), is_local=True)
-
-
-class WriteFailedError(GillError, OSError):
-    """The store cannot be written: full disk, no permission, read-only."""
-
-
-@contextmanager
-def explained(location: Location) -> Iterator[None]:
-    """Say which store an operating-system error struck, and what to do about it."""
-    try:
-        yield
-    except OSError as e:
-        if isinstance(e, (WriteFailedError, FileExistsError)):
-            raise
-        raise WriteFailedError(
-            e.errno,
-            f"{location} cannot be written: {e.strerror or e}. Rows that are done stay done; "
-            "make room or give permission, and run again",
-        ) from e

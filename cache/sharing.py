@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from cache.location import PARTIAL_SUFFIX
 from cache.store import open_store
+from gill_files import PARTIAL_SUFFIX, link_or_copy
 
 
 def share_store(source: Path, target: Path) -> None:
@@ -27,13 +27,6 @@ def share_store(source: Path, target: Path) -> None:
         for name in names:
             if name.endswith(PARTIAL_SUFFIX):
                 continue
-            copy = _link if is_data else shutil.copy2
+            copy = link_or_copy if is_data else shutil.copy2
             copy(os.path.join(folder, name), part / inside / name)
     part.rename(target)
-
-
-def _link(source: str, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

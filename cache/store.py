@@ -26,9 +26,10 @@ from cache.layout import (
     error_name,
     fitted_name,
 )
-from cache.location import Location, explained, locate
+from cache.location import Location, locate
 from cache.shards import ShardFile, create_data_array, shard_path
 from gill_errors import InputError
+from gill_files import explained
 
 ATTRIBUTE = "embedding_cache"
 FORMAT = 1

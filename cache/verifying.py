@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from cache.layout import bookkeeping, checksum_name
-from cache.location import explained, locate
+from cache.location import locate
 from cache.lock import run_lock
 from cache.manifest import make_manifest, manifest_location, read_manifest
 from cache.progress import Progress
 from cache.store import EmbeddingStore, NotAStoreError, RowStatus, open_store
+from gill_files import explained
 
 READ_ROWS = 256
 

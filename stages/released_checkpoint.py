@@ -12,6 +12,7 @@ from torch import nn
 from evaluation.variants import lay_over
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
+from gill_files import written_whole
 from pipeline.bridge.checkpoint import CHECKPOINTS, load_heads
 from pipeline.bridge.upstream import (
     export_decision,
@@ -46,10 +47,8 @@ def import_released(directory: Path, params_file: Path) -> None:
     if ARTIFACTS.backbones.is_file():
         read_weights(str(directory), params, read_backbones(ARTIFACTS))
     _set(raw, changes)
-    part = params_file.with_name(f"{params_file.name}.part")
-    with part.open("w", encoding="utf-8") as stream:
-        yaml.dump(raw, stream)
-    part.replace(params_file)
+    with written_whole(params_file) as part:
+        yaml.dump(raw, part)
     print(f"{params_file}: training.weights is {directory} now, and model has its sizes")
     print("`dvc repro` trains nothing, and goes on with index, decision, evaluation and report")
 

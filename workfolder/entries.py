@@ -16,7 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gill_errors import GillError
+from gill_errors import GillError, WriteFailedError
+from gill_files import explained, link_or_copy, remove_partial_files, written_whole
 
 FORMAT = 1
 VARIABLE = "GILL_WORK"
@@ -54,7 +55,7 @@ class WorkFolder:
             found = FORMAT
             try:
                 write_json(marker, {"format": FORMAT})
-            except WorkFolderError as error:
+            except WriteFailedError as error:
                 raise WorkFolderError(
                     f"the work folder: {error}; or name another by run.work or {VARIABLE}"
                 ) from None
@@ -149,7 +150,8 @@ class Entry:
         return (self.folder / "decided_by.json").is_file()
 
     def begin(self) -> None:
-        """Make its folder, with what decides it."""
+        """Make its folder, with what decides it; what a killed run left half-written goes."""
+        remove_partial_files(self.folder)
         write_json(self.folder / "decided_by.json", self.decided_by)
 
     def finish(self, outputs: Iterable[str], seconds: float, **summary: Any) -> None:
@@ -266,9 +268,9 @@ def place(source: Path, target: Path) -> None:
         remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, copy_function=_link_or_copy)
+            shutil.copytree(source, target, copy_function=link_or_copy)
         else:
-            _link_or_copy(str(source), str(target))
+            link_or_copy(source, target)
 
 
 def place_link(source: Path, target: Path) -> None:
@@ -317,32 +319,8 @@ def content_of(path: Path) -> dict[str, str]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path), written_whole(path) as part:
         part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(part, path)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Say what could not be written, and what to do: a full disk, a folder that is read-only."""
-    try:
-        yield
-    except WorkFolderError:
-        raise
-    except OSError as error:
-        raise WorkFolderError(
-            f"{path} cannot be written ({error.strerror or error}): give permission or room. What "
-            "is finished stays finished"
-        ) from None
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

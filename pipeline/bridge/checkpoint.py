@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gill_errors import GillError
+from gill_files import force_to_disk, written_whole
 from gill_records import Record
 from pipeline.bridge.heads import Heads, HeadSizes
 
@@ -207,22 +207,12 @@ def _differing_values(prefix: str, there: Any, here: Any) -> list[str]:
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write beside `path`, force to disk, rename over it: a reader sees the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     # One entry: safetensors keeps no order among several, and equal contents shall be equal bytes.
     text = json.dumps(metadata, allow_nan=False)
-    try:
+    with written_whole(path) as part:
         save_file(tensors, part, metadata={_METADATA: text})
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        force_to_disk(part)
+    force_to_disk(path.parent)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
+from gill_files import force_to_disk, written_whole
 from gill_records import Record
 from pipeline.settings import IndexSettings
 from pipeline.talking.retrieval import IndexPart, RetrievalError, RetrievalIndex
@@ -70,11 +70,10 @@ def save_index(index: RetrievalIndex, folder: Path) -> None:
     )
     body = record.model_dump(mode="json")
     text = json.dumps({**body, "checksum": _checksum(body)}, indent=2) + "\n"
-    temporary = folder / f".{RECORD}.{os.getpid()}.new"
-    temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, folder / RECORD)
-    _sync(folder)
+    with written_whole(folder / RECORD) as part:
+        part.write_text(text)
+        force_to_disk(part)
+    force_to_disk(folder)
     kept = {RECORD, record.vectors.name, record.candidates.name}
     for pattern in ("vectors-*.faiss", "candidates-*.parquet"):
         for path in folder.glob(pattern):
@@ -130,24 +129,13 @@ def _same_origin(
 
 def _write(folder: Path, stem: str, suffix: str, write: Callable[[str], object]) -> _File:
     """Write a file named by its content."""
-    temporary = folder / f".{stem}.{os.getpid()}.new"
-    try:
-        write(str(temporary))
-        digest, size = _sha256(temporary), temporary.stat().st_size
-        name = f"{stem}-{digest[:16]}.{suffix}"
-        _sync(temporary)
-        os.replace(temporary, folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return _File(name=name, bytes=size, sha256=digest)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    new = folder / f"{stem}.new"
+    with written_whole(new) as part:
+        write(str(part))
+        force_to_disk(part)
+    digest = _sha256(new)
+    written = new.rename(folder / f"{stem}-{digest[:16]}.{suffix}")
+    return _File(name=written.name, bytes=written.stat().st_size, sha256=digest)
 
 
 def _read_record(folder: Path) -> _Record:
