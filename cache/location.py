@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 import zarr.abc.store
+from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import FsspecStore, LocalStore
 
 from gill_errors import InputError
@@ -44,18 +44,12 @@ class Location:
 
     def exists(self) -> bool:
         """True where a file, or a folder with more than half-written files in it, lies here."""
-        if self.is_local:
-            return self.path.is_file() or not all(
-                n.endswith(PARTIAL_SUFFIX) for n in self.children()
-            )
-        return bool(self.children())
+        return not all(name.endswith(PARTIAL_SUFFIX) for name in self.children())
 
     def read_text(self) -> str | None:
         """The text of this file; None where there is none."""
+        fs, path = self._fs()
         try:
-            if self.is_local:
-                return self.path.read_text()
-            fs, path = self._fs()
             return fs.cat_file(path).decode()
         except FileNotFoundError:
             return None
@@ -73,37 +67,23 @@ class Location:
             ):
                 file.writelines(content)
         else:
-            fs, path = self._fs()
-            fs.pipe_file("/".join([path, *inside]), b"".join(content))
+            fs, path = self._fs(*inside)
+            fs.pipe_file(path, b"".join(content))
 
     def create_text(self, text: str) -> None:
         """Write this file; raises FileExistsError where it exists already."""
-        if self.is_local:
-            with self.path.open("x") as f:
-                f.write(text)
-        else:
-            fs, path = self._fs()
-            with fs.open(path, "xb") as f:
-                f.write(text.encode())
+        fs, path = self._fs()
+        with fs.open(path, "xb") as f:
+            f.write(text.encode())
 
     def remove(self, *inside: str) -> None:
         """Remove this file or folder, or the one named `inside` it, if it exists."""
-        if self.is_local:
-            target = self.path.joinpath(*inside)
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-        else:
-            fs, path = self._fs()
-            target_path = "/".join([path, *inside])
-            if fs.exists(target_path):
-                fs.rm(target_path, recursive=True)
+        fs, path = self._fs(*inside)
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
 
     def children(self) -> list[str]:
-        """Names of what lies directly in this folder, sorted."""
-        if self.is_local:
-            return sorted(os.listdir(self.path)) if self.path.is_dir() else []
+        """Names of what lies directly in this folder, sorted; of a file its own."""
         fs, path = self._fs()
         if not fs.exists(path):
             return []
@@ -111,16 +91,8 @@ class Location:
 
     def bytes_stored(self, *inside: str) -> tuple[int, int]:
         """Bytes and number of files under the folder named `inside` this one."""
-        if self.is_local:
-            sizes = [
-                os.path.getsize(os.path.join(folder, name))
-                for folder, _, names in os.walk(self.path.joinpath(*inside))
-                for name in names
-            ]
-        else:
-            fs, path = self._fs()
-            found = fs.find("/".join([path, *inside]), detail=True)
-            sizes = [entry["size"] for entry in found.values()]
+        fs, path = self._fs(*inside)
+        sizes = [entry["size"] for entry in fs.find(path, detail=True).values()]
         return sum(sizes), len(sizes)
 
     def remove_partial_files(self) -> None:
@@ -128,10 +100,12 @@ class Location:
         if self.is_local:  # an object store shows an object whole or not at all
             remove_partial_files(self.path)
 
-    def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        fs, path = fsspec.core.url_to_fs(self.url)
+    def _fs(self, *inside: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        fs, path = (
+            (LocalFileSystem(), self.url) if self.is_local else fsspec.core.url_to_fs(self.url)
+        )
         fs.invalidate_cache()  # other processes write here too
-        return fs, path
+        return fs, "/".join([path, *inside])
 
     def __str__(self) -> str:
         return self.url
