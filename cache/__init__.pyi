@@ -13,7 +13,6 @@ from .inspecting import (
 from .layout import ArraySpec, StoreSpec
 from .lock import StoreLockedError
 from .manifest import manifest_location, read_manifest
-from .progress import Progress, print_progress
 from .reading import (
     Batch,
     DamagedRowsError,
@@ -44,7 +43,6 @@ __all__ = [
     "FillingParams",
     "FirstPositionVariesError",
     "NotAStoreError",
-    "Progress",
     "ReadingOrder",
     "ReadingParams",
     "Roles",
@@ -64,7 +62,6 @@ __all__ = [
     "iterate_blocks",
     "manifest_location",
     "open_store",
-    "print_progress",
     "read_manifest",
     "read_rows",
     "repair",

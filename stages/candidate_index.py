@@ -98,7 +98,7 @@ def make_index(
     rows = _first_of_each_picture(table, training_only)
     rows = rows[features.status()[rows] == RowStatus.DONE]
     make = partial(make_projection, store, checkpoint, fingerprint, artifacts.backbones, params.run)
-    with Ticker("index") as ticker:
+    with Ticker("index", unit="pictures") as ticker:
         index = build_index(
             _Blocks(rows, make, params.run.scale_out),
             IndexSettings.part_of(params.index),
@@ -107,7 +107,7 @@ def make_index(
             candidates=pa.table(
                 {"row": rows, "image": table.images(rows), "caption": table.captions(rows)}
             ),
-            progress=lambda done: ticker.show(f"{done} of {len(rows)} pictures"),
+            progress=lambda done: ticker.count(done, len(rows)),
         )
     save_index(index, folder)
     print(f"{len(index)} pictures in a {params.index.kind} index of width {index.width}")

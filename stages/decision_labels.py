@@ -161,14 +161,14 @@ def _oracle_labels(
     queries = gill.model.text_query(hidden).float().cpu()
     found = [hits[0] for hits in index.search(queries, 1)]
     retrieved = [open_picture(hit.image) for hit in found if hit.image is not None]
-    with Ticker("pictures to judge") as ticker:
+    with Ticker("pictures to judge", unit="pictures") as ticker:
         generated = generate_pictures(
             gill.generator,
             gill.model.conditioning(hidden),
             gill.empty_prompt,
             params.generation_settings,
             params.decision.seed,
-            lambda done, total: ticker.show(f"{done} of {total}"),
+            ticker.count,
         )
     gen = (oracle.read_scenes(generated) == codes).sum(1)
     ret = (oracle.read_scenes(retrieved) == codes).sum(1)

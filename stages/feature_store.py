@@ -46,7 +46,7 @@ def fill_features(store: Path, table: CaptionTable, params: Params) -> FillRepor
             key=lambda row: row.key,
             crew=crew_for(params.run.scale_out, versions),
             versions=versions,
-            progress=ticker.show,
+            progress=ticker.count,
         )
 
 

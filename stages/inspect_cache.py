@@ -51,7 +51,7 @@ def inspect(
 def check(store: str, params: Params, *, mend: bool) -> bool:
     """Re-read a store against its checksums; with `mend` encode bad rows again. True if sound."""
     with Ticker("verifying") as ticker:
-        report = verify(store, ticker.show)
+        report = verify(store, ticker.count)
     print(report)
     if report.ok or not mend:
         return report.ok

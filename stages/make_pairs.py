@@ -33,10 +33,10 @@ def run(prompts: Path, folder: Path, params: Params) -> None:
         raise StageError(f"{ARTIFACTS.index} is missing: run `stages build-index`")
     rows = read_prompts(prompts)
     folder.mkdir(parents=True, exist_ok=True)
-    with Ticker("pairs") as ticker:
+    with Ticker("pairs", unit="prompts") as ticker:
         for start in range(0, len(rows), _BLOCK):
             _make_block(gill, rows, range(start, min(start + _BLOCK, len(rows))), folder, params)
-            ticker.show(f"{min(start + _BLOCK, len(rows))} of {len(rows)} prompts")
+            ticker.count(min(start + _BLOCK, len(rows)), len(rows))
     pairs = [
         {
             "prompt": row.prompt,

@@ -51,7 +51,7 @@ def fill_targets(store: Path, params: Params) -> FillReport:
             key=lambda row: row.key,
             crew=crew_for(params.run.scale_out, versions),
             versions=versions,
-            progress=ticker.show,
+            progress=ticker.count,
         )
 
 

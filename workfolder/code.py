@@ -23,7 +23,7 @@ DOES_NOT_DECIDE = (
     "gill_errors", "gill_files", "gill_progress", "gill_records", "workfolder", "cluster", "doctor",
     "app",
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
-    "cache.progress", "cache.sharing", "cache.verifying",
+    "cache.sharing", "cache.verifying",
     "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",
     "pipeline.devices", "pipeline.training.progress",
     "stages.init", "stages.stores",
