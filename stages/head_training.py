@@ -23,7 +23,8 @@ from pipeline.frozen.backbones import Backbone, Backbones
 from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.training.distribution import num_processes, rank
-from pipeline.training.loop import DvcliveLog, show_progress, train
+from pipeline.training.loop import train
+from pipeline.training.progress import DvcliveLog, show_progress
 from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
@@ -36,7 +37,7 @@ def train_heads(
     """Train, or go on from the state in `folder`; this is one process of torchrun, or all.
 
     Writes `last.safetensors`, `best.safetensors` and `state.safetensors` to `folder`, and the curve
-    to the folder `curve`. To be called within `pipeline.training.loop.processes()`.
+    to the folder `curve`. To be called within `pipeline.training.distribution.processes()`.
     """
     device = set_up(params.run.device, params.run.threads)
     backbones = read_backbones(artifacts)

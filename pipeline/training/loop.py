@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from gill_errors import GillError, InputError
-from pipeline.bridge.batch import CaptionBatch, take_examples
+from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.checkpoint import (
     BEST,
     LAST,
@@ -48,28 +48,11 @@ from pipeline.training.distribution import (
     is_distributed,
     num_processes,
     of_all_processes,
-    processes,
     rank,
 )
-from pipeline.training.progress import Clock, DvcliveLog, Progress, show_progress
+from pipeline.training.progress import Clock, TrainingProgress
 from pipeline.training.stepping import NonFiniteStepError, Stepper
 from pipeline.training.validation import guilty_rows, validate
-
-__all__ = [
-    "BatchSource",
-    "DvcliveLog",
-    "NonFiniteLossError",
-    "NonFiniteStepError",
-    "Progress",
-    "Stepper",
-    "TrainingResult",
-    "from_first_process",
-    "processes",
-    "show_progress",
-    "take_examples",
-    "train",
-    "validate",
-]
 
 
 @runtime_checkable
@@ -128,7 +111,7 @@ def train(
     parameters: Mapping[str, Any] | None = None,
     resume: bool = False,
     log: Callable[[CurvePoint], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train `gill.heads` for `settings.steps` steps.
 
