@@ -108,15 +108,7 @@ def load_heads(
 def put_tensors(heads: Heads, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy `tensors` into `heads`. Raises CheckpointError naming all that do not fit."""
     own = heads.state_dict()
-    problems = [f"missing {name} {list(own[name].shape)}" for name in own.keys() - tensors.keys()]
-    problems += [
-        f"unknown {name} {list(tensors[name].shape)}" for name in tensors.keys() - own.keys()
-    ]
-    problems += [
-        f"{name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
+    problems = misfits(tensors, own)
     problems += [
         f"{name} is {tensors[name].dtype}, expected {tensor.dtype}"
         for name, tensor in own.items()
@@ -125,6 +117,20 @@ def put_tensors(heads: Heads, tensors: Mapping[str, Tensor], path: Path) -> None
     if problems:
         raise CheckpointError(f"{path}: " + "; ".join(sorted(problems)))
     heads.load_state_dict(dict(tensors))
+
+
+def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How tensors differ from the expected ones in names and shapes, one phrase each."""
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    return [
+        *(f"missing {name} {list(expected[name].shape)}" for name in missing),
+        *(f"unknown {name} {list(tensors[name].shape)}" for name in unknown),
+        *(
+            f"{name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ),
+    ]
 
 
 def read_record(path: str | Path) -> CheckpointRecord:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from gill_errors import GillError
 from gill_records import Record
+from pipeline.bridge.checkpoint import misfits
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.settings import MapperSizes
 
@@ -233,13 +234,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _check_layout(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    problems = [f"missing {name} {list(expected[name].shape)}" for name in expected.keys() - state]
-    problems += [f"unknown {name} {list(state[name].shape)}" for name in state.keys() - expected]
-    problems += [
-        f"{name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
+    problems = misfits(state, expected)
     problems += [
         f"{name} is {t.dtype}, not floating point"
         for name, t in state.items()
