@@ -25,7 +25,7 @@ from settings.params import Params
 _BLOCK = 32
 
 
-def run(prompts: Path, folder: Path, params: Params) -> None:
+def run(params: Params, prompts: Path, folder: Path) -> None:
     """Write the pictures and pairs.json to `folder`. Raises StageError without an index."""
     device = set_up(params.run.device, params.run.threads)
     gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.training.checkpoint)
