@@ -55,18 +55,6 @@ def check_dimensions(
         raise DimensionError("\n".join(found))
 
 
-def widths_of(backbones: Backbones) -> dict[str, int | None]:
-    """d, e, L, D and D_pooled as the frozen models have them; D_pooled None: there is none."""
-    generator = backbones.image_generator.widths
-    return {
-        "d": backbones.visual_encoder.widths["d"],
-        "e": backbones.language_model.widths["e"],
-        "L": generator["L"],
-        "D": generator["text_width"],
-        "D_pooled": generator.get("pooled_width"),
-    }
-
-
 _WHAT = {
     "d": ("d, the visual width,", "visual_encoder"),
     "e": ("e, the language model's width,", "language_model"),
@@ -149,7 +137,7 @@ def _unlike_heads(path: Path, backbones: Backbones) -> Iterator[str]:
     from pipeline.bridge.checkpoint import read_record  # imports torch
 
     sizes = read_record(path).sizes.model_dump()
-    for letter, own in widths_of(backbones).items():
+    for letter, own in backbones.widths.items():
         if sizes[letter] != own:
             what, role = _WHAT[letter]
             source = getattr(backbones, role).source

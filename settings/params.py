@@ -190,6 +190,11 @@ class ModelParams(Record):
     image_token_init: ImageTokenInit = ImageTokenInit()
     seed: int = Field(0, description="of the trained parts' first values")
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What the sizes of the heads take of these; the frozen models give the rest."""
+        return self.model_dump(exclude={"image_token_init", "seed"})
+
 
 class BatchesParams(Record):
     """What a training batch is made of."""

@@ -10,10 +10,9 @@ from gill.artifacts import ARTIFACTS, INPUTS, Artifacts
 from gill.dimensions import check_dimensions
 from gill.world import have_world
 from settings.params import Params
-from stages.precompute_features import features_entry
 from stages.prepare_captions import check_table, watch_table
 from stages.required import required
-from stages.stores import link_store, settle
+from stages.stores import link_store, settle, store_entry
 from workfolder import (
     WorkFolder,
     bring_from_repository,
@@ -91,6 +90,6 @@ def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebu
 
         return fill_features(store, table, params)
 
-    entry = features_entry(work, "candidates", artifacts.candidates, params)
+    entry = store_entry(work, "candidates", artifacts.candidates, "visual_encoder", params.features)
     settle(entry, artifacts.candidate_features, fill, rebuild=rebuild)
     return True

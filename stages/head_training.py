@@ -117,21 +117,8 @@ def new_heads(params: ModelParams, backbones: Backbones, language_model: Languag
 
     Raises StageError where words for the [IMG] rows are too few.
     """
-    generator = backbones.image_generator.widths
-    sizes = HeadSizes(
-        d=backbones.visual_encoder.widths["d"],
-        e=language_model.width,
-        k=params.k,
-        r=params.r,
-        L=generator["L"],
-        D=generator["text_width"],
-        m=params.m,
-        p=params.p,
-        D_pooled=generator.get("pooled_width"),
-        mapper=params.mapper,
-    )
     torch.manual_seed(params.seed)
-    heads = Heads(sizes)
+    heads = Heads(HeadSizes.model_validate({**backbones.widths, **params.sizes}))
     init = params.image_token_init
     if init.kind == "words":
         try:

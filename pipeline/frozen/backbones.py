@@ -63,6 +63,18 @@ class Backbones(Record):
         """Role -> fingerprint, as checkpoints carry them."""
         return {role: getattr(self, role).fingerprint for role in type(self).model_fields}
 
+    @property
+    def widths(self) -> dict[str, int | None]:
+        """d, e, L, D and D_pooled as the frozen models have them; D_pooled None: there is none."""
+        generator = self.image_generator.widths
+        return {
+            "d": self.visual_encoder.widths["d"],
+            "e": self.language_model.widths["e"],
+            "L": generator["L"],
+            "D": generator["text_width"],
+            "D_pooled": generator.get("pooled_width"),
+        }
+
     @classmethod
     def read(cls, path: str | Path) -> Backbones:
         """Read the manifest. Raises BackboneError when it is absent or not one."""
