@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,3 +17,16 @@ class Record(BaseModel):
     def part_of(cls, whole: BaseModel) -> Self:
         """The fields that this kind of record shares with a larger one."""
         return cls(**{name: getattr(whole, name) for name in cls.model_fields})
+
+
+ABSENT = "absent"
+
+
+def differences(there: Any, here: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: the dotted key, and what stands there and here."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in sorted(there.keys() | here.keys()):
+            inside = f"{key}.{name}".lstrip(".")
+            yield from differences(there.get(name, ABSENT), here.get(name, ABSENT), inside)
+    elif there != here:
+        yield key, there, here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -30,6 +30,7 @@ from cache.location import Location, locate
 from cache.shards import ShardFile, create_data_array, shard_path
 from gill_errors import InputError
 from gill_files import explained
+from gill_records import differences
 
 ATTRIBUTE = "embedding_cache"
 FORMAT = 1
@@ -416,10 +417,11 @@ def open_for_writing(
                 ) from None
     store = EmbeddingStore(location, group)
     stored = {key: store.meta[key] for key in asked}
-    if differences := list(_differences(stored, asked)):
+    if unlike := list(differences(stored, asked)):
+        lines = [f"{key}: stored {there!r}, asked {here!r}" for key, there, here in unlike]
         raise StoreMismatchError(
             f"{location} was made otherwise and is left as it is:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(lines)
             + "\nRebuild it on purpose (rebuild), or give the new one another path."
         )
     if all_versions not in store.meta["versions"]:
@@ -458,16 +460,6 @@ def remove_store(location: Location) -> None:
             if name != "zarr.json":
                 location.remove(name)
         location.remove("zarr.json")
-
-
-def _differences(stored: Any, asked: Any, where: str = "") -> Iterable[str]:
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for key in sorted({*stored, *asked}):
-            yield from _differences(
-                stored.get(key, "nothing"), asked.get(key, "nothing"), f"{where}.{key}".lstrip(".")
-            )
-    elif stored != asked:
-        yield f"{where}: stored {stored!r}, asked {asked!r}"
 
 
 def _versions() -> dict[str, str]:

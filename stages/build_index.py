@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFACTS) -> None:
     """Make artifacts/index, unless exactly this index is in the work folder."""
-    check_dimensions(artifacts, (), params.backbones.model_dump())
+    check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
-    heads = required(artifacts.model / f"{params.training.checkpoint}.safetensors", "train")
+    heads = required(artifacts.heads(params.training.checkpoint), "train")
     own = _own_candidates(work, params, artifacts, rebuild)
     table = artifacts.candidates if own else artifacts.captions
     store = artifacts.candidate_features if own else artifacts.features
@@ -53,8 +53,7 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
 
         if not own:
             link_store(work, store)
-        wanted = params.backbones.model_dump()
-        check_dimensions(artifacts, ("features", "heads"), wanted, heads.name)
+        check_dimensions(artifacts, ("features", "heads"), params)
         out, rows = entry.folder / "index", CaptionTable(table)
         make_index(rows, store, out, params, artifacts, training_only=not own)
 

@@ -21,7 +21,7 @@ from corpora.caption_table import CaptionTable
 from gill.artifacts import Artifacts
 from gill_errors import StageError
 from gill_progress import Ticker
-from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads, load_heads
+from pipeline.bridge.checkpoint import fingerprint_heads, load_heads
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbones
 from pipeline.settings import IndexSettings
@@ -92,7 +92,7 @@ def make_index(
     training_only: of the table's rows only those of the split train.
     """
     set_up(params.run.device, params.run.threads)
-    checkpoint = artifacts.model / CHECKPOINTS[params.training.checkpoint]
+    checkpoint = artifacts.heads(params.training.checkpoint)
     fingerprint = fingerprint_heads(checkpoint)
     features = open_store(store)
     rows = _first_of_each_picture(table, training_only)

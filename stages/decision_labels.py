@@ -36,7 +36,7 @@ from gill_errors import StageError
 from gill_progress import Ticker
 from miniature import oracle
 from miniature.world import Scene
-from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
+from pipeline.bridge.checkpoint import fingerprint_heads
 from pipeline.devices import set_up
 from pipeline.settings import DecisionSettings
 from pipeline.talking.decision_fitting import fit_decision
@@ -56,7 +56,7 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
     device = set_up(params.run.device, params.run.threads)
     folder.mkdir(parents=True, exist_ok=True)
     votes_file = params.decision.votes
-    heads = fingerprint_heads(artifacts.model / CHECKPOINTS[params.training.checkpoint])
+    heads = fingerprint_heads(artifacts.heads(params.training.checkpoint))
     if votes_file is None and params.training.weights is not None:
         found = read_weights(params.training.weights, params, read_backbones(artifacts)).decision
         if found is not None:

@@ -24,8 +24,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
 
     Pictures and texts that were made before, for whichever evaluation, are taken from there.
     """
-    wanted, heads = params.backbones.model_dump(), f"{params.training.checkpoint}.safetensors"
-    check_dimensions(artifacts, (), wanted)
+    check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
     files = params.evaluation.files()
     bring_from_repository(files.values())
@@ -43,7 +42,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     def make() -> None:
         from evaluation.tables import measure_tables
 
-        check_dimensions(artifacts, ("heads",), wanted, heads)
+        check_dimensions(artifacts, ("heads",), params)
         work.note_use(artifacts.stage("evaluate"), entry)
         measure_tables(params, artifacts, work, entry.folder)
 

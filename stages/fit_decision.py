@@ -21,8 +21,7 @@ from workfolder import (
 
 def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
     """Make artifacts/decision, unless exactly this classifier is in the work folder."""
-    wanted, heads = params.backbones.model_dump(), f"{params.training.checkpoint}.safetensors"
-    check_dimensions(artifacts, (), wanted)
+    check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
     votes, given = params.decision.votes, params.training.weights
     bring_from_repository([votes])
@@ -41,7 +40,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     def make() -> None:
         from stages.decision_labels import make_decision
 
-        check_dimensions(artifacts, ("heads",), wanted, heads)
+        check_dimensions(artifacts, ("heads",), params)
         make_decision(params, artifacts, entry.folder / "decision", entry.folder / "decision.json")
 
     if entry.make_once(["decision", "decision.json"], make):

@@ -14,7 +14,7 @@ from workfolder import WorkFolder
 
 def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
     """Make artifacts/features.zarr, unless exactly this store is in the work folder."""
-    check_dimensions(ARTIFACTS, (), params.backbones.model_dump())
+    check_dimensions(ARTIFACTS, (), params)
 
     def fill(store: Path) -> Any:
         from corpora.caption_table import CaptionTable

@@ -13,7 +13,7 @@ from evaluation.variants import lay_over
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill_files import written_whole
-from pipeline.bridge.checkpoint import CHECKPOINTS, load_heads
+from pipeline.bridge.checkpoint import load_heads
 from pipeline.bridge.upstream import (
     export_decision,
     export_heads,
@@ -64,9 +64,8 @@ def _set(section: Any, changes: Mapping[str, Any]) -> None:
 def export_released(directory: Path, params: Params) -> None:
     """The trained heads in the released layout, and the classifier where it fits that layout."""
     backbones = read_backbones(ARTIFACTS)
-    heads, _ = load_heads(
-        ARTIFACTS.model / CHECKPOINTS[params.training.checkpoint], backbones=backbones.fingerprints
-    )
+    found = ARTIFACTS.heads(params.training.checkpoint)
+    heads, _ = load_heads(found, backbones=backbones.fingerprints)
     model = load_language_model(backbones.language_model.path)
     arguments = released_arguments(
         heads.sizes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gill.artifacts import ARTIFACTS
 from gill_errors import StageError
-from pipeline.frozen.backbones import Role
+from pipeline.frozen.backbones import Backbone, Backbones, Role
 from settings.params import PrecomputeParams
 from stages.required import required
 from workfolder import Entry, WorkFolder, code_of, file_md5, place, place_link
@@ -26,14 +25,13 @@ def store_entry(
     work: WorkFolder, kind: str, table: Path, role: Role, layout: PrecomputeParams
 ) -> Entry:
     """The store of the rows of a checked table, as the pinned model of this role encodes them."""
-    manifest = required(ARTIFACTS.backbones, "prepare-backbones")
-    model = json.loads(manifest.read_text(encoding="utf-8"))[role]
+    model: Backbone = getattr(Backbones.read(ARTIFACTS.backbones), role)
     return work.entry(
         kind,
         {
             ROWS: file_md5(required(table, "prepare-captions")),
-            "weights": model["fingerprint"],
-            "dtype": model["dtype"],
+            "weights": model.fingerprint,
+            "dtype": model.dtype,
             "layout": layout.model_dump(mode="json"),
             "code": code_of(kind, work),
         },

@@ -10,11 +10,10 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from workfolder.entries import WorkFolder, write_json
+from workfolder.entries import WorkFolder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -167,7 +166,4 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _accepted(work: WorkFolder) -> dict[str, str]:
-    try:
-        return json.loads((work.root / "accepted.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    return read_json(work.root / "accepted.json", {})

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from gill_errors import GillError, WriteFailedError
 from gill_files import explained, link_or_copy, remove_partial_files, written_whole
+from gill_records import differences
 
 FORMAT = 1
 VARIABLE = "GILL_WORK"
@@ -106,10 +107,7 @@ class WorkFolder:
 
     def used(self) -> dict[str, str]:
         """Stage -> KIND/KEY that this workspace used last."""
-        try:
-            return json.loads(self._uses.read_text(encoding="utf-8"))["entries"]
-        except (OSError, ValueError, KeyError):
-            return {}
+        return read_json(self._uses, {"entries": {}})["entries"]
 
     def note_use(self, stage: str, entry: Entry) -> None:
         """Remember that this workspace uses the entry for a stage."""
@@ -139,10 +137,7 @@ class Entry:
     @property
     def finished(self) -> dict[str, Any] | None:
         """outputs (name -> MD5), summary, seconds; None while it is not finished."""
-        try:
-            return json.loads((self.folder / "finished.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return read_json(self.folder / "finished.json", None)
 
     @property
     def begun(self) -> bool:
@@ -197,10 +192,7 @@ class Entry:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            try:
-                other = json.loads(holder.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                other = {"pid": "?", "host": "?", "workspace": "?"}
+            other = read_json(holder, {"pid": "?", "host": "?", "workspace": "?"})
             print(
                 f"{self.kind}: waiting for process {other['pid']} on {other['host']}, which makes "
                 f"the same for {other['workspace']}",
@@ -238,7 +230,10 @@ class Entry:
 
     def differences(self, other: Entry) -> list[str]:
         """`key: theirs -> ours` wherever another entry was decided by something else."""
-        return list(_differences(other.decided_by, self.decided_by))
+        return [
+            f"{key} {_short(theirs)} -> {_short(ours)}"
+            for key, theirs, ours in differences(other.decided_by, self.decided_by)
+        ]
 
     def explain_absence(self, stage: str) -> str:
         """Why nothing finished can be taken: what differs from what this workspace used last."""
@@ -317,18 +312,18 @@ def content_of(path: Path) -> dict[str, str]:
     return {file.relative_to(path).as_posix(): file_md5(file) for file in files}
 
 
+def read_json(path: Path, otherwise: Any) -> Any:
+    """The content of a JSON file, or something else where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return otherwise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
     with explained(path), written_whole(path) as part:
         part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-    elif old != new:
-        yield f"{where} {_short(old)} -> {_short(new)}"
 
 
 def _short(value: Any) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gill_errors import GillError
 from gill_files import force_to_disk, written_whole
-from gill_records import Record
+from gill_records import Record, differences
 from pipeline.bridge.heads import Heads, HeadSizes
 
 CurvePoint = dict[str, int | float]
@@ -175,7 +175,7 @@ def load_state(path: str | Path) -> TrainingState:
     return TrainingState(_parse_record(path, metadata), data=data, curve=curve, **groups)
 
 
-def differences(there: CheckpointRecord, here: CheckpointRecord) -> list[str]:
+def unlike_run(there: CheckpointRecord, here: CheckpointRecord) -> list[str]:
     """How the making of a checkpoint differs from this run, one sentence each."""
     found = _differing_sizes(there.sizes, here.sizes)
     found += _differing_backbones(there.backbones, here.backbones)
@@ -196,19 +196,11 @@ def _differing_backbones(there: Mapping[str, str], here: Mapping[str, str]) -> l
 
 
 def _differing_values(prefix: str, there: Any, here: Any) -> list[str]:
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        absent = "absent"
-        return [
-            difference
-            for key in sorted(there.keys() | here.keys())
-            for difference in _differing_values(
-                f"{prefix}{key}.", there.get(key, absent), here.get(key, absent)
-            )
-        ]
-    # What was read back from JSON holds lists where a model holds tuples.
-    if json.dumps(there) == json.dumps(here):
-        return []
-    return [f"{prefix.rstrip('.')} is {there} in the checkpoint, {here} here"]
+    # As JSON: what was read back from it holds lists where a model holds tuples.
+    found = differences(json.loads(json.dumps(there)), json.loads(json.dumps(here)))
+    return [
+        f"{prefix}{key} is {theirs} in the checkpoint, {ours} here" for key, theirs, ours in found
+    ]
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -32,13 +32,13 @@ from pipeline.bridge.checkpoint import (
     CheckpointRecord,
     CurvePoint,
     TrainingState,
-    differences,
     load_state,
     optimizer_tensors,
     put_optimizer_tensors,
     put_tensors,
     save_heads,
     save_state,
+    unlike_run,
 )
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing
@@ -290,7 +290,7 @@ class _Run:
             state = load_state(path)
         except CheckpointError as error:
             return error
-        if differing := differences(state.record, self.record):
+        if differing := unlike_run(state.record, self.record):
             return CheckpointError(
                 f"{path} cannot be resumed: " + "; ".join(differing) + ". Restore these, or train "
                 "anew"
