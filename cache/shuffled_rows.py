@@ -14,13 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.epoch_order import Window, plan_epoch
-from cache.reading import (
-    Batch,
-    DamagedRowsError,
-    RowsUnavailableError,
-    damage_report,
-    opened,
-)
+from cache.reading import Batch, DamagedRowsError, RowsUnavailableError, damage_report, opened
 from cache.row_sources import RowSource, row_source
 from cache.settings import ReadingParams
 from cache.store import EmbeddingStore, RowStatus

@@ -13,14 +13,7 @@ from settings.params import Params
 from stages.prepare_captions import check_table, watch_table
 from stages.required import required
 from stages.stores import link_store, settle, store_entry
-from workfolder import (
-    WorkFolder,
-    bring_from_repository,
-    code_of,
-    file_md5,
-    place,
-    watch_files,
-)
+from workfolder import WorkFolder, bring_from_repository, code_of, file_md5, place, watch_files
 
 if TYPE_CHECKING:
     from cache import FillReport

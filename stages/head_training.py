@@ -11,12 +11,7 @@ from corpora.caption_table import CaptionTable
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill_errors import StageError
-from pipeline.bridge.heads import (
-    Heads,
-    HeadSizes,
-    mean_image_embeddings,
-    word_image_embeddings,
-)
+from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbone, Backbones

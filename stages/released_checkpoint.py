@@ -14,12 +14,7 @@ from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill_files import written_whole
 from pipeline.bridge.checkpoint import load_heads
-from pipeline.bridge.upstream import (
-    export_decision,
-    export_heads,
-    import_heads,
-    released_arguments,
-)
+from pipeline.bridge.upstream import export_decision, export_heads, import_heads, released_arguments
 from pipeline.frozen.language_model import load_language_model
 from pipeline.talking.decision import DecisionModel
 from settings.params import Params, parse_params

@@ -16,13 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.variants import (
-    BASELINE,
-    Cell,
-    cell,
-    is_done,
-    read_study,
-)
+from evaluation.variants import BASELINE, Cell, cell, is_done, read_study
 from gill_errors import StageError
 from gill_progress import Ticker
 
