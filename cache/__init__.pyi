@@ -22,7 +22,7 @@ from .reading import (
 )
 from .settings import FillingParams, ReadingOrder, ReadingParams
 from .sharing import share_store
-from .shuffled_rows import ShuffledRows, StoresDifferError
+from .shuffled_rows import ShuffledRows, StoresDifferError, in_background
 from .store import (
     EmbeddingStore,
     NotAStoreError,
@@ -59,6 +59,7 @@ __all__ = [
     "VerifyReport",
     "describe",
     "fill",
+    "in_background",
     "iterate_blocks",
     "manifest_location",
     "open_store",

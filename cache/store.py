@@ -109,15 +109,13 @@ class EmbeddingStore:
     def failures(self) -> dict[int, str]:
         """Row -> why it failed."""
         failed = np.flatnonzero(self.status() == RowStatus.FAILED)
-        table = self.table("row_reason")
-        reasons: dict[int, str] = {}
-        for block in np.split(failed, np.flatnonzero(np.diff(failed // table.chunks[0])) + 1):
-            if len(block):
-                texts = np.asarray(table[int(block[0]) : int(block[-1]) + 1])
-                for row in block:
-                    text = texts[row - block[0]].tobytes().rstrip(b"\0")
-                    reasons[int(row)] = text.decode(errors="replace")
-        return reasons
+        if len(failed) == 0:
+            return {}
+        texts = np.asarray(self.table("row_reason").oindex[failed])
+        return {
+            int(row): text.tobytes().rstrip(b"\0").decode(errors="replace")
+            for row, text in zip(failed, texts)
+        }
 
     def constant(self, name: str) -> NDArray[np.float32]:
         """A constant of the corpus, such as `empty_embedding`: float32 [*axes]."""
@@ -243,7 +241,7 @@ class EmbeddingStore:
 
     def commit(self, result: ShardResult) -> None:
         """Record a shard whose file is in place: checksums first, status last."""
-        rows = self.spec.shard_range(result.shard, self.num_rows)
+        rows = result.shard * self.spec.shard_rows + result.positions
         tables: dict[str, np.ndarray] = {}
         for name in self.spec.arrays:
             tables[checksum_name(name)] = result.checksums[name]
@@ -258,10 +256,7 @@ class EmbeddingStore:
         tables["row_status"] = result.status
         with explained(self.location):
             for name, values in tables.items():
-                table = self.table(name)
-                current = np.asarray(table[rows.start : rows.stop])
-                current[result.positions] = values
-                table[rows.start : rows.stop] = current
+                self.table(name).oindex[rows] = values
 
     def mark_pending(self, rows: NDArray[np.int64]) -> None:
         """Make rows (int64 [k]) pending again, and forget why they failed."""
@@ -270,14 +265,7 @@ class EmbeddingStore:
         with explained(self.location):
             # Status first: a stale reason of a pending row is harmless, the reverse would not be.
             for name in ("row_status", "row_reason"):
-                table = self.table(name)
-                step = table.chunks[0]
-                for chunk in np.unique(rows // step):
-                    inside = rows[rows // step == chunk] - chunk * step
-                    span = slice(int(chunk * step), int(min((chunk + 1) * step, table.shape[0])))
-                    current = np.asarray(table[span])
-                    current[inside] = 0
-                    table[span] = current
+                self.table(name).oindex[rows] = 0
 
     def match_rows(self, keys: NDArray[np.uint64]) -> list[str]:
         """Make the store's rows those of the table: keys uint64 [N] -> what changed, for people.

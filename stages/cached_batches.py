@@ -7,14 +7,13 @@ that costs less than a store of all targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cache import ReadingParams, ShuffledRows, open_store, read_rows
+from cache import ReadingParams, ShuffledRows, in_background, open_store, read_rows
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
@@ -121,19 +120,14 @@ class CachedBatches:
         self._state = self._rows.state_dict()
 
     def __iter__(self) -> Iterator[CaptionBatch]:
-        made = self._made()
-        with ThreadPoolExecutor(1, "batches") as thread:
-            ahead = thread.submit(next, made)
-            try:
-                while True:
-                    batch, state = ahead.result()
-                    ahead = thread.submit(next, made)
-                    self._state = state
-                    yield batch
-            finally:
-                wait([ahead])
-                made.close()
-                self._rows.load_state_dict(self._state)  # what was made ahead is made again
+        made = in_background(self._made, depth=1)
+        try:
+            for batch, state in made:
+                self._state = state
+                yield batch
+        finally:
+            made.close()
+            self._rows.load_state_dict(self._state)  # what was made ahead is made again
 
     def _made(self) -> Generator[tuple[CaptionBatch, dict[str, int]]]:
         """Batches, each with the position after it."""
