@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from torch import nn
 
 from evaluation.variants import lay_over
 from gill.artifacts import ARTIFACTS
@@ -16,7 +15,7 @@ from gill_files import written_whole
 from pipeline.bridge.checkpoint import load_heads
 from pipeline.bridge.upstream import export_decision, export_heads, import_heads, released_arguments
 from pipeline.frozen.language_model import load_language_model
-from pipeline.talking.decision import DecisionModel
+from pipeline.talking.decision import DecisionError, DecisionModel
 from settings.params import Params, parse_params
 from stages.trained_weights import read_weights
 
@@ -71,14 +70,7 @@ def export_released(directory: Path, params: Params) -> None:
     export_heads(heads, arguments, directory)
     print(f"{ARTIFACTS.model} -> {directory}")
     if (ARTIFACTS.decision / "decision.json").is_file():
-        decision = DecisionModel.load(ARTIFACTS.decision)
-        if decision.img_tokens == "first" and not decision.use_similarity:
-            weight, bias = decision.to_linear()
-            linear = nn.Linear(weight.shape[1], 2)
-            linear.load_state_dict({"weight": weight, "bias": bias})
-            export_decision(linear, directory)
-        else:
-            print(
-                "the classifier was not exported: the released layout holds a linear map of the "
-                "first [IMG] state alone (decision: img_tokens first, use_similarity false)"
-            )
+        try:
+            export_decision(*DecisionModel.load(ARTIFACTS.decision).to_linear(), directory)
+        except DecisionError as error:
+            print(f"the classifier was not exported: {error}")

@@ -52,8 +52,7 @@ def _read(source: str, params: Params, backbones: Backbones) -> TrainedWeights:
         )
         decision = None
         if (path / DECISION_FILE).is_file():
-            linear = import_decision(path)
-            decision = DecisionModel.from_linear(linear.weight.detach(), linear.bias.detach())
+            decision = DecisionModel.from_linear(*import_decision(path))
         return TrainedWeights(heads, record, decision)
     for name in (f"{params.training.checkpoint}.safetensors", LAST, BEST):
         if (path / name).is_file():

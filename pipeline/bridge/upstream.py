@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from gill_errors import GillError
 from gill_records import Record
@@ -150,8 +151,10 @@ def export_heads(
     (directory / ARGUMENTS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def import_decision(directory: str | Path) -> nn.Linear:
-    """Read the released retrieve-or-generate classifier: hidden state of [IMG1] [e] to 2 logits.
+def import_decision(
+    directory: str | Path,
+) -> tuple[Float[Tensor, "2 e"], Float[Tensor, 2]]:
+    """Weight and bias of the released retrieve-or-generate classifier, on the state of [IMG1].
 
     The classes are `DECISION_CLASSES`. In training a Dropout(0.5) came before it, which does
     nothing here. Raises UpstreamError like `import_heads`.
@@ -160,25 +163,19 @@ def import_decision(directory: str | Path) -> nn.Linear:
     state = _read_state(path)
     weight = state.get("1.weight")
     e = weight.shape[1] if weight is not None and weight.ndim == 2 else 0
-    num_classes = len(DECISION_CLASSES)
-    _check_layout(
-        path, state, {"1.weight": torch.empty(num_classes, e), "1.bias": torch.empty(num_classes)}
-    )
-    linear = nn.Linear(e, num_classes)
-    linear.load_state_dict({"weight": state["1.weight"], "bias": state["1.bias"]})
-    return linear
+    classes = len(DECISION_CLASSES)
+    expected = {"1.weight": torch.empty(classes, e), "1.bias": torch.empty(classes)}
+    _check_layout(path, state, expected)
+    return state["1.weight"], state["1.bias"]
 
 
-def export_decision(linear: nn.Linear, directory: str | Path) -> None:
+def export_decision(
+    weight: Float[Tensor, "2 e"], bias: Float[Tensor, 2], directory: str | Path
+) -> None:
     """Write a classifier with the classes `DECISION_CLASSES` as the released code reads it."""
-    if linear.out_features != len(DECISION_CLASSES) or linear.bias is None:
-        raise UpstreamError(
-            f"the released decision model has a bias and the outputs {DECISION_CLASSES}, "
-            f"got {linear}"
-        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {f"1.{name}": tensor.detach().cpu() for name, tensor in linear.state_dict().items()}
+    state = {"1.weight": weight.detach().cpu(), "1.bias": bias.detach().cpu()}
     torch.save({"state_dict": state}, directory / DECISION_FILE)
 
 
