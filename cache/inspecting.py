@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table as RichTable
 
-from cache.reading import DamagedRowsError, iterate_blocks, opened, read_rows
-from cache.store import EmbeddingStore, RowStatus
+from cache.reading import DamagedRowsError, iterate_blocks, read_rows
+from cache.store import EmbeddingStore, RowStatus, open_store
 
 NORM_SAMPLE = 512  # rows, spread evenly over those that are done
 
@@ -87,7 +87,7 @@ class RowView:
 
 def describe(where: str | Path | EmbeddingStore) -> StoreDescription:
     """What a store is and holds. Reads the bookkeeping and a sample of rows, not the whole."""
-    store = opened(where)
+    store = open_store(where)
     done = np.flatnonzero(store.status() == RowStatus.DONE)
     sample = done[np.unique(np.linspace(0, len(done) - 1, min(NORM_SAMPLE, len(done))).astype(int))]
     arrays, damage = [], []
@@ -140,7 +140,7 @@ def view_row(
 
     Reads all rows once; on a large store, name some `candidates` instead.
     """
-    store = opened(where)
+    store = open_store(where)
     array = array or next(iter(store.spec.arrays))
     key = f"{int(store.table('row_key')[row]):016x}"  # type: ignore[arg-type]
     status = RowStatus(int(store.table("row_status")[row]))  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def write_page(
 
     label: row -> text; picture: row -> bytes of a PNG or JPEG, or None.
     """
-    store = opened(where)
+    store = open_store(where)
     description = describe(store)
     candidates = None if candidates is None else list(candidates)
     template = jinja2.Environment(

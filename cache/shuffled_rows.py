@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.epoch_order import Window, plan_epoch
-from cache.reading import Batch, DamagedRowsError, RowsUnavailableError, damage_report, opened
+from cache.reading import Batch, DamagedRowsError, RowsUnavailableError, damage_report
 from cache.row_sources import RowSource, row_source
 from cache.settings import ReadingParams
-from cache.store import EmbeddingStore, RowStatus
+from cache.store import EmbeddingStore, RowStatus, open_store
 from gill_errors import InputError
 
 Item = TypeVar("Item")
@@ -65,7 +65,7 @@ class ShuffledRows:
         stores: dict[str, EmbeddingStore] = {}
         self._sources: dict[str, RowSource] = {}
         for output, (where, name) in sources.items():
-            store = stores.setdefault(str(where), opened(where))
+            store = stores.setdefault(str(where), open_store(where))
             self._sources[output] = row_source(store, name)
         _check_same_rows(list(stores.values()))
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last

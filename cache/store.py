@@ -356,12 +356,16 @@ class EmbeddingStore:
         return self._arrays[name]
 
 
-def open_store(where: str | Path | Location, *, writable: bool = False) -> EmbeddingStore:
-    """Open a store, for reading or (under the run lock) for writing.
+def open_store(
+    where: str | Path | Location | EmbeddingStore, *, writable: bool = False
+) -> EmbeddingStore:
+    """Open a store, for reading or (under the run lock) for writing; one that is open is itself.
 
     Reads the attributes only, however many rows there are. Raises NotAStoreError where there is
     none.
     """
+    if isinstance(where, EmbeddingStore):
+        return where
     location = locate(where)
     try:
         group = zarr.open_group(

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gill_errors import GillError, WriteFailedError
-from gill_files import explained, link_or_copy, remove_partial_files, written_whole
+from gill_files import explained, hash_of, link_or_copy, remove_partial_files, written_whole
 from gill_records import differences
 
 FORMAT = 1
@@ -280,14 +280,19 @@ def place_link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.link")
     part.unlink(missing_ok=True)
+    make_link(part, source.resolve())
+    os.replace(part, target)
+
+
+def make_link(place: Path, source: Path) -> None:
+    """Make `place` a symbolic link. Raises WorkFolderError where there are none."""
     try:
-        part.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+        place.symlink_to(source)
     except OSError as error:
         raise WorkFolderError(
-            f"{target.parent} lies on a file system without symbolic links ({error.strerror}): put "
+            f"{place.parent} lies on a file system without symbolic links ({error.strerror}): put "
             "the workspace on another"
         ) from None
-    os.replace(part, target)
 
 
 def remove(path: Path) -> None:
@@ -300,8 +305,7 @@ def remove(path: Path) -> None:
 
 def file_md5(path: Path) -> str:
     """MD5 in hex, as DVC writes it in dvc.lock."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return hash_of(path, "md5")
 
 
 def content_of(path: Path) -> dict[str, str]:

@@ -11,7 +11,6 @@ one step and what lies in it belongs together. Nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gill_errors import GillError
-from gill_files import force_to_disk, written_whole
+from gill_files import force_to_disk, hash_of, written_whole
 from gill_records import Record, differences
 from pipeline.bridge.heads import Heads, HeadSizes
 
@@ -262,5 +261,4 @@ def put_optimizer_tensors(
 
 def fingerprint_heads(path: Path) -> str:
     """SHA-256 of a checkpoint file: what an index was built with."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hash_of(path)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
-from gill_files import force_to_disk, written_whole
+from gill_files import force_to_disk, hash_of, written_whole
 from gill_records import Record
 from pipeline.settings import IndexSettings
 from pipeline.talking.retrieval import RetrievalError, RetrievalIndex
@@ -134,7 +134,7 @@ def _write(folder: Path, stem: str, suffix: str, write: Callable[[str], object])
     with written_whole(new) as part:
         write(str(part))
         force_to_disk(part)
-    digest = _sha256(new)
+    digest = hash_of(new)
     written = new.rename(folder / f"{stem}-{digest[:16]}.{suffix}")
     return _File(name=written.name, bytes=written.stat().st_size, sha256=digest)
 
@@ -162,14 +162,9 @@ def _verified(folder: Path, expected: _File) -> Path:
         raise RetrievalError(
             f"{path} has {size} bytes, {RECORD} records {expected.bytes}; build the index again"
         )
-    if _sha256(path) != expected.sha256:
+    if hash_of(path) != expected.sha256:
         raise RetrievalError(f"{path} is damaged: its SHA-256 differs; build the index again")
     return path
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checksum(body: dict[str, Any]) -> str:

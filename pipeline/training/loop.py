@@ -151,7 +151,7 @@ def train(
     if resume:
         run.resume()
     run.share_weights()
-    write = log if log is not None and rank() == 0 else _ignore
+    write = log if log is not None and rank() == 0 else lambda row: None
     for row in run.curve:
         write(row)
     clock = Clock(settings, run.step)
@@ -305,10 +305,6 @@ class _Run:
 
 
 _BEST_BY = "validation/text_to_image_r1"
-
-
-def _ignore(row: CurvePoint) -> None:
-    pass
 
 
 def _own_draws(draws: PackingDraws) -> PackingDraws:
