@@ -13,7 +13,7 @@ from settings.params import Params
 from stages.prepare_captions import check_table, watch_table
 from stages.required import required
 from stages.stores import link_store, settle, store_entry
-from workfolder import WorkFolder, bring_from_repository, code_of, file_md5, place, watch_files
+from workfolder import WorkFolder, bring_from_repository, code_of, file_md5, watch_files
 
 if TYPE_CHECKING:
     from cache import FillReport
@@ -50,10 +50,7 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
         out, rows = entry.folder / "index", CaptionTable(table)
         make_index(rows, store, out, params, artifacts, training_only=not own)
 
-    if entry.make_once(["index"], make):
-        print(f"nothing to do: indexed before, in {entry.folder}")
-    place(entry.folder / "index", artifacts.index)
-    work.note_use(artifacts.stage("build-index"), entry)
+    entry.provide(artifacts.stage("build-index"), {"index": artifacts.index}, make)
 
 
 def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebuild: bool) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cache import ReadingParams, ShuffledRows, in_background, open_store, read_rows
 from corpora.caption_table import CaptionTable
@@ -67,8 +66,8 @@ class BatchMaker:
             name: sent(torch.from_numpy(values), device).float() for name, values in arrays.items()
         }
         if self._encode_captions is not None:
-            targets = self._encode_captions(captions)
-            tensors |= _as_float32(targets)
+            targets = vars(self._encode_captions(captions))
+            tensors |= {name: t.float() for name, t in targets.items() if t is not None}
         ids = self._language_model.tokenizer(captions, add_special_tokens=False)["input_ids"]
         return CaptionBatch.from_lists(
             ids,
@@ -143,10 +142,3 @@ class CachedBatches:
         """Go on from an earlier position."""
         self._rows.load_state_dict(state)
         self._state = dict(state)
-
-
-def _as_float32(targets: Conditioning) -> dict[str, Tensor]:
-    found = {"embedding": targets.embedding.float()}
-    if targets.pooled is not None:
-        found["pooled"] = targets.pooled.float()
-    return found

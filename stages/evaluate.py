@@ -13,7 +13,6 @@ from workfolder import (
     bring_from_repository,
     code_of,
     content_of,
-    place,
     signature,
     watch_files,
 )
@@ -46,11 +45,8 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         work.note_use(artifacts.stage("evaluate"), entry)
         measure_tables(params, artifacts, work, entry.folder)
 
-    if entry.make_once(["evaluation", "evaluation.json", "gill.json"], make):
-        print(f"nothing to do: evaluated before, in {entry.folder}")
-    place(entry.folder / "evaluation", artifacts.evaluation)
-    for name in ("evaluation.json", "gill.json"):
-        place(entry.folder / name, metrics / name)
-    work.note_use(artifacts.stage("evaluate"), entry)
+    numbers = {name: metrics / name for name in ("evaluation.json", "gill.json")}
+    places = {"evaluation": artifacts.evaluation, **numbers}
+    entry.provide(artifacts.stage("evaluate"), places, make)
     for note in notes:
         print(note)

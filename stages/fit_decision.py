@@ -8,15 +8,7 @@ from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
 from gill.dimensions import check_dimensions
 from settings.params import Params
 from stages.models_in_use import models_in_use
-from workfolder import (
-    WorkFolder,
-    bring_from_repository,
-    code_of,
-    content_of,
-    file_md5,
-    place,
-    watch_files,
-)
+from workfolder import WorkFolder, bring_from_repository, code_of, content_of, file_md5, watch_files
 
 
 def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
@@ -43,8 +35,5 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         check_dimensions(artifacts, ("heads",), params)
         make_decision(params, artifacts, entry.folder / "decision", entry.folder / "decision.json")
 
-    if entry.make_once(["decision", "decision.json"], make):
-        print(f"nothing to do: fitted before, in {entry.folder}")
-    place(entry.folder / "decision", artifacts.decision)
-    place(entry.folder / "decision.json", metrics / "decision.json")
-    work.note_use(artifacts.stage("fit-decision"), entry)
+    places = {"decision": artifacts.decision, "decision.json": metrics / "decision.json"}
+    entry.provide(artifacts.stage("fit-decision"), places, make)

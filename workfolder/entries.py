@@ -174,6 +174,14 @@ class Entry:
             self.finish(outputs, time.monotonic() - began)
             return False
 
+    def provide(self, stage: str, places: Mapping[str, Path], make: Callable[[], object]) -> None:
+        """Have outputs (name in the folder -> its place) made once and put there, for a stage."""
+        if self.make_once(places, make):
+            print(f"nothing to do: made before, in {self.folder}")
+        for name, target in places.items():
+            place(self.folder / name, target)
+        self.work.note_use(stage, self)
+
     def put_aside(self) -> Path:
         """Rename what is there, so that it can be made anew; gives its new place."""
         number = 1

@@ -40,6 +40,16 @@ DECISION_CLASSES = ("generate", "retrieve")
 """The released classifier's outputs 0 and 1; its input is the hidden state of [IMG1]."""
 
 
+_SIZES = {
+    "k": "n_visual_tokens",
+    "p": "ret_emb_dim",
+    "D": "gen_emb_dim",
+    "r": "num_tokens",
+    "L": "num_clip_tokens",
+}
+"""Our letters, and what the released arguments call them."""
+
+
 class UpstreamError(GillError):
     """A released file that is missing, unreadable or of another layout; the message says which."""
 
@@ -77,11 +87,7 @@ def released_arguments(
     return ReleasedArguments(
         opt_version=language_model,
         visual_encoder=visual_encoder,
-        n_visual_tokens=sizes.k,
-        ret_emb_dim=sizes.p,
-        gen_emb_dim=sizes.D,
-        num_tokens=sizes.r,
-        num_clip_tokens=sizes.L,
+        **{theirs: getattr(sizes, ours) for ours, theirs in _SIZES.items()},
         retrieval_token_idx=image_ids,
         gen_token_idx=image_ids,
     )
@@ -271,13 +277,8 @@ def _sizes(path: Path, arguments: ReleasedArguments, state: dict[str, Tensor]) -
     return HeadSizes(
         d=d,
         e=e,
-        k=arguments.n_visual_tokens,
-        r=arguments.num_tokens,
-        L=arguments.num_clip_tokens,
-        D=arguments.gen_emb_dim,
         m=m,
-        p=arguments.ret_emb_dim,
-        D_pooled=None,
+        **{ours: getattr(arguments, theirs) for ours, theirs in _SIZES.items()},
         mapper=MapperSizes(
             kind="gill_mapper",
             encoder_layers=depth["encoder"],
@@ -299,17 +300,11 @@ def _check_expressible(sizes: HeadSizes, arguments: ReleasedArguments) -> None:
         problems.append(f"its mapper has 4 attention heads, these heads {sizes.mapper.num_heads}")
     if sizes.D_pooled is not None:
         problems.append("it has no pooled projection")
-    expected = {
-        "n_visual_tokens": sizes.k,
-        "ret_emb_dim": sizes.p,
-        "gen_emb_dim": sizes.D,
-        "num_tokens": sizes.r,
-        "num_clip_tokens": sizes.L,
-    }
     problems += [
-        f"{name} is {getattr(arguments, name)} in the arguments and {size} in the heads"
-        for name, size in expected.items()
-        if getattr(arguments, name) != size
+        f"{theirs} is {getattr(arguments, theirs)} in the arguments and {getattr(sizes, ours)} in "
+        "the heads"
+        for ours, theirs in _SIZES.items()
+        if getattr(arguments, theirs) != getattr(sizes, ours)
     ]
     if problems:
         raise UpstreamError("the released layout cannot hold these heads: " + "; ".join(problems))
