@@ -36,7 +36,7 @@ class Ticker:
     def count(self, done: int, total: int, failed: int = 0) -> None:
         """Show how many of all are done since this ticker was made, how fast, and what is left."""
         rate = done / max(time.monotonic() - self._began, 1e-9)
-        left = f"{(total - done) / rate:,.0f} s left" if done else "no estimate yet"
+        left = f"{duration((total - done) / rate)} left" if done else "no estimate yet"
         self.show(
             f"{done:,} of {total:,} {self._unit} ({done / max(1, total):.0%}), "
             f"{rate:,.0f} {self._unit}/s, {left}{f', {failed:,} failed' if failed else ''}"
@@ -53,3 +53,11 @@ class Ticker:
     ) -> None:
         if self._terminal and self._shown:
             print(file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """In its largest unit, from two of it on: `90 s`, `5 min`, `3 h`, `2 d`."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
