@@ -13,7 +13,7 @@ from evaluation.cell_scores import Term
 from evaluation.metrics.paired import Claim
 from evaluation.published import published
 from evaluation.variants import BASELINE
-from settings.params import Section
+from gill_records import Record
 
 JUDGES = ("oracle_attributes", "clip_similarity")
 
@@ -32,7 +32,7 @@ def _terms(written: str) -> tuple[Term, ...]:
     )
 
 
-class Part(Section):
+class Part(Record):
     """One claim: the sum of `first` against the sum of `second` (0 where there is none)."""
 
     title: str
@@ -61,7 +61,7 @@ class Part(Section):
         return f"{name} {' / '.join(f'{value:g}' for value in values)}"
 
 
-class Finding(Section):
+class Finding(Record):
     """A statement of the paper and the claims that decide it."""
 
     number: int
@@ -70,7 +70,7 @@ class Finding(Section):
     parts: tuple[Part, ...]
 
 
-class Findings(Section):
+class Findings(Record):
     """All of finding_claims.yaml."""
 
     rule: str

@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError
 
 from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
-from settings.params import Params, Section, parse_params, read_unchecked
+from gill_records import Record
+from settings.params import Params, parse_params, read_unchecked
 from workfolder import code_fingerprint
 
 VARIANTS = Path("findings/variants.yaml")
@@ -32,7 +33,7 @@ _SECTIONS = (
 CellStage = Literal["train", "build-index", "fit-decision", "evaluate"]
 
 
-class Variant(Section):
+class Variant(Record):
     """One way to train, as changes of params.yaml."""
 
     title: str = Field(description="for people")
@@ -42,7 +43,7 @@ class Variant(Section):
     params: dict[str, Any] = Field({}, description="laid over params.yaml and `common`")
 
 
-class Study(Section):
+class Study(Record):
     """All of findings/variants.yaml."""
 
     seeds: tuple[int, ...] = Field(min_length=1)

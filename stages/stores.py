@@ -7,15 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gill.artifacts import ARTIFACTS
 from gill_errors import StageError
+from pipeline.frozen.backbones import Backbone, Backbones, Role
+from settings.params import PrecomputeParams
 from stages.required import required
-from workfolder import Entry, WorkFolder, file_md5, place, place_link
+from workfolder import Entry, WorkFolder, code_of, file_md5, place, place_link
 
 if TYPE_CHECKING:
     from cache import FillReport
 
 ROWS = "captions"
 """The part of `decided_by` that names the rows: stores that differ in nothing else share shards."""
+
+
+def store_entry(
+    work: WorkFolder, kind: str, table: Path, role: Role, layout: PrecomputeParams
+) -> Entry:
+    """The store of the rows of a checked table, as the pinned model of this role encodes them."""
+    model: Backbone = getattr(Backbones.read(ARTIFACTS.backbones), role)
+    return work.entry(
+        kind,
+        {
+            ROWS: file_md5(required(table, "prepare-captions")),
+            "weights": model.fingerprint,
+            "dtype": model.dtype,
+            "layout": layout.model_dump(mode="json"),
+            "code": code_of(kind, work),
+        },
+    )
 
 
 def settle(

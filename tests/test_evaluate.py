@@ -270,7 +270,7 @@ def test_an_interrupted_run_goes_on_and_changes_no_bit(run, monkeypatch, capsys)
     assert [replace(r, table="captions", published=None) for r in again[: len(results)]] == results
     capsys.readouterr()
     assert run(tables=["captions"])[0] == results
-    assert "nothing to do: evaluated before" in capsys.readouterr().out
+    assert "nothing to do: made before" in capsys.readouterr().out
     assert made == [2, 2]
     for folder in ("pictures", "evaluation"):
         shutil.rmtree(f"work/{folder}")

@@ -11,21 +11,21 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from workfolder.entries import WorkFolder, write_json
+from workfolder.entries import WorkFolder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
 DOES_NOT_DECIDE = (
     # Where and how work runs, what is shown of it, how it is found again.
-    "gill_errors", "gill_progress", "workfolder", "cluster", "doctor", "app",
+    "gill_errors", "gill_files", "gill_progress", "gill_records", "workfolder", "cluster", "doctor",
+    "app",
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
-    "cache.progress", "cache.sharing", "cache.verifying",
+    "cache.sharing", "cache.verifying",
     "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",
     "pipeline.devices", "pipeline.training.progress",
     "stages.init", "stages.stores",
@@ -176,7 +176,4 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _accepted(work: WorkFolder) -> dict[str, str]:
-    try:
-        return json.loads((work.root / "accepted.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    return read_json(work.root / "accepted.json", {})

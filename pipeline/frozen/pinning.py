@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from gill_files import hash_of
 from pipeline.frozen.backbones import Backbone, BackboneError, Backbones, Dtype, Quantization, Role
 
 # What decides a model's numbers; documentation, images and duplicate formats do not.
@@ -87,9 +88,7 @@ def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
     """SHA-256 over relative names and contents, in name order."""
     total = hashlib.sha256()
     for file in sorted(files):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.relative_to(folder).as_posix()} {digest}\n".encode())
+        total.update(f"{file.relative_to(folder).as_posix()} {hash_of(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -210,24 +209,18 @@ def _image_generator_widths(folder: Path) -> dict[str, int]:
     configs = [read_json(folder / name / "config.json") for name in encoders]
     tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
     unet = read_json(folder / "unet" / "config.json")
+    vae = read_json(folder / "vae" / "config.json")
+    size = unet["sample_size"]
+    side = size if isinstance(size, int) else size[0]
     widths = {
         "L": tokenizer["model_max_length"],
         "text_width": sum(config["hidden_size"] for config in configs),
         "cross_attention_width": unet["cross_attention_dim"],
-        "picture_size": _side(unet["sample_size"]) * _vae_scale(folder),
+        "picture_size": side * 2 ** (len(vae["block_out_channels"]) - 1),
     }
     if len(configs) == 2:
         widths["pooled_width"] = configs[1]["projection_dim"]
     return widths
-
-
-def _side(size: int | list[int]) -> int:
-    return size if isinstance(size, int) else size[0]
-
-
-def _vae_scale(folder: Path) -> int:
-    vae = read_json(folder / "vae" / "config.json")
-    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def read_json(path: Path) -> dict:

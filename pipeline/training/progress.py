@@ -17,7 +17,7 @@ from pipeline.training.distribution import num_processes
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How training goes, for people."""
 
     step: int
@@ -41,7 +41,7 @@ class Progress:
         )
 
 
-def show_progress(progress: Progress) -> None:
+def show_progress(progress: TrainingProgress) -> None:
     """Print one line to standard error."""
     print(progress, file=sys.stderr, flush=True)
 
@@ -99,10 +99,10 @@ class Clock:
         self._examples += len(batch) * num_processes()
         self._tokens += len(batch.tokens) * num_processes()
 
-    def progress(self, step: int, report: Mapping[str, float]) -> Progress:
+    def progress(self, step: int, report: Mapping[str, float]) -> TrainingProgress:
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         steps = self._settings.steps
-        return Progress(
+        return TrainingProgress(
             step=step,
             steps=steps,
             losses={k: v for k, v in report.items() if k not in ("gradient_norm", "learning_rate")},
