@@ -22,7 +22,7 @@ from .reading import (
 )
 from .settings import FillingParams, ReadingOrder, ReadingParams
 from .sharing import share_store
-from .shuffled_rows import ShuffledRows, StoresDifferError, in_background
+from .shuffled_rows import ShuffledRows, StoresDifferError, in_background, usable_rows
 from .store import (
     EmbeddingStore,
     NotAStoreError,
@@ -69,6 +69,7 @@ __all__ = [
     "row_panel",
     "share_store",
     "store_panel",
+    "usable_rows",
     "verify",
     "view_row",
     "write_page",

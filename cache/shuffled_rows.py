@@ -71,7 +71,7 @@ class ShuffledRows:
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.rank, self.world_size = rank, world_size
         self.params = params or ReadingParams()
-        self._rows, self.num_failed = _usable_rows(list(stores.values()), subset)
+        self._rows, self.num_failed = usable_rows(list(stores.values()), subset)
         self.damaged: dict[int, str] = {}
         self.epoch, self.step = 0, 0
 
@@ -191,7 +191,7 @@ def _check_same_rows(stores: Sequence[EmbeddingStore]) -> None:
             )
 
 
-def _usable_rows(
+def usable_rows(
     stores: Sequence[EmbeddingStore], subset: Iterable[int] | None
 ) -> tuple[NDArray[np.int64], int]:
     """(sorted rows that are done in all stores, number of failed ones left out)."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import ReadingParams, ShuffledRows, in_background, open_store, read_rows
+from cache import ReadingParams, ShuffledRows, in_background, open_store, read_rows, usable_rows
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
@@ -50,6 +50,11 @@ class BatchMaker:
             for name in open_store(self._artifacts.targets).spec.arrays:
                 sources[name] = (self._artifacts.targets, name)
         return sources
+
+    def usable(self, rows: Iterable[int]) -> np.ndarray:
+        """Those of `rows`, in order, that no store failed to encode: int64."""
+        stores = {str(where): open_store(where) for where, _ in self.sources.values()}
+        return usable_rows(list(stores.values()), rows)[0]
 
     def read(self, rows: Iterable[int]) -> CaptionBatch:
         """Given rows, in the order asked for."""

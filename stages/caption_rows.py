@@ -89,5 +89,6 @@ def fill_store(
             key=lambda row: row.key,
             crew=crew_for(run.scale_out, versions),
             versions=versions,
+            retry_failed=True,  # whoever runs again may have mended a picture
             progress=ticker.count,
         )

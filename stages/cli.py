@@ -348,7 +348,9 @@ def inspect_cache(
 @app.command()
 def verify_cache(
     store: Annotated[str, typer.Argument(help="A store: a folder, or an fsspec URL.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Encode bad rows again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Encode bad and failed rows again.")
+    ] = False,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Read a whole store again, name every bad shard and row, and exit with 1 if there is one.

@@ -58,7 +58,7 @@ def train_heads(
         world_size=num_processes(),
         reading=params.reading,
     )
-    held_out = table.rows_of_split("val")[: params.batches.validation_rows]
+    held_out = maker.usable(table.rows_of_split("val"))[: params.batches.validation_rows]
     part = settings.micro_batch_size or max(len(held_out), 1)
     validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
     with DvcliveLog(curve) if rank() == 0 else nullcontext() as log:

@@ -61,11 +61,14 @@ def inspect(
 
 
 def check(store: str, params: Params, *, mend: bool) -> bool:
-    """Re-read a store against its checksums; with `mend` encode bad rows again. True if sound."""
+    """Re-read a store against its checksums. True if it is sound.
+
+    With `mend` bad rows are encoded again, and those that failed.
+    """
     with Ticker("verifying") as ticker:
         report = verify(store, ticker.count)
     print(report)
-    if report.ok or not mend:
+    if not mend or (report.ok and not open_store(store).status_counts()["failed"]):
         return report.ok
     again = {
         str(ARTIFACTS.features): precompute_features.run,

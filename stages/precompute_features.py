@@ -7,6 +7,7 @@ from typing import Any
 
 from gill.artifacts import ARTIFACTS
 from gill.dimensions import check_dimensions
+from gill.world import have_world
 from settings.params import Params
 from stages.stores import settle, store_entry
 from workfolder import WorkFolder
@@ -20,6 +21,8 @@ def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
         from corpora.caption_table import CaptionTable
         from stages.feature_store import fill_features
 
+        if params.is_miniature:  # pulled, or used with another work folder before
+            have_world(work, ARTIFACTS.miniature, params.captions.miniature.model_dump())
         return fill_features(store, CaptionTable(ARTIFACTS.captions), params)
 
     work, table = WorkFolder.open(params.run.work), ARTIFACTS.captions

@@ -61,8 +61,13 @@ def settle(
             print(f"{entry.kind}: what was there is put aside as {entry.put_aside()}")
         finished = entry.finished
         if finished and not again and (entry.folder / where.name).is_dir():
-            summary = finished["summary"]
-            print(f"{entry.kind}: nothing to do, {summary['rows']:,} rows lie in {entry.folder}")
+            rows, done = finished["summary"]["rows"], finished["summary"]["done"]
+            print(f"{entry.kind}: nothing to do, {rows:,} rows lie in {entry.folder}")
+            if done < rows:
+                again_by = f"stages verify-cache {where} --repair"
+                print(
+                    f"  {rows - done:,} of them failed and are left out; `{again_by}` tries again"
+                )
         else:
             _fill(entry, where, fill, anew=rebuild)
     place_link(entry.folder / where.name, where)
