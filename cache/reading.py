@@ -50,6 +50,7 @@ def read_rows(
             f"{store.location}: row {missing[0]} is {state} ({len(missing)} such rows asked for)"
         )
     names = names or list(store.spec.arrays)
+    # Ascending and each once for reading, then back in the order asked for.
     order, back = np.unique(wanted, return_inverse=True)
     tables = {name: store.checksums(name) for name in names}
     index = slice(None) if np.array_equal(order, wanted) else back
@@ -115,6 +116,7 @@ def read_sorted(
 
     Rows close together are read in one go, with what lies between them.
     """
+    # A small gap costs less to read over than to begin anew; Zarr reads whole inner chunks anyway.
     reach = 2 if store.reads_straight(name) else store.spec.inner_rows(name)
     cuts = np.flatnonzero(np.diff(rows) > reach) + 1
     damaged: dict[int, str] = {}

@@ -78,6 +78,7 @@ class StraightSource(_Source):
         as_stored = self.fitted.first is None and self.fitted.scale is None
         stored = out if as_stored else self._stored.empty(len(rows))
         files, bad = self._open(rows)
+        # [k, bytes of a row], of the batch itself where nothing has to be decoded.
         as_bytes = stored.reshape(-1).view(np.uint8).reshape(len(rows), -1)
         parts = READ_THREADS if stored.nbytes >= THREADED_BYTES else 1
         cuts = [len(rows) * i // parts for i in range(parts + 1)]
@@ -107,6 +108,8 @@ class StraightSource(_Source):
                     if self._versions.get(shard) != file.version:
                         self._versions[shard] = file.version
                         size = self.store.spec.shard_rows
+                        # Another file than the one whose rows were checked: all of its rows are to
+                        # be checked again.
                         self._checked[shard * size : (shard + 1) * size] = False
             except DamagedShardError as e:
                 bad.update(dict.fromkeys(rows[shards == shard].tolist(), f"unreadable: {e}"))
@@ -160,6 +163,7 @@ class BufferedSource(_Source):
     def enter(self, window: Window, prepared: Future[None]) -> None:
         prepared.result()
         self._rows = window.rows
+        # What was filled is in use now; the other is free for the next window.
         self._buffers.reverse()
         self._bad.reverse()
 

@@ -255,6 +255,7 @@ class EmbeddingStore:
             tables["row_reason"] = reasons
         tables["row_status"] = result.status
         with explained(self.location):
+            # In this order: killed between two, the rows are pending and are encoded again.
             for name, values in tables.items():
                 self.table(name).oindex[rows] = values
 
@@ -298,6 +299,8 @@ class EmbeddingStore:
         gone = np.flatnonzero(written[common:]) + common
         self.mark_pending(np.concatenate([moved, gone]).astype(np.int64))
         with explained(self.location):
+            # The store has as many rows as `row_status`: killed before that changes, the next call
+            # finds the old number and does all of this again.
             for name in [*self.spec.arrays, *bookkeeping(self.spec)]:  # row_status last
                 array = self._open(name)
                 if array.shape[0] != new:
@@ -327,6 +330,7 @@ class EmbeddingStore:
                 self._write_once(name, np.asarray(constants[name], np.float32), list(dims))
 
     def _write_once(self, name: str, values: np.ndarray, dims: list[str]) -> None:
+        # One that exists was left by a run killed while preparing: no row relies on it yet.
         array = self.group.create_array(
             name,
             shape=values.shape,
@@ -388,6 +392,7 @@ def open_for_writing(
 
     Raises StoreMismatchError naming every difference, NotAStoreError where something else lies.
     """
+    # As it will be read back: lists, not tuples, or the comparison would find a difference.
     provenance = json.loads(json.dumps(dict(provenance)))
     asked = {"spec": spec.model_dump(mode="json"), "provenance": provenance}
     all_versions = {**_versions(), **versions}
@@ -421,6 +426,7 @@ def open_for_writing(
     location.remove_partial_files()
     with explained(location):
         for name in spec.arrays:
+            # Without rows: `match_rows` gives them their length. A killed run made some of them.
             if name not in group:
                 create_data_array(group, name, spec, 0)
         for name, table in bookkeeping(spec).items():
@@ -446,6 +452,8 @@ def remove_store(location: Location) -> None:
     store = open_store(location, writable=True)  # never remove what is not ours
     store.update_meta(prepared=False)
     with explained(location):
+        # Status goes first and the attributes last: whatever is left in between is a store of ours
+        # in which no row is done.
         location.beside(".manifest.json").remove()
         location.remove("row_status")
         for name in location.children():
