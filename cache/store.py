@@ -255,7 +255,7 @@ class EmbeddingStore:
             tables["row_reason"] = reasons
         tables["row_status"] = result.status
         with explained(self.location):
-            # In this order: killed between two, the rows are pending and are encoded again.
+            # In this order: killed between two, what was pending still is, and is encoded again.
             for name, values in tables.items():
                 self.table(name).oindex[rows] = values
 

@@ -88,6 +88,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
             # Sealed, so that the scheduler need not import what the workers import: it takes long.
             sealed = cloudpickle.dumps(call)
             key = f"{_kind(call)}-{uuid.uuid4().hex}"
+            # A key of its own and not pure: Dask would hand out an earlier result of an equal call.
             future = client.submit(do_sealed, sealed, key=key, pure=False)
             in_hand[future.key] = future
             future.add_done_callback(ended.put)
@@ -96,6 +97,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
         _asking(client, submit)
         while in_hand:
             try:
+                # With a limit, so that a cluster without workers does not look like a slow one.
                 future = ended.get(timeout=SILENCE)
             except Empty:
                 _explain_silence(client, len(in_hand))
@@ -105,6 +107,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
             _asking(client, submit)
     finally:
         if in_hand and client.status == "running":
+            # After an error: nobody waits for these any more, and they would keep the workers busy.
             client.cancel(list(in_hand.values()), force=True)
 
 
@@ -130,6 +133,7 @@ def _result(client: distributed.Client, future: distributed.Future) -> Any:
         raise SchedulerUnreachableError(_gone(client))
     if future.status == "error":
         error = future.exception()
+        # Several workers died under it: handed over as a result, so that the others go on.
         if isinstance(error, distributed.KilledWorker):
             return Lost(str(error))
         if isinstance(error, RuntimeError) and isinstance(error.__cause__, ImportError):

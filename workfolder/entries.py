@@ -71,6 +71,7 @@ class WorkFolder:
 
     def entry(self, kind: str, decided_by: Mapping[str, Any]) -> Entry:
         """The entry of exactly these inputs, whether or not anything is there yet."""
+        # As it will be read back from decided_by.json, so that the key is that of the file.
         content = json.loads(json.dumps(decided_by))
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         return Entry(self, kind, key, content)
@@ -166,6 +167,7 @@ class Entry:
         `make` leaves `outputs` in the folder.
         """
         with self.alone():
+            # Asked with the lock: another process may have finished it while this one waited.
             if self.finished is not None:
                 return True
             self.begin()
@@ -185,6 +187,7 @@ class Entry:
     def put_aside(self) -> Path:
         """Rename what is there, so that it can be made anew; gives its new place."""
         number = 1
+        # A new name every time: what was put aside before stays too.
         while (aside := self.folder.with_name(f"{self.key}{ASIDE}{number}")).exists():
             number += 1
         self.folder.rename(aside)
@@ -195,6 +198,7 @@ class Entry:
         """Wait until no other process makes this entry, saying for whom; then be the one."""
         lock = self._lock
         lock.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the lock: who waits can read it, and a dead holder's is overwritten.
         holder = lock.with_suffix(".json")
         held = FileLock(lock)
         try:
@@ -256,6 +260,7 @@ class Entry:
 def repository_of(workspace: Path) -> Path:
     """The folder itself, or the repository whose temporary copy for an experiment it is."""
     for parent in workspace.parents:
+        # `.dvc/tmp/exps` in the repository: three levels below it.
         if parent.parts[-3:] == _TEMPORARY.parts:
             return parent.parents[2]
     return workspace
@@ -270,6 +275,7 @@ def place(source: Path, target: Path) -> None:
     with explained(target):
         remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Killed here, the target is missing: DVC asks the stage again, which only places.
         if source.is_dir():
             shutil.copytree(source, target, copy_function=link_or_copy)
         else:
@@ -286,6 +292,7 @@ def place_link(source: Path, target: Path) -> None:
             f"{target} is not a link into the work folder, and is left as it is: move it away"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
+    # A link cannot be overwritten, but another can be renamed over it: there is always one.
     part = target.with_name(f".{target.name}.link")
     part.unlink(missing_ok=True)
     make_link(part, source.resolve())
