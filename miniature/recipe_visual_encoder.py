@@ -98,6 +98,7 @@ def train(
     for step in optimization.steps("visual encoder", report):
         # Different scenes only: two pictures of one scene would be each other's wrong negatives.
         chosen = torch.randperm(len(scenes))[: recipe.batch]
+        # Any picture of a scene with any caption of it: all pairs of one scene are true.
         images = pictures[torch.randint(0, number, chosen.shape), chosen]
         texts = tokens[torch.randint(0, len(tokens), chosen.shape), chosen]
         scale = model.logit_scale.exp().clamp(max=100)
