@@ -123,6 +123,7 @@ def training_memory(
 
     step, flop = _at_full_depth(language_model, one_part)
     whole = language_model.build()
+    # Not at once: what counts is the fullest of them.
     moments = [
         step,
         8 * whole.num_rows * sizes.e,  # the mean norm of the rows, in float64
@@ -167,6 +168,7 @@ def likely_draws(num_examples: int, objective: Objective) -> PackingDraws:
     chance = objective.pack_probability
     if objective.packing_unit == "batch":
         return PackingDraws.same(num_examples, packed=chance > 0)
+    # Packed where the running sum of chances passes a whole number: 0.5 packs every second pair.
     pairs = [int((i + 1) * chance) > int(i * chance) for i in range(num_examples // 2)]
     return PackingDraws(pairs, pairs, pairs)
 
@@ -257,6 +259,7 @@ def generation_memory(
     if settings.cpu_offload == "none":
         held = sum(weights)
     elif settings.cpu_offload == "model":
+        # So that `held` and the larger `working` add up to the fuller of the two turns.
         held = max(w + step for w, step in zip(weights, working)) - max(working)
     else:
         held = 0
@@ -276,6 +279,7 @@ def _at_full_depth(
     few, more = _DEPTHS
     if blueprint.num_layers <= more:
         return count(blueprint.build())
+    # Two depths give the line; the peak is no line from 0, as embeddings and heads do not grow.
     (peak, flop), (next_peak, next_flop) = (count(blueprint.build(depth)) for depth in _DEPTHS)
     times = (blueprint.num_layers - more) / (more - few)
     return (
