@@ -107,8 +107,8 @@ def fit(codec: Codec, sample: np.ndarray) -> FittedCodec:
         values = values[:, 1:]
     if codec.dtype != "int8":
         return FittedCodec(codec.dtype, first=first)
-    # Per channel, over rows and positions: 254 steps from -127 to 127, the middle of the range at
-    # 0. A channel that never varies has the smallest scale, not 0.
+    # Per channel, over rows and positions: 254 steps from -127 to 127, around the middle of its
+    # range. A channel that never varies has the smallest scale, not 0.
     axes = tuple(range(values.ndim - 1))
     low, high = values.min(axes), values.max(axes)
     scale = np.maximum((high - low) / 254, np.finfo(np.float32).tiny).astype(np.float32)

@@ -217,6 +217,7 @@ def _cast(draft: _Draft, name: str, index: NDArray[np.int64], values: ArrayLike)
     if name in draft.errors:
         draft.errors[name][index] = error
     for i, reason in refused.items():
+        # Of several arrays the first that refuses the row names the reason.
         draft.reasons.setdefault(int(index[i]), f"{name}: {reason}")
 
 

@@ -118,6 +118,7 @@ def fill(
             remove_store(location)
             notes.append("the old store was removed, as asked (rebuild)")
         store = open_for_writing(location, spec, provenance, versions or {})
+        # From here on the status alone says what is to be done.
         notes += store.match_rows(row_keys(map(key, rows)))
         status = store.status()
         if retry_failed:
@@ -168,12 +169,14 @@ class _Encoder:
                 f"the worker on {socket.gethostname()} does not see {location}: all machines of a "
                 "cluster need the same files under the same path, or a store at an fsspec URL"
             )
+        # Opened where the work is done: neither an open store nor a model could travel.
         self._store, self._run, self._params = open_store(location), run, params
         self._roles = make_roles()
 
     def __call__(self, task: ShardTask | _Sample) -> Any:
         if isinstance(task, _Sample):
             return self.prepare(task.rows)
+        # A scheduler hands out shards one by one: only `encode` reads across their borders.
         return next(self.encode([task]))
 
     def prepare(self, rows: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:

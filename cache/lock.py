@@ -79,6 +79,8 @@ def _lock_object(lock: Location, holder: dict) -> Iterator[None]:
         found = lock.read_text() or ""
         if not _is_dead(found):
             raise StoreLockedError(_refusal(lock, found)) from None
+        # Two that take over at once write one over the other: the one whose text is gone finds out
+        # by `current_run` before it writes a shard.
         lock.write_text(text)
     try:
         yield

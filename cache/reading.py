@@ -72,12 +72,14 @@ def iterate_blocks(
     done = np.flatnonzero(store.status() == RowStatus.DONE)
     if subset is not None:
         done = np.intersect1d(done, np.asarray(list(subset), np.int64))
+    # Blocks end at multiples of block_rows, as shards do where it divides them.
     cuts = np.flatnonzero(np.diff(done // block_rows)) + 1
     names = names or list(store.spec.arrays)
     tables = {name: np.asarray(store.checksums(name)[...]) for name in names}
     with ThreadPoolExecutor(1, "cache-read") as pool:
         ahead: Future[Batch] | None = None
         for rows in np.split(done, cuts):
+            # Asked for before the one ahead is handed out, so that it is read meanwhile.
             following = pool.submit(
                 lambda rows: Batch(rows, _read(store, rows, slice(None), tables)), rows
             )

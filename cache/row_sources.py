@@ -97,6 +97,7 @@ class StraightSource(_Source):
 
     def _open(self, rows: NDArray[np.int64]) -> tuple[dict[int, ShardFile], dict[int, str]]:
         """The files of rows by shard, and the rows of files that cannot be opened."""
+        # All at once: a window is of few blocks, and soon has its own files open again.
         if len(self._files) > OPEN_SHARDS:
             self.release()
         bad: dict[int, str] = {}
@@ -121,6 +122,7 @@ class StraightSource(_Source):
         """Read rows into out [k, bytes of a row]; returns the damaged ones."""
         bad, size = {}, self.store.spec.shard_rows
         for row, checksum, into in zip(rows.tolist(), self.checksums[rows].tolist(), out):
+            # Its file could not be opened: `_open` has told of these rows.
             if row // size not in files:
                 into[...] = 0
                 continue

@@ -51,6 +51,7 @@ def create_data_array(group: zarr.Group, name: str, spec: StoreSpec, num_rows: i
 
 def shard_path(spec: StoreSpec, name: str, shard: int) -> tuple[str, ...]:
     """Where a shard lies in the store: ("embedding", "c", "12", "0", "0")."""
+    # A shard spans whole rows, so it is the first along every axis but that of the rows.
     return (name, "c", str(shard), *["0"] * len(spec.arrays[name].dims))
 
 
@@ -122,6 +123,7 @@ class ShardFile:
     def read(self, start: int, out: np.ndarray) -> None:
         """Rows from `start`, counted within the shard, into C-contiguous [n, *stored_row_shape]."""
         target, stop = out.reshape(-1).view(np.uint8).data, start + len(out)
+        # Chunk by chunk: one of zeros has no bytes, and the others may lie in any order.
         for chunk in range(start // self._inner, -(-stop // self._inner)):
             first, last = max(start, chunk * self._inner), min(stop, (chunk + 1) * self._inner)
             self.read_row(

@@ -250,6 +250,7 @@ class EmbeddingStore:
         if result.reasons:
             reasons = np.zeros((len(result.positions), REASON_BYTES), np.uint8)
             for i, position in enumerate(result.positions):
+                # Cut at a number of bytes, maybe within a letter: reading it back allows for that.
                 text = result.reasons.get(int(position), "").encode()[:REASON_BYTES]
                 reasons[i, : len(text)] = np.frombuffer(text, np.uint8)
             tables["row_reason"] = reasons
@@ -279,6 +280,7 @@ class EmbeddingStore:
         old, common = len(old_status), min(len(old_status), new)
         old_keys = self.read_table("row_key")[:common]
         differs = np.ones(common, bool)
+        # After a kill there may be fewer keys than rows: a row without one differs.
         differs[: len(old_keys)] = old_keys != keys[: len(old_keys)]
         written = old_status != RowStatus.PENDING
         moved = np.flatnonzero(differs & written[:common])

@@ -59,6 +59,7 @@ def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.C
                 )
             )
         try:
+            # Whatever else this process does with Dask goes on as if this client were not there.
             client = distributed.Client(address, set_as_default=False)
         except (OSError, ValueError, TypeError) as e:  # TypeError: TLS without certificates
             raise SchedulerUnreachableError(
@@ -129,6 +130,7 @@ def _kind(call: Any) -> str:
 
 
 def _result(client: distributed.Client, future: distributed.Future) -> Any:
+    # Nobody cancels while a result is awaited: a scheduler that was restarted has forgotten it.
     if future.status == "cancelled":
         raise SchedulerUnreachableError(_gone(client))
     if future.status == "error":

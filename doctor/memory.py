@@ -114,6 +114,7 @@ def training_memory(
             recompute_activations(model)
         run(lambda: backpropagate(gill, batch, objective, coins))
         peak = run.ledger.peak
+        # They stay on meta too: the next run would take them for what was there before it.
         heads.zero_grad()
         if part < settings.batch_size:
             if objective.retrieval_weight:
@@ -230,6 +231,7 @@ def generation_memory(
             "text_embeds": zeros(read, generator.pooled_width),
             "time_ids": zeros(read, 6),
         }
+    # What the UNet reads at one step: latents twice under guidance, and L vectors for each.
     latents = zeros(read, unet.config.in_channels, size, size)
     states = zeros(read, generator.length, generator.cross_attention_width)
     unet.set_attention_slice("auto" if settings.attention_slicing else None)
@@ -238,6 +240,7 @@ def generation_memory(
 
     own, overflows = vae.dtype, vae.dtype == torch.float16 and bool(vae.config.force_upcast)
     wide = torch.float32 if generator.pooled_width is not None and overflows else own
+    # Tiles overlap: each step forward is a tile less its overlap.
     tile, tiles = size, 1
     if settings.vae_tiling and size > vae.tile_latent_min_size:
         tile = vae.tile_latent_min_size

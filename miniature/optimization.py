@@ -38,6 +38,7 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"]
+                # Nesterov: the step looks ahead, from the gradient on towards the momentum.
                 momentum.lerp_(parameter.grad, 1 - group["momentum"])
                 update = orthogonalize(parameter.grad.lerp(momentum, group["momentum"]).flatten(1))
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
@@ -117,6 +118,7 @@ class Optimization:
         """Backpropagates a scalar loss and updates; gradients are clipped to a norm of 1."""
         left = 1 - self._done / self._num_steps
         self._done += 1
+        # 30 steps of warm-up, a plateau, and a straight fall to a hundredth.
         factor = min(1.0, self._done / 30) * max(0.01, min(1.0, left / self._decay_share))
         for optimizer, rate in zip(self._optimizers, self._rates):
             optimizer.zero_grad()

@@ -152,6 +152,7 @@ def train(
     averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
 
     scenes = SCENES_OF["train"] * recipe.pictures_per_scene
+    # Other pictures than the autoencoder was trained on.
     latents = encode(autoencoder, as_tensor(render(scenes, seed + 1)))
     latents *= autoencoder.config["scaling_factor"]
     captions = [
@@ -159,6 +160,7 @@ def train(
         for _ in range(recipe.captions_per_picture)
         for scene in scenes
     ]
+    # [captions of a picture, pictures, L]: captions were written a round of all scenes at a time.
     tokens = tokenize(tokenizer, captions).view(-1, len(scenes), TEXT_LENGTH)
     empty = tokenize(tokenizer, [""])[0]
 

@@ -83,6 +83,7 @@ def train(
     )
     scenes = SCENES_OF["train"]
     number = recipe.pictures_per_scene
+    # [pictures of a scene, scenes, 3, H, W].
     pictures = as_tensor(render(scenes * number, seed)).view(
         number, len(scenes), 3, PICTURE_SIZE, PICTURE_SIZE
     )
@@ -91,6 +92,7 @@ def train(
         for _ in range(number * recipe.captions_per_picture)
         for scene in scenes
     ]
+    # [captions of a scene, scenes, L], in the order in which they were written.
     tokens = tokenize(tokenizer, captions).view(-1, len(scenes), TEXT_LENGTH)
 
     named = [(n, p) for n, p in model.named_parameters() if n != "logit_bias"]

@@ -55,6 +55,7 @@ class WorkFolder:
         except (FileNotFoundError, NotADirectoryError):
             found = FORMAT
             try:
+                # Also the proof that something can be written here, before hours of work.
                 write_json(marker, {"format": FORMAT})
             except WriteFailedError as error:
                 raise WorkFolderError(
@@ -152,6 +153,7 @@ class Entry:
 
     def finish(self, outputs: Iterable[str], seconds: float, **summary: Any) -> None:
         """Record that `outputs` (files or folders in it) are whole; always the last step."""
+        # By the hashes that DVC writes into dvc.lock, so that an entry is found by them.
         hashes: dict[str, str] = {}
         for name in outputs:
             found = content_of(self.folder / name)
@@ -202,6 +204,7 @@ class Entry:
         holder = lock.with_suffix(".json")
         held = FileLock(lock)
         try:
+            # First without waiting, only to be able to say for whom it waits.
             held.acquire(timeout=0)
         except Timeout:
             other = read_json(holder, {"pid": "?", "host": "?", "workspace": "?"})
@@ -230,6 +233,7 @@ class Entry:
         """Whether a process makes this entry now."""
         held = FileLock(self._lock)
         try:
+            # Tried, as the file tells nothing: a dead process leaves it behind.
             held.acquire(timeout=0)
         except Timeout:
             return True

@@ -83,6 +83,7 @@ def _workspaces(work: WorkFolder) -> list[tuple[Path, set[str]]]:
     found = []
     for file in sorted((work.root / "uses").glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
+        # A workspace that was deleted keeps nothing.
         if Path(content["workspace"]).is_dir():
             found.append((Path(content["workspace"]), set(content["entries"].values())))
     return found

@@ -194,8 +194,7 @@ def example_losses(
             passes[packed] = _image_pass(gill, batch, objective, packed)
     if objective.image_token_weight:
         sums = {packed: _image_token_sum(gill, tokens) for packed, tokens in passes.items()}
-        # Over uses, not passes: a shared pass counts for both, like the released halves (UPSTREAM
-        # 4).
+        # Per use, not pass: a shared pass counts for both, like the released halves (UPSTREAM 4).
         means = [sums[packed] / count for packed, count in zip(uses, divisors.image_token)]
         image_token = torch.stack(means).mean()
     if objective.generation_weight:

@@ -108,6 +108,7 @@ def _store_of_this_attempt() -> tuple[dist.Store, int, int]:
     if own != 0:
         number = uuid.uuid4().hex
         store.set(f"asking/{own}", number)
+        # Waits for the answer to its own question.
         attempt = store.get(f"answer/{number}").decode()
         store.set(f"{attempt}/{own}", "")
         return dist.PrefixStore(attempt, store), own, size
