@@ -68,7 +68,7 @@ def frechet_distance(
         factors.append(triangle / math.sqrt(len(array) - 1))
     ours, theirs = factors
     root_trace = torch.linalg.svdvals(ours @ theirs.T).sum()
-    # R|^2 over all elements is the trace of R^T R, the covariance.
+    # The squares of the elements of R add up to the trace of R^T R, the covariance.
     distance = (means[0] - means[1]).square().sum()
     distance += ours.square().sum() + theirs.square().sum() - 2 * root_trace
     return max(0.0, float(distance))
