@@ -57,8 +57,8 @@ def draw_packing(
 ) -> PackingDraws:
     """Toss the coins of one step; three times as many numbers are drawn whatever the objective."""
     pairs = num_examples // 2
-    # [3, pairs]: one row per use, all drawn whatever is used of them, so that two objectives meet
-    # the same later steps. One column even without a pair: `coins[:, :1]` must exist.
+    # [3, pairs]: one row per use, all drawn whatever is used: another objective leaves the coins of
+    # later steps as they are. One column even without a pair: `coins[:, :1]` must exist.
     coins = torch.rand(3, max(pairs, 1), generator=generator)
     if objective.packing_unit == "batch":
         coins = coins[:, :1].expand(-1, max(pairs, 1))
@@ -251,7 +251,7 @@ def _image_uses(objective: Objective, draws: PackingDraws) -> list[tuple[bool, .
         uses.append(tuple(draws.retrieval))
     if objective.generation_weight:
         uses.append(tuple(draws.generation))
-    # l_p alone still needs a pass, with either coins.
+    # l_p alone still needs a pass, with the coins of either use.
     if not uses and objective.image_token_weight:
         uses.append(tuple(draws.retrieval))
     return uses

@@ -145,7 +145,7 @@ def image_streams(
         if supervise_captions and num_start:
             prefix.predict(caption[first][:1], 0)
         if supervise_captions:
-            # s_t+1 from s_t, and [IMG1] from s_T: none of these states has seen an [IMG] token.
+            # s_(t+1) from s_t, and [IMG1] from s_T: none of these states has seen an [IMG] token.
             prefix.predict(caption[first][1:], begin + own)
         prefix.predict([image], len(prefix.source) - 1 + own)
         prefix.lengths.append(len(prefix.source) - begin)

@@ -154,7 +154,7 @@ class LanguageModel:
     @torch.no_grad()
     def _prove_packing(self, name: str) -> None:
         """Switch to packed attention, and compare logits before and after on two short texts."""
-        # There are no numbers to compare.
+        # On the meta device there are no numbers to compare.
         if self.device.type == "meta":
             self.model.set_attn_implementation(ATTENTION)
             return
