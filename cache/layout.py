@@ -117,6 +117,7 @@ class StoreSpec(Record):
 
     def inner_rows(self, name: str) -> int:
         """Rows per inner chunk: the largest divisor of shard_rows within INNER_CHUNK_BYTES."""
+        # A divisor: inner chunks then tile the shard, and its index has one entry for each.
         rows = min(self.shard_rows, max(1, INNER_CHUNK_BYTES // self.arrays[name].stored_row_bytes))
         while self.shard_rows % rows:
             rows -= 1
@@ -124,9 +125,11 @@ class StoreSpec(Record):
 
     def most_files(self, num_rows: int) -> int:
         """How many files a full store of this size has at most."""
+        # Key and status, and checksums and errors of each array; reasons are cut otherwise.
         tables = 2 + 2 * len(self.arrays)
         chunks = -(-num_rows // BOOKKEEPING_CHUNK) * tables + -(-num_rows // REASON_CHUNK)
         metadata = 1 + tables + 1 + len(self.arrays)
+        # Metadata and one chunk each: constants, and an array's scale, offset and first.
         once = 2 * (len(self.constants) + 3 * len(self.arrays))
         return self.num_shards(num_rows) * len(self.arrays) + chunks + metadata + once
 

@@ -78,6 +78,7 @@ class StraightSource(_Source):
         as_stored = self.fitted.first is None and self.fitted.scale is None
         stored = out if as_stored else self._stored.empty(len(rows))
         files, bad = self._open(rows)
+        # [k, bytes of a row], of the batch itself where nothing has to be decoded.
         as_bytes = stored.reshape(-1).view(np.uint8).reshape(len(rows), -1)
         parts = READ_THREADS if stored.nbytes >= THREADED_BYTES else 1
         cuts = [len(rows) * i // parts for i in range(parts + 1)]
@@ -96,6 +97,7 @@ class StraightSource(_Source):
 
     def _open(self, rows: NDArray[np.int64]) -> tuple[dict[int, ShardFile], dict[int, str]]:
         """The files of rows by shard, and the rows of files that cannot be opened."""
+        # All at once: a window is of few blocks, and soon has its own files open again.
         if len(self._files) > OPEN_SHARDS:
             self.release()
         bad: dict[int, str] = {}
@@ -107,6 +109,8 @@ class StraightSource(_Source):
                     if self._versions.get(shard) != file.version:
                         self._versions[shard] = file.version
                         size = self.store.spec.shard_rows
+                        # Another file than the one whose rows were checked: all of its rows are to
+                        # be checked again.
                         self._checked[shard * size : (shard + 1) * size] = False
             except DamagedShardError as e:
                 bad.update(dict.fromkeys(rows[shards == shard].tolist(), f"unreadable: {e}"))
@@ -118,6 +122,7 @@ class StraightSource(_Source):
         """Read rows into out [k, bytes of a row]; returns the damaged ones."""
         bad, size = {}, self.store.spec.shard_rows
         for row, checksum, into in zip(rows.tolist(), self.checksums[rows].tolist(), out):
+            # Its file could not be opened: `_open` has told of these rows.
             if row // size not in files:
                 into[...] = 0
                 continue
@@ -160,6 +165,7 @@ class BufferedSource(_Source):
     def enter(self, window: Window, prepared: Future[None]) -> None:
         prepared.result()
         self._rows = window.rows
+        # What was filled is in use now; the other is free for the next window.
         self._buffers.reverse()
         self._bad.reverse()
 

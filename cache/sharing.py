@@ -21,9 +21,11 @@ def share_store(source: Path, target: Path) -> None:
 
     def copy(file: str, to: str) -> None:
         array, *inside = Path(file).relative_to(source).parts
+        # Shards lie below `c/`; the array's own zarr.json changes with the number of rows.
         (link_or_copy if array in arrays and len(inside) > 1 else shutil.copy2)(file, to)
 
     shutil.rmtree(part, ignore_errors=True)
     ignored = shutil.ignore_patterns(f"*{PARTIAL_SUFFIX}")
+    # Under another name until it is whole; what a killed call left there goes first.
     shutil.copytree(source, part, ignore=ignored, copy_function=copy)
     part.rename(target)

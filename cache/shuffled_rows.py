@@ -115,6 +115,7 @@ class ShuffledRows:
         batches = in_background(lambda: self._batches(windows, first), self.params.prefetch)
         try:
             for batch in batches:
+                # Before it is handed out: with a batch in hand, the state is what follows.
                 self.step += 1
                 yield batch
         finally:
@@ -125,6 +126,7 @@ class ShuffledRows:
 
     def _batches(self, windows: list[Window], first: int) -> Iterator[Batch]:
         """Batches from step `first` on."""
+        # Rows before each window: they tell in which window, and where in it, step `first` is.
         begins = np.cumsum([0, *(len(window.rows) for window in windows)])
         total = int(begins[-1])
         position = min(first * self.batch_size, total)
@@ -134,11 +136,13 @@ class ShuffledRows:
             left = np.zeros(0, np.int64)  # offsets in the current window that are still to come
             skip = position - int(begins[entered])
             for step in range(first, len(self)):
+                # A rank may have a row less than others: its last batch is shorter, or empty.
                 size = max(0, min(self.batch_size, total - step * self.batch_size))
                 rows = np.empty(size, np.int64)
                 arrays = {output: s.values.empty(size) for output, s in self._sources.items()}
                 bad: dict[int, str] = {}
                 filled = 0
+                # A batch may end one window and begin the next.
                 while filled < size:
                     if len(left) == 0:
                         window = next(prepared)
@@ -151,6 +155,7 @@ class ShuffledRows:
                     filled += len(now)
                 if bad:
                     self.damaged.update(bad)
+                    # In all arrays alike, whichever of them was damaged.
                     good = ~np.isin(rows, list(bad))
                     rows, arrays = rows[good], {name: a[good] for name, a in arrays.items()}
                 yield Batch(rows, arrays)
@@ -158,6 +163,7 @@ class ShuffledRows:
     def _prepared(self, windows: list[Window], pool: ThreadPoolExecutor) -> Iterator[Window]:
         """The windows, each made ready to take from while the one before it is in use."""
         sources = list(self._sources.values())
+        # One window is read ahead while one is in use.
         ahead = [
             [pool.submit(source.prepare, window) for source in sources] for window in windows[:1]
         ]
@@ -220,6 +226,7 @@ def in_background(make: Callable[[], Iterator[Item]], depth: int) -> Generator[I
     stopped = threading.Event()
 
     def put(item: Item | BaseException | None) -> None:
+        # Not a plain put: with the reader gone, it would wait for ever in a full queue.
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -245,5 +252,6 @@ def in_background(make: Callable[[], Iterator[Item]], depth: int) -> Generator[I
                 raise item
             yield item
     finally:
+        # Joined, so that whoever closes may close the files as well.
         stopped.set()
         thread.join()

@@ -250,11 +250,13 @@ class EmbeddingStore:
         if result.reasons:
             reasons = np.zeros((len(result.positions), REASON_BYTES), np.uint8)
             for i, position in enumerate(result.positions):
+                # Cut at a number of bytes, maybe within a letter: reading it back allows for that.
                 text = result.reasons.get(int(position), "").encode()[:REASON_BYTES]
                 reasons[i, : len(text)] = np.frombuffer(text, np.uint8)
             tables["row_reason"] = reasons
         tables["row_status"] = result.status
         with explained(self.location):
+            # In this order: killed between two, what was pending still is, and is encoded again.
             for name, values in tables.items():
                 self.table(name).oindex[rows] = values
 
@@ -278,6 +280,7 @@ class EmbeddingStore:
         old, common = len(old_status), min(len(old_status), new)
         old_keys = self.read_table("row_key")[:common]
         differs = np.ones(common, bool)
+        # After a kill there may be fewer keys than rows: a row without one differs.
         differs[: len(old_keys)] = old_keys != keys[: len(old_keys)]
         written = old_status != RowStatus.PENDING
         moved = np.flatnonzero(differs & written[:common])
@@ -298,6 +301,8 @@ class EmbeddingStore:
         gone = np.flatnonzero(written[common:]) + common
         self.mark_pending(np.concatenate([moved, gone]).astype(np.int64))
         with explained(self.location):
+            # The store has as many rows as `row_status`: killed before that changes, the next call
+            # finds the old number and does all of this again.
             for name in [*self.spec.arrays, *bookkeeping(self.spec)]:  # row_status last
                 array = self._open(name)
                 if array.shape[0] != new:
@@ -327,6 +332,7 @@ class EmbeddingStore:
                 self._write_once(name, np.asarray(constants[name], np.float32), list(dims))
 
     def _write_once(self, name: str, values: np.ndarray, dims: list[str]) -> None:
+        # One that exists was left by a run killed while preparing: no row relies on it yet.
         array = self.group.create_array(
             name,
             shape=values.shape,
@@ -388,6 +394,7 @@ def open_for_writing(
 
     Raises StoreMismatchError naming every difference, NotAStoreError where something else lies.
     """
+    # As it will be read back: lists, not tuples, or the comparison would find a difference.
     provenance = json.loads(json.dumps(dict(provenance)))
     asked = {"spec": spec.model_dump(mode="json"), "provenance": provenance}
     all_versions = {**_versions(), **versions}
@@ -421,6 +428,7 @@ def open_for_writing(
     location.remove_partial_files()
     with explained(location):
         for name in spec.arrays:
+            # Without rows: `match_rows` gives them their length. A killed run made some of them.
             if name not in group:
                 create_data_array(group, name, spec, 0)
         for name, table in bookkeeping(spec).items():
@@ -446,6 +454,8 @@ def remove_store(location: Location) -> None:
     store = open_store(location, writable=True)  # never remove what is not ours
     store.update_meta(prepared=False)
     with explained(location):
+        # Status goes first and the attributes last: whatever is left in between is a store of ours
+        # in which no row is done.
         location.beside(".manifest.json").remove()
         location.remove("row_status")
         for name in location.children():

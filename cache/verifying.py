@@ -125,6 +125,7 @@ def repair(where: str | Path, report: VerifyReport | None = None) -> VerifyRepor
             for name, ranges in report.damaged_tables.items():
                 table = store.table(name)
                 for span in ranges:
+                    # A chunk that is not there reads as zeros, and zero is PENDING.
                     chunk = str(span.start // table.chunks[0])
                     location.remove(name, "c", chunk, *["0"] * (table.ndim - 1))
             rows = np.array(report.bad_rows, np.int64)
@@ -144,6 +145,7 @@ def _damaged_tables(store: EmbeddingStore) -> dict[str, list[range]]:
                 f"{store.location}: {name} has {table.shape[0]} rows, not {store.num_rows}: "
                 "a fill was interrupted; run it again"
             )
+        # Chunk by chunk: a damaged one costs its rows and no others.
         for start in range(0, table.shape[0], table.chunks[0]):
             span = range(start, min(start + table.chunks[0], table.shape[0]))
             try:

@@ -94,6 +94,7 @@ def map_in_order(
     waiting = enumerate(tasks)
     params = params or ScaleOutParams()
     with Crew(partial(_numbering, make), params, versions=versions) as run:
+        # In this process one at a time: each result is handed on before the next is made.
         while wave := list(islice(waiting, 1 if params.scheduler == "single" else WAVE)):
             results: dict[int, Any] = {}
             run(wave, lambda pair, into=results: into.__setitem__(*pair))  # type: ignore[misc]
@@ -135,12 +136,14 @@ class Crew:
     def __call__(self, tasks: Iterable[Any], on_result: OnResult) -> None:
         if self._params.scheduler == "single":
             for task in tasks:
+                # With the first task: where there is none, no model is loaded.
                 self._own_work = self._own_work or self._job.make()
                 on_result(self._own_work(task))
             return
         self._run_calls = self._run_calls or self._start()
         lost: list[Lost] = []
 
+        # The other tasks are done before the lost ones are told of: their results count.
         def take(result: Any) -> None:
             if isinstance(result, Lost):
                 lost.append(result)

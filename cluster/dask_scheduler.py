@@ -59,6 +59,7 @@ def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.C
                 )
             )
         try:
+            # Whatever else this process does with Dask goes on as if this client were not there.
             client = distributed.Client(address, set_as_default=False)
         except (OSError, ValueError, TypeError) as e:  # TypeError: TLS without certificates
             raise SchedulerUnreachableError(
@@ -88,6 +89,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
             # Sealed, so that the scheduler need not import what the workers import: it takes long.
             sealed = cloudpickle.dumps(call)
             key = f"{_kind(call)}-{uuid.uuid4().hex}"
+            # A key of its own and not pure: Dask would hand out an earlier result of an equal call.
             future = client.submit(do_sealed, sealed, key=key, pure=False)
             in_hand[future.key] = future
             future.add_done_callback(ended.put)
@@ -96,6 +98,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
         _asking(client, submit)
         while in_hand:
             try:
+                # With a limit, so that a cluster without workers does not look like a slow one.
                 future = ended.get(timeout=SILENCE)
             except Empty:
                 _explain_silence(client, len(in_hand))
@@ -105,6 +108,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
             _asking(client, submit)
     finally:
         if in_hand and client.status == "running":
+            # After an error: nobody waits for these any more, and they would keep the workers busy.
             client.cancel(list(in_hand.values()), force=True)
 
 
@@ -126,10 +130,12 @@ def _kind(call: Any) -> str:
 
 
 def _result(client: distributed.Client, future: distributed.Future) -> Any:
+    # Nobody cancels while a result is awaited: a scheduler that was restarted has forgotten it.
     if future.status == "cancelled":
         raise SchedulerUnreachableError(_gone(client))
     if future.status == "error":
         error = future.exception()
+        # Several workers died under it: handed over as a result, so that the others go on.
         if isinstance(error, distributed.KilledWorker):
             return Lost(str(error))
         if isinstance(error, RuntimeError) and isinstance(error.__cause__, ImportError):

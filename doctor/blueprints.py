@@ -88,9 +88,11 @@ def find(role: Role, source: str, revision: str | None = None) -> Found:
         if not (folder / MODEL_FILE[role]).is_file():
             raise BackboneError(f"{role} {source}: {MODEL_FILE[role]} is missing in {folder}")
         return Found(source, "local", folder, _has_weights(folder))
+    # ARCHITECTURE:TAG is no repository's name: nothing to look up.
     if role == "visual_encoder" and ":" in source:
         return Found(source, "hub", None, False)
     try:
+        # A path, None, or a mark for "known not to exist": only a path will do.
         cached = try_to_load_from_cache(source, MODEL_FILE[role], revision=revision)
     except HFValidationError:
         raise BackboneError(f"{role} {source}: no such directory here, nor a hub id") from None
@@ -123,9 +125,11 @@ class LanguageModelBlueprint:
         if num_layers is not None:
             text.num_hidden_layers = num_layers
             if getattr(text, "layer_types", None):
+                # Otherwise the configuration names more layers than there are, and is refused.
                 text.layer_types = text.layer_types[:num_layers]
         with born(self.dtype):
             model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        # int8 is our own layer and works on meta; bitsandbytes packs real numbers only.
         if self.quantization == "int8":
             quantize(model, "int8", "meta")
         elif self.quantization == "nf4":
@@ -149,6 +153,7 @@ def language_model_blueprint(
         else:
             raise _unknown("language_model", found)
         config.name_or_path = found.source
+        # Parameters are counted unquantised: quantised weights are buffers, and packed.
         plain = LanguageModelBlueprint(config, dtype, "none").build()
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, BackboneError):
@@ -191,6 +196,7 @@ def generator_blueprint(found: Found, dtype: torch.dtype) -> GeneratorBlueprint:
         if known is None:
             raise _unknown("image_generator", found)
         length, stored = known.length, getattr(torch, known.stored).itemsize
+        # In this order: of XL's two encoders the second has the projection.
         kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
         with born(dtype):
             unet = diffusers.UNet2DConditionModel(**known.unet)
@@ -301,7 +307,9 @@ class _NF4Outline(nn.Module):
 class _NF4Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: torch.Size, bias: Tensor | None) -> Tensor:
+        # Nothing else is kept for the backward pass: packed weights are unpacked once more.
         ctx.shape = shape
+        # The whole weight in the dtype of `x` for a moment, as bitsandbytes unpacks it.
         return F.linear(x, x.new_empty(shape), bias)
 
     @staticmethod

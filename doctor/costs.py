@@ -41,6 +41,7 @@ class StageCost:
 
 def stage_costs(params: Params, models: Models, machine: Machine, rows: Rows) -> list[StageCost]:
     """Every stage that computes, in order; stages whose models are unknown are left out."""
+    # Training and the index see this split alone; features and targets are made for all.
     held_out = params.captions.val_fraction + params.captions.test_fraction
     train_rows = int(rows.number * (1 - held_out))
     costs = (
@@ -78,6 +79,7 @@ def store_bytes(spec: StoreSpec, rows: int) -> int:
 
 def index_bytes(settings: IndexSettings, p: int, rows: int) -> int:
     """Vectors or codes with their ids and links, and 60 bytes of path and caption per picture."""
+    # float16 copies beside the codes, by which candidates are ranked once more.
     again = 2 * p if settings.rerank else 0
     per_row = {
         "flat": 4 * p,
@@ -165,6 +167,7 @@ def _generation(params: Params, models: Models, machine: Machine) -> StageCost |
         return None
     memory = generation_memory(generator, params.generation_settings, machine.device_type)
     frozen = [language_model.build().model, models.visual_encoder.model, *generator.text_encoders]
+    # Nothing is unloaded between turns: the other models stay beside the generator.
     beside = sum(map(weight_bytes, frozen)) + 4 * (models.trained or 0)
     pictures = 2 * params.evaluation.captions
     return _cost(
@@ -199,6 +202,7 @@ def _cost(
         buffers: bytes of main memory besides weights: rows read ahead, shards to be written.
     """
     card = machine.card
+    # Operations a second at best; `share` is how much of that such work comes to.
     rate = machine.cpu_rate if card is None else card.rate_of(dtype)
     return StageCost(
         name=name,

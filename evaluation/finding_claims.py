@@ -23,6 +23,8 @@ def _terms(written: str) -> tuple[Term, ...]:
     variant, set_, method = written.split("/")
     if not set_.endswith("*"):
         return (Term(variant, set_, method),)
+    # The least-squares slope over the rounds is a weighted sum of the ten numbers, with the weights
+    # (x - mean) / sum of squares: so the gain per round is a claim like any other.
     rounds = np.arange(1, 11)
     centred = rounds - rounds.mean()
     weights = centred / (centred**2).sum()

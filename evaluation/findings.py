@@ -38,6 +38,7 @@ def run(
     """
     wanted = [cell(name, seed, artifacts) for name in study.variants for seed in study.seeds]
     finished = [one for one in wanted if is_done(params_file, study, one)]
+    # There, but of other params or caches: never mixed with the ones of today.
     stale = sum(one.record.is_file() for one in wanted) - len(finished)
     if not finished:
         other = f" ({stale} are of other params or caches)" if stale else ""
@@ -89,6 +90,7 @@ def summary(content: dict[str, Any]) -> list[str]:
 def _judged(finding: Finding, scores: CellScores) -> dict[str, Any]:
     """A finding with the numbers of each of its claims and the verdict of each judge."""
     parts = [_measured(part, scores) for part in finding.parts]
+    # An ordered set: verdicts stand in the order of the claims.
     judges = dict.fromkeys(metric for part in finding.parts for metric in part.metrics)
     # Recall at 1, 5 and 10 are one judge.
     groups: dict[str, list[str]] = {}
@@ -102,6 +104,7 @@ def _judged(finding: Finding, scores: CellScores) -> dict[str, Any]:
             for metric in part["metrics"]
             if metric in group and not part["beside"]
         ]
+        # A claim that cannot be decided leaves its finding open, whatever the others say.
         verdicts[name] = None if None in deciding else all_of(deciding)
     return {
         "number": finding.number,
@@ -131,6 +134,7 @@ def _measured(part: Part, scores: CellScores) -> dict[str, Any]:
 def _compare(part: Part, metric: str, scores: CellScores) -> dict[str, Any] | None:
     """First and second mean, their difference with its interval, and the verdict on it."""
     terms = part.first + part.second
+    # Per term [S, N], paired by example; or [S], where a number is of a whole run.
     tables: Sequence[np.ndarray] | None = scores.per_example(terms, metric)
     per_run = tables is None  # no single example has an F1
     if tables is None:
@@ -138,6 +142,7 @@ def _compare(part: Part, metric: str, scores: CellScores) -> dict[str, Any] | No
     if tables is None:
         return None
     weighted = [term.weight * table for term, table in zip(terms, tables, strict=True)]
+    # A side may be several terms, such as a slope over ten rounds: the sum keeps the pairing.
     first = np.sum(weighted[: len(part.first)], axis=0)
     second = np.sum(weighted[len(part.first) :], axis=0) if part.second else np.zeros_like(first)
     seeds = len(first)
@@ -149,6 +154,7 @@ def _compare(part: Part, metric: str, scores: CellScores) -> dict[str, Any] | No
         "examples": None if per_run else first.shape[1],
         "verdict": None,
     }
+    # Without examples only seeds can tell how far a number is from itself.
     if per_run and seeds < 2:
         return found
     difference = seed_difference(first, second) if per_run else paired_difference(first, second)

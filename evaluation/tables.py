@@ -62,6 +62,7 @@ def measure_tables(params: Params, artifacts: Artifacts, work: WorkFolder, folde
     """
     sources = Sources(params, artifacts)
     tables = params.evaluation.chosen(sources.is_miniature)
+    # Planned and read before any model is loaded: a table that lacks a file is refused at once.
     plan = {name: list(GENERATED[name](sources, params)) for name in tables if name in GENERATED}
     sources.read(tables)
     run_ = _Run(params, artifacts, sources, work)
@@ -115,6 +116,8 @@ class _Run:
         }
         self.makers: dict[str, Path] = {}
         for method, models in made_by.items():
+            # Pictures are found by the models that draw them, not by this stage's params: other
+            # tables, limits or metrics find them again.
             entry = work.entry(
                 "pictures", {"method": method, **models, "code": code_of("pictures", work)}
             )
@@ -147,6 +150,7 @@ class _Run:
 
     def _generated(self, one: EvaluationSet, settings: GenerationSettings) -> list[Result]:
         """Make and score the pictures of a set, unless another table has already."""
+        # Tables share sets (captions stand in three), but not always their sampling.
         known = (one.name, settings.model_dump_json())
         if known in self._measured:
             return self._measured[known]
@@ -177,6 +181,7 @@ class _Run:
                 for metric, values in scores.values.items()
             }
             made = {method: str(paths[index]) for method, paths in pictures.items()}
+            # Only the examples that are shown have a retrieved picture.
             if index < len(retrieved):
                 image, scores["retrieved.similarity"] = retrieved[index]
                 made |= {"retrieved": image} if image is not None else {}

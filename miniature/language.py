@@ -108,6 +108,7 @@ def picture_caption(scene: Scene, rng: random.Random) -> str:
     if rng.random() < 0.7:
         return caption(scene, rng, MOST)
     changed = rng.choice(CHANGEABLE)
+    # What changes is told by the event: the name must not tell it before.
     color, size = 0.4 * (changed != "color"), 0.3 * (changed != "size")
     name = noun_phrase(scene, rng, rng.choice(("a", "the")), color, size)
     return event(scene, changed, name, rng)
@@ -149,6 +150,7 @@ def story(
     if not 2 <= num_changing <= len(CHANGEABLE):
         raise ValueError(f"num_changing must be 2 to {len(CHANGEABLE)}, got {num_changing}")
     allowed = frozenset(SCENES if split is None else SCENES_OF[split])
+    # Drawn whole and rejected: steering the changes to allowed scenes would favour some.
     while True:
         scene = draw_scene(rng, "train" if split == "train" else None, rare_share)
         changing = rng.sample(CHANGEABLE, num_changing)
@@ -159,6 +161,7 @@ def story(
             value = rng.choice([v for v in VALUES[attribute] if v != getattr(scene, attribute)])
             scene = scene._replace(**{attribute: value})
             last_changed = attribute
+            # The name says the shape alone, which no event changes: all else is to be remembered.
             name = "it" if rng.random() < 0.5 else f"the {scene.shape}"
             moments.append(Moment(scene, event(scene, attribute, name, rng)))
         must_be_allowed = moments if split == "train" else moments[-1:]
@@ -221,6 +224,7 @@ def stated(text: str) -> frozenset[str]:
     known: set[str] = set()
     for line in text.split("\n"):
         question, separator, answer = line.partition("? A: ")
+        # "yes" makes the guess true; any other answer says what is so, and its question nothing.
         said = question + " " + answer if answer == "yes" else (answer if separator else line)
         words = set(said.translate(_NO_WORD).split())
         known.update(name for name, values in VALUES.items() if words & set(values))

@@ -38,6 +38,7 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"]
+                # Nesterov: the step looks ahead, from the gradient on towards the momentum.
                 momentum.lerp_(parameter.grad, 1 - group["momentum"])
                 update = orthogonalize(parameter.grad.lerp(momentum, group["momentum"]).flatten(1))
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
@@ -46,9 +47,11 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalize(matrix: Tensor, iterations: int = 4) -> Tensor:
     """Pushes all singular values of a matrix towards 1: quintic Newton-Schulz iteration."""
+    # The product below is of the smaller side.
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(iterations):
+        # x -> a x + b x^3 + c x^5 on every singular value: steep at 0, and flat enough around 1.
         gram = wide @ wide.T
         wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
     return wide.T if matrix.shape[0] > matrix.shape[1] else wide
@@ -80,6 +83,7 @@ class Optimization:
         """
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in named_parameters:
+            # Embeddings are rows by token, not maps; fewer than 8 rows have little to even out.
             is_matrix = parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8
             kind = (is_matrix and "embed" not in name, share_of_rate(name))
             groups.setdefault(kind, []).append(parameter)
@@ -114,6 +118,7 @@ class Optimization:
         """Backpropagates a scalar loss and updates; gradients are clipped to a norm of 1."""
         left = 1 - self._done / self._num_steps
         self._done += 1
+        # 30 steps of warm-up, a plateau, and a straight fall to a hundredth.
         factor = min(1.0, self._done / 30) * max(0.01, min(1.0, left / self._decay_share))
         for optimizer, rate in zip(self._optimizers, self._rates):
             optimizer.zero_grad()

@@ -93,6 +93,7 @@ def _train_once(part: Part, directory: Path, recipes: Recipes, report: Report) -
         if all(found[key] == value for key, value in wanted.items()):
             report(f"{part}: already trained")
             return
+        # What it speaks of is about to be overwritten: killed meanwhile, nothing says it is done.
         log.unlink()
     start, module = time.monotonic(), _MODULES[part]
     before_rounding = module.train(directory / part, getattr(recipes, part), recipes.seed, report)

@@ -76,10 +76,12 @@ def train(
             error.abs().mean()
             + error.square().mean()
             + recipe.gradient_weight * _differences(error)
+            # Per number of a picture, as the other terms are means over those.
             + recipe.kl_weight * posterior.kl().mean() / batch[0].numel()
         )
         optimization.step(loss)
     autoencoder.eval().requires_grad_(False)
+    # The generator's noise has deviation 1: latents have to be of that size.
     deviation = encode(autoencoder, pictures[:1000]).std().item()
     autoencoder.register_to_config(scaling_factor=round(1 / deviation, 4))
     autoencoder.save_pretrained(directory)

@@ -101,6 +101,7 @@ def text_encoder_from_clip(directory: Path) -> CLIPTextModel:
         state[f"final_layer_norm.{kind}"] = tower[f"ln_final.{kind}"]
         for layer in range(num_layers):
             theirs, ours = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+            # open_clip keeps the three projections as one matrix, [3 D, D].
             for part, value in zip("qkv", tower[f"{theirs}.attn.in_proj_{kind}"].chunk(3)):
                 state[f"{ours}.self_attn.{part}_proj.{kind}"] = value
             for old, new in renamed.items():
@@ -151,6 +152,7 @@ def train(
     averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
 
     scenes = SCENES_OF["train"] * recipe.pictures_per_scene
+    # Other pictures than the autoencoder was trained on.
     latents = encode(autoencoder, as_tensor(render(scenes, seed + 1)))
     latents *= autoencoder.config["scaling_factor"]
     captions = [
@@ -158,6 +160,7 @@ def train(
         for _ in range(recipe.captions_per_picture)
         for scene in scenes
     ]
+    # [captions of a picture, pictures, L]: captions were written a round of all scenes at a time.
     tokens = tokenize(tokenizer, captions).view(-1, len(scenes), TEXT_LENGTH)
     empty = tokenize(tokenizer, [""])[0]
 
@@ -172,6 +175,7 @@ def train(
     for step in optimization.steps("image generator", report):
         chosen = torch.randint(0, len(scenes), (recipe.batch,))
         text = tokens[torch.randint(0, len(tokens), chosen.shape), chosen]
+        # The empty caption is what classifier-free guidance leads away from: it must be known.
         text[torch.rand(recipe.batch) < recipe.caption_dropout] = empty
         clean = latents[chosen]
         noise = torch.randn_like(clean)
@@ -180,6 +184,7 @@ def train(
         loss = F.mse_loss(predicted, noising.get_velocity(clean, noise, time))
         optimization.step(loss)
         averaged.update_parameters(generator)
+        # The moving average is kept, measured and written, not the weights in training.
         if (step + 1) % 1000 == 0 or step + 1 == recipe.num_steps:
             kept = cast(_Generator, averaged.module).eval()
             scores = measure(assemble(kept, autoencoder, tokenizer), "val", 80)
@@ -235,6 +240,7 @@ def generate(
     parts = []
     for start in range(0, len(captions), 50):
         part = list(captions[start : start + 50])
+        # By each picture's place, not by its batch.
         noise = [
             torch.Generator().manual_seed(seed * 100_003 + start + i) for i in range(len(part))
         ]

@@ -56,6 +56,7 @@ def _windows(
     rng = random.Random(seed)
     while True:
         window = Read([], [])
+        # Whole texts one after another, no padding: every position of a window teaches.
         while len(window.ids) < length:
             text = read(tokenizer, write_text(rng))
             window.ids.extend(text.ids)
@@ -113,6 +114,7 @@ def _train_on_words(
     windows: Iterator[Read] = iter(())
     length = 0
     for step in optimization.steps("language model", report):
+        # The last lesson that has begun.
         lesson = max(share for share in lessons if step >= share * recipe.num_steps)
         if lessons[lesson][1] != length:
             write_text, length = lessons[lesson]
@@ -155,6 +157,7 @@ def _train_on_pictures(
     for _ in optimization.steps("language model, pictures", report):
         texts = [next(windows) for _ in range(number)]
         ids = torch.tensor([text.ids for text in texts])
+        # [windows, tokens, 1]; loudness and blur [windows, 1, 1], one draw for each window.
         of_picture = torch.tensor([text.of_picture for text in texts])[..., None]
         loudness = torch.exp(torch.empty(number, 1, 1).uniform_(*LOUDNESS))
         blur = BLUR * torch.rand(number, 1, 1) * rows.detach().std()
@@ -194,10 +197,12 @@ def known_attributes(
     for name in (name for name in SUMMARY_ORDER if name in stated(text)):
         said = f" {name} {getattr(scene, name)}"
         tokens = tokens + tokenizer(said, add_special_tokens=False)["input_ids"]
+        # All names and values in one sequence: later ones do not change what is predicted here.
         place_of[name] = len(tokens) - 2  # of the name, after which the value comes
     logits: Tensor = model(input_ids=torch.tensor([tokens])).logits[0]
     known = {}
     for name, place in place_of.items():
+        # Every value is one token: the likeliest among them is compared, not of all words.
         values = tokenizer([f" {v}" for v in VALUES[name]], add_special_tokens=False)["input_ids"]
         likely = int(logits[place, [value for (value,) in values]].argmax())
         known[name] = VALUES[name][likely] == getattr(scene, name)

@@ -83,6 +83,7 @@ def train(
     )
     scenes = SCENES_OF["train"]
     number = recipe.pictures_per_scene
+    # [pictures of a scene, scenes, 3, H, W].
     pictures = as_tensor(render(scenes * number, seed)).view(
         number, len(scenes), 3, PICTURE_SIZE, PICTURE_SIZE
     )
@@ -91,6 +92,7 @@ def train(
         for _ in range(number * recipe.captions_per_picture)
         for scene in scenes
     ]
+    # [captions of a scene, scenes, L], in the order in which they were written.
     tokens = tokenize(tokenizer, captions).view(-1, len(scenes), TEXT_LENGTH)
 
     named = [(n, p) for n, p in model.named_parameters() if n != "logit_bias"]
@@ -98,6 +100,7 @@ def train(
     for step in optimization.steps("visual encoder", report):
         # Different scenes only: two pictures of one scene would be each other's wrong negatives.
         chosen = torch.randperm(len(scenes))[: recipe.batch]
+        # Any picture of a scene with any caption of it: all pairs of one scene are true.
         images = pictures[torch.randint(0, number, chosen.shape), chosen]
         texts = tokens[torch.randint(0, len(tokens), chosen.shape), chosen]
         scale = model.logit_scale.exp().clamp(max=100)

@@ -110,6 +110,7 @@ def shape_coverage(
             inside = (dy < 0.9) & (abs(dx) < (dy + 0.95) * 0.54)
         case _:  # cross
             inside = ((abs(dx) < 0.36) & (abs(dy) < 1)) | ((abs(dy) < 0.36) & (abs(dx) < 1))
+    # [n, 32, 3, 32, 3]: the mean over the nine samples within each pixel.
     cells = inside.reshape(len(x), PICTURE_SIZE, _SUPERSAMPLING, PICTURE_SIZE, _SUPERSAMPLING)
     return cells.mean((2, 4), dtype=np.float32)
 

@@ -73,6 +73,7 @@ class BatchMaker:
         if self._encode_captions is not None:
             targets = vars(self._encode_captions(captions))
             tensors |= {name: t.float() for name, t in targets.items() if t is not None}
+        # Start ids are the model's business, and the same for every caption: they are read once.
         ids = self._language_model.tokenizer(captions, add_special_tokens=False)["input_ids"]
         return CaptionBatch.from_lists(
             ids,
@@ -113,6 +114,7 @@ class CachedBatches:
             rank=rank,
             world_size=world_size,
             subset=subset,
+            # A smaller last batch would be another contrastive loss, or none on some ranks.
             drop_last=True,
             params=reading,
         )
@@ -137,6 +139,7 @@ class CachedBatches:
         """Batches, each with the position after it."""
         while True:
             for batch in self._rows:
+                # Each with its own position: this thread is a batch ahead of training.
                 yield self._maker.make(batch.rows, batch.arrays), self._rows.state_dict()
 
     def state_dict(self) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def make_projection(
     Raises StageError where this machine sees another checkpoint than the fingerprinted one.
     """
     set_up(run.device, run.threads)
+    # Keys of two checkpoints in one index would look right and retrieve nonsense.
     if fingerprint_heads(checkpoint) != fingerprint:
         raise StageError(
             f"{checkpoint} on {socket.gethostname()} is not the file that the index is built with: "

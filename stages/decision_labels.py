@@ -86,6 +86,7 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
         hidden, similarity = _read_prompts(gill, index, [row.prompt for row in voted])
         labels = [agreed_label(row.votes) for row in voted]
         by = "people"
+        # The last of the confident prompts in file order: appendix C's 201 and 110.
         test_rows: set[int] | None = set(paper_split(labels)[1])
     else:
         prompts = read_prompts(artifacts.miniature / "prompts.tsv")
@@ -95,6 +96,7 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
         write_votes(folder / "oracle_votes.tsv", voted)
         by = "the oracle of the miniature world"
         test_rows = None
+    # "same" is no class: Table 6 is of prompts on which people agreed.
     kept = [i for i, label in enumerate(labels) if label != "same"]
     model, scores = fit_decision(
         hidden[kept],
@@ -170,6 +172,7 @@ def _oracle_labels(
             params.decision.seed,
             ticker.count,
         )
+    # [N]: attributes shown as the prompt has them, of five.
     gen = (oracle.read_scenes(generated) == codes).sum(1)
     ret = (oracle.read_scenes(retrieved) == codes).sum(1)
     return [_vote(int(g), int(r), codes.shape[1]) for g, r in zip(gen, ret, strict=True)]

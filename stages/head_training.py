@@ -41,6 +41,7 @@ def train_heads(
     language_model = _language_model(
         backbones.language_model, device, settings.shard_language_model
     )
+    # Seeded, hence alike in all processes and whatever was drawn while loading.
     heads = _first_heads(params, backbones, language_model).to(device)
     maker = BatchMaker(
         table,
@@ -58,7 +59,9 @@ def train_heads(
         world_size=num_processes(),
         reading=params.reading,
     )
+    # The same rows in every process: the passes of a sharded model are common ones.
     held_out = maker.usable(table.rows_of_split("val"))[: params.batches.validation_rows]
+    # No larger than what training reads at once, as it needs no more memory then.
     part = settings.micro_batch_size or max(len(held_out), 1)
     validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
     with DvcliveLog(curve) if rank() == 0 else nullcontext() as log:

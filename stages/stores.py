@@ -56,6 +56,7 @@ def settle(
         rebuild: put what is there aside and encode every row anew.
         again: look for rows that are not done, although the store was finished (after a repair).
     """
+    # Other workspaces may want the same store: they wait here, and then find it finished.
     with entry.alone():
         if rebuild and (entry.begun or _take_over(where, entry)):
             print(f"{entry.kind}: what was there is put aside as {entry.put_aside()}")
@@ -90,6 +91,7 @@ def link_store(work: WorkFolder, where: Path) -> None:
             f"{where} was made by an earlier version: run `{stage}`, which takes it over"
         )
     md5 = file_md5(manifest)
+    # Where the link already leads to a store with this very manifest, nothing is to be done.
     beside = where.resolve().parent / manifest.name if where.is_symlink() else None
     if beside is not None and beside.is_file() and file_md5(beside) == md5:
         return
@@ -117,6 +119,7 @@ def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport], *, anew
     try:
         report = fill(store)
     except StoreMismatchError as error:
+        # The key is the same but what lies inside is not: kept, so that nothing finished is lost.
         other = store.with_name(f"{store.stem}.earlier.zarr")
         store.rename(other)
         print(
@@ -144,6 +147,7 @@ def _share_rows(entry: Entry, name: str) -> bool:
     from cache import share_store
 
     for other in entry.work.entries(entry.kind):
+        # Weights, dtype, layout and code alike: a row's key then says whether it can be kept.
         alike = {**other.decided_by, ROWS: None} == {**entry.decided_by, ROWS: None}
         if other.key == entry.key or not alike or not (other.folder / name).is_dir():
             continue

@@ -72,10 +72,12 @@ def run(
 
 def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> Entry:
     """The training of exactly these inputs."""
+    # What is chosen after training, or in place of it, decides none of its numbers.
     numbers = params.training.model_dump(mode="json", exclude={"checkpoint", "weights"})
     stores = ["features"] + (["targets"] if params.targets.source == "cache" else [])
     decided_by: dict[str, Any] = {
         "captions": file_md5(required(artifacts.captions, "prepare-captions")),
+        # By content: a store that was repaired, or filled elsewhere, to the same bytes is the same.
         "stores": {name: _content(getattr(artifacts, name)) for name in stores},
         "backbones": frozen_in_use(artifacts),
         "model": params.model.model_dump(mode="json"),
@@ -98,6 +100,7 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
         link_store(entry.work, getattr(artifacts, name))
     check_dimensions(artifacts, ("features", "targets"), params)
     first = rank() == 0
+    # Found by what decides it, a state is of this very run: only a kill can have left it.
     resume = (entry.folder / STATE).is_file()
     if first:
         if resume:
@@ -110,6 +113,7 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
     train_heads(params, artifacts, entry.folder, curve, resume=resume)
     if first:
         place(curve, entry.folder / "curve")
+        # Last and best, where there was a validation; the state stays, but is no output.
         heads = sorted(path.name for path in entry.folder.glob("[lb]*st.safetensors"))
         entry.finish(heads, time.monotonic() - began, steps=params.training.steps)
 
@@ -120,11 +124,13 @@ def _train_together(
     """The same in every process of torchrun: the first decides, and writes."""
     from pipeline.training.distribution import from_first_process, processes
 
+    # The first process holds the lock for all: the others would wait for it for ever.
     with processes() as rank, entry.alone() if rank == 0 else nullcontext():
         if rank == 0:
             # torchrun starts all processes anew when one of them dies: that is no new training.
             restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
             _put_aside(entry, anew and not restarted)
+        # One answer for all: some that saw it finished would leave the others waiting.
         if from_first_process(entry.finished is not None):
             if rank == 0:
                 print(f"nothing to do: trained before, in {entry.folder}")

@@ -61,6 +61,7 @@ def deciding_modules(module: str) -> list[str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
+        # A module that does not decide hides what it alone imports, too.
         if name in found or any(name == n or name.startswith(f"{n}.") for n in DOES_NOT_DECIDE):
             continue
         found.add(name)
@@ -87,6 +88,7 @@ def _defining_module(package: str, name: str) -> str:
     """The module that `from package import name` comes from."""
     if _file(f"{package}.{name}"):
         return f"{package}.{name}"
+    # The package hands the name on: its own __init__ or stub says from which module.
     for node in _names_of(package):
         module = f"{package}.{node.module}" if node.level else node.module
         for alias in node.names:
@@ -156,10 +158,12 @@ def _canonical(node: object) -> str:
         return f"Raise({_canonical(node.exc.func)})"  # not its message
     fields = []
     for field, value in ast.iter_fields(node):
+        # Python versions add fields, empty for what earlier ones could write.
         if value is None or value == [] or field in ("ctx", "kind", "type_comment", "type_ignores"):
             continue
         if field == "body" and isinstance(value, list):
             value = [statement for statement in value if not _is_text(statement)]
+        # Of a key of params: words for people.
         if field == "keywords":
             value = [keyword for keyword in value if keyword.arg != "description"]
         fields.append(f"{field}={_canonical(value)}")

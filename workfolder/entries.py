@@ -55,6 +55,7 @@ class WorkFolder:
         except (FileNotFoundError, NotADirectoryError):
             found = FORMAT
             try:
+                # Also the proof that something can be written here, before hours of work.
                 write_json(marker, {"format": FORMAT})
             except WriteFailedError as error:
                 raise WorkFolderError(
@@ -71,6 +72,7 @@ class WorkFolder:
 
     def entry(self, kind: str, decided_by: Mapping[str, Any]) -> Entry:
         """The entry of exactly these inputs, whether or not anything is there yet."""
+        # As it will be read back from decided_by.json, so that the key is that of the file.
         content = json.loads(json.dumps(decided_by))
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         return Entry(self, kind, key, content)
@@ -151,6 +153,7 @@ class Entry:
 
     def finish(self, outputs: Iterable[str], seconds: float, **summary: Any) -> None:
         """Record that `outputs` (files or folders in it) are whole; always the last step."""
+        # By the hashes that DVC writes into dvc.lock, so that an entry is found by them.
         hashes: dict[str, str] = {}
         for name in outputs:
             found = content_of(self.folder / name)
@@ -166,6 +169,7 @@ class Entry:
         `make` leaves `outputs` in the folder.
         """
         with self.alone():
+            # Asked with the lock: another process may have finished it while this one waited.
             if self.finished is not None:
                 return True
             self.begin()
@@ -185,6 +189,7 @@ class Entry:
     def put_aside(self) -> Path:
         """Rename what is there, so that it can be made anew; gives its new place."""
         number = 1
+        # A new name every time: what was put aside before stays too.
         while (aside := self.folder.with_name(f"{self.key}{ASIDE}{number}")).exists():
             number += 1
         self.folder.rename(aside)
@@ -195,9 +200,11 @@ class Entry:
         """Wait until no other process makes this entry, saying for whom; then be the one."""
         lock = self._lock
         lock.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the lock: who waits can read it, and a dead holder's is overwritten.
         holder = lock.with_suffix(".json")
         held = FileLock(lock)
         try:
+            # First without waiting, only to be able to say for whom it waits.
             held.acquire(timeout=0)
         except Timeout:
             other = read_json(holder, {"pid": "?", "host": "?", "workspace": "?"})
@@ -226,6 +233,7 @@ class Entry:
         """Whether a process makes this entry now."""
         held = FileLock(self._lock)
         try:
+            # Tried, as the file tells nothing: a dead process leaves it behind.
             held.acquire(timeout=0)
         except Timeout:
             return True
@@ -256,6 +264,7 @@ class Entry:
 def repository_of(workspace: Path) -> Path:
     """The folder itself, or the repository whose temporary copy for an experiment it is."""
     for parent in workspace.parents:
+        # `.dvc/tmp/exps` in the repository: three levels below it.
         if parent.parts[-3:] == _TEMPORARY.parts:
             return parent.parents[2]
     return workspace
@@ -270,6 +279,7 @@ def place(source: Path, target: Path) -> None:
     with explained(target):
         remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Killed here, the target is missing: DVC asks the stage again, which only places.
         if source.is_dir():
             shutil.copytree(source, target, copy_function=link_or_copy)
         else:
@@ -286,6 +296,7 @@ def place_link(source: Path, target: Path) -> None:
             f"{target} is not a link into the work folder, and is left as it is: move it away"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
+    # A link cannot be overwritten, but another can be renamed over it: there is always one.
     part = target.with_name(f".{target.name}.link")
     part.unlink(missing_ok=True)
     make_link(part, source.resolve())

@@ -56,6 +56,7 @@ def bring_from_repository(named: Iterable[str | None]) -> None:
     for path in map(Path, filter(None, named)):
         if repository == here.resolve() or path.is_absolute() or path.exists():
             continue
+        # The first part that is not here: a link to it brings everything below.
         for depth in range(1, len(path.parts) + 1):
             part = Path(*path.parts[:depth])
             if not part.exists() and (repository / part).exists():
@@ -75,6 +76,7 @@ def signature(folder: Path) -> str:
 def _files_below(folder: Path) -> list[Path] | None:
     found: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
+        # In place: `os.walk` then does not go down there.
         folders[:] = [n for n in folders if not n.startswith((".", "__pycache__"))]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
         if len(found) > MOST_FILES:
@@ -84,6 +86,7 @@ def _files_below(folder: Path) -> list[Path] | None:
 
 def _make_links(folder: Path, links: Mapping[Path, Path]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    # Deepest first, so that a folder whose last link goes is empty when its turn comes.
     for old in sorted(folder.rglob("*"), reverse=True):
         if old.is_symlink() and (old not in links or Path(os.readlink(old)) != links[old]):
             old.unlink()

@@ -62,6 +62,7 @@ def truth_ranks(similarities: Float[Tensor, "B N"], truth: Int[Tensor, " B"]) ->
     if undefined.any():
         raise InputError(f"query {int(undefined.nonzero()[0, 0])}: NaN among its similarities")
     of_truth = similarities.gather(1, truth[:, None].long())
+    # Less one for the truth, which is as similar as itself.
     return (similarities >= of_truth).sum(dim=1) - 1
 
 

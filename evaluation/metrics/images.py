@@ -68,6 +68,7 @@ def frechet_distance(
         factors.append(triangle / math.sqrt(len(array) - 1))
     ours, theirs = factors
     root_trace = torch.linalg.svdvals(ours @ theirs.T).sum()
+    # The squares of the elements of R add up to the trace of R^T R, the covariance.
     distance = (means[0] - means[1]).square().sum()
     distance += ours.square().sum() + theirs.square().sum() - 2 * root_trace
     return max(0.0, float(distance))
@@ -197,6 +198,7 @@ def _batches_of_one_size(
     pictures: Sequence[Image.Image], batch_size: int
 ) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
     """Pictures in their order; a batch ends where the size changes."""
+    # Only neighbours of one size, so that features come out in the order of the pictures.
     for _size, run in groupby(pictures, key=lambda picture: picture.size):
         same_size = list(run)
         for first in range(0, len(same_size), batch_size):

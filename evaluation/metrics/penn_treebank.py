@@ -48,6 +48,7 @@ def treebank_words(caption: str) -> list[str]:
     """
     text = caption.translate(_SPELLED_OUT).lower()
     words: list[str] = []
+    # Alternatives of the pattern are tried in order: numbers and abbreviations before words.
     for token in _TOKEN.findall(text):
         words += _WORDS["two_words"].get(token, [_WORDS["renamed"].get(token, token)])
     return [

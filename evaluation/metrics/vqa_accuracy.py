@@ -44,6 +44,7 @@ def normalise_answer(answer: str) -> str:
     stripped = answer
     numeric = _DIGITS_WITH_COMMA.search(answer) is not None
     for mark in _MARKS:
+        # In the answer as it came: marks that went before do not make new neighbours.
         spaced = f"{mark} " in answer or f" {mark}" in answer
         stripped = stripped.replace(mark, "" if spaced or numeric else " ")
     words = [_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", stripped).lower().split()]
@@ -75,6 +76,7 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
         people = [normalise_answer(person) for person in people]
         answer = normalise_answer(answer)
     agrees = [person == answer for person in people]
+    # Leaving out somebody who agrees leaves one fewer.
     return fmean(min(1.0, (sum(agrees) - left_out) / 3) for left_out in agrees)
 
 

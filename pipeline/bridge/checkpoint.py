@@ -92,12 +92,14 @@ def load_heads(
     Raises CheckpointError when the file is missing or damaged, tensors do not fit their record, or
     something differs; every difference is named.
     """
+    # By the record first: what does not fit is named before any tensor is read.
     record = read_record(path)
     found = _differing_sizes(record.sizes, sizes) if sizes else []
     found += _differing_backbones(record.backbones, backbones) if backbones else []
     if found:
         raise CheckpointError(f"{path} does not fit: " + "; ".join(found))
     tensors, _ = _read(Path(path))
+    # The record does not state it; all tensors of a file have one.
     saved_dtype = next((tensor.dtype for tensor in tensors.values()), torch.float32)
     heads = Heads(record.sizes).to(saved_dtype)
     put_tensors(heads, tensors, Path(path))
@@ -108,6 +110,7 @@ def put_tensors(heads: Heads, tensors: Mapping[str, Tensor], path: Path) -> None
     """Copy `tensors` into `heads`. Raises CheckpointError naming all that do not fit."""
     own = heads.state_dict()
     problems = misfits(tensors, own)
+    # `load_state_dict` would convert another dtype in silence.
     problems += [
         f"{name} is {tensors[name].dtype}, expected {tensor.dtype}"
         for name, tensor in own.items()
@@ -161,6 +164,7 @@ def load_state(path: str | Path) -> TrainingState:
     """Read a training state. Raises CheckpointError when it is missing or damaged."""
     path = Path(path)
     tensors, metadata = _read(path)
+    # Tensors are named GROUP/NAME; no name of ours holds a slash.
     groups: dict[str, dict[str, Tensor]] = {"heads": {}, "optimizer": {}, "generators": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
@@ -206,6 +210,8 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> 
     """Write beside `path`, force to disk, rename over it: a reader sees the old file or the new."""
     # One entry: safetensors keeps no order among several, and equal contents shall be equal bytes.
     text = json.dumps(metadata, allow_nan=False)
+    # The contents reach the disk before the name does, then the name (it lies in the folder): after
+    # a power cut the name never stands for half a file.
     with written_whole(path) as part:
         save_file(tensors, part, metadata={_METADATA: text})
         force_to_disk(part)
@@ -253,6 +259,7 @@ def put_optimizer_tensors(
     """Give the optimiser back what `optimizer_tensors` took; its settings stay as they are."""
     index = {name: i for i, (name, _) in enumerate(heads.named_parameters())}
     state: dict[int, dict[str, Tensor]] = {}
+    # torch numbers parameters in the order in which the optimiser got them: that of the heads.
     for joined, tensor in tensors.items():
         name, _, key = joined.rpartition("|")
         state.setdefault(index[name], {})[key] = tensor

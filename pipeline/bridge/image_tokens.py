@@ -28,6 +28,8 @@ def embed_with_image_tokens(
 ) -> Float[Tensor, "T e"]:
     """Input embeddings of ids that may contain [IMG] tokens, in the language model's dtype."""
     num_rows = language_model.num_rows
+    # Each id looks up both tables, at any row where it is not its own, and `where` takes the right
+    # one: picking by a mask would make a shape of the data, and the device would be waited for.
     is_image = ids >= num_rows
     words = language_model.embed(ids.masked_fill(is_image, 0))
     images = image_embeddings.to(words.dtype)[(ids - num_rows).clamp(min=0)]

@@ -83,6 +83,7 @@ def released_arguments(
     `language_model` and `visual_encoder` are the hub ids that the released code loads;
     `num_tokens` is the length of the language model's own tokenizer (50265 for OPT).
     """
+    # + 1: the row of `<|image|>` lies between (UPSTREAM 19).
     image_ids = tuple(range(num_tokens + 1, num_tokens + 1 + sizes.r))
     return ReleasedArguments(
         opt_version=language_model,
@@ -125,6 +126,7 @@ def import_heads(directory: str | Path) -> tuple[Heads, ReleasedArguments]:
     heads = Heads(sizes)
     _check_layout(path, state, _released_state(heads))
     ours = {our_name(name): tensor for name, tensor in state.items()}
+    # [1, L, m] there, [L, m] here.
     ours["mapper.queries"] = ours["mapper.queries"][0]
     heads.load_state_dict(ours)
     return heads, arguments
@@ -181,6 +183,7 @@ def export_decision(
     """Write a classifier with the classes `DECISION_CLASSES` as the released code reads it."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    # Layer 0 is the Dropout, which has no tensors.
     state = {"1.weight": weight.detach().cpu(), "1.bias": bias.detach().cpu()}
     torch.save({"state_dict": state}, directory / DECISION_FILE)
 
@@ -211,6 +214,7 @@ def released_name(ours: str) -> str:
 
 def _renamed(name: str, prefixes: dict[str, str]) -> str:
     for old, new in prefixes.items():
+        # Keys that end in a dot are modules; the others are whole names.
         if name == old or (old.endswith(".") and name.startswith(old)):
             return new + name[len(old) :]
     raise KeyError(name)
@@ -218,6 +222,7 @@ def _renamed(name: str, prefixes: dict[str, str]) -> str:
 
 def _released_state(heads: Heads) -> dict[str, Tensor]:
     state = {released_name(name): tensor for name, tensor in heads.state_dict().items()}
+    # Theirs keep a batch axis: [1, L, m].
     queries = released_name("mapper.queries")
     state[queries] = state[queries][None]
     return state
@@ -250,6 +255,7 @@ def _check_layout(path: Path, state: dict[str, Tensor], expected: dict[str, Tens
 def _sizes(path: Path, arguments: ReleasedArguments, state: dict[str, Tensor]) -> HeadSizes:
     """Sizes from the arguments, and from the tensors what the arguments leave out."""
 
+    # The second axis of a matrix.
     def width(name: str) -> int:
         if name not in state:
             raise UpstreamError(f"{path}: missing {name}, from which sizes are read")
@@ -257,12 +263,14 @@ def _sizes(path: Path, arguments: ReleasedArguments, state: dict[str, Tensor]) -
             raise UpstreamError(f"{path}: {name} has shape {list(state[name].shape)}, expected 2-D")
         return state[name].shape[1]
 
+    # [p, d], [r, e], [D, m], and the second map of a feed-forward [m, width].
     tfm = "model.gen_text_hidden_fcs.0.tfm."
     d = width("model.visual_fc.weight")
     e = width("model.input_embeddings.weight")
     m = width("model.gen_text_hidden_fcs.0.model.weight")
     feedforward = width(f"{tfm}encoder.layers.0.linear2.weight")
     depth = {
+        # Counted from 0. Where none is found, `_check_layout` will name a layer as missing.
         side: 1
         + max(
             (

@@ -112,6 +112,7 @@ class ImageGenerator:
         else:
             offload = settings.cpu_offload
         if self._placed != offload:
+            # Those of an earlier placement would go on moving the parts.
             pipe.remove_all_hooks()
             if offload == "none":
                 pipe.to(self._device)
@@ -158,6 +159,7 @@ class ImageGenerator:
         to = {"device": self._device, "dtype": self._pipeline.unet.dtype}
         inputs = {
             "prompt_embeds": prompts.embedding.to(**to),
+            # [1, L, D] -> [B, L, D], a view until it is moved.
             "negative_prompt_embeds": empty.embedding.expand(len(prompts), -1, -1).to(**to),
         }
         if prompts.pooled is not None and empty.pooled is not None:
@@ -168,6 +170,7 @@ class ImageGenerator:
         def report(_pipe: Any, step: int, _time: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
                 done, every = step + 1, settings.preview_every
+                # The last step needs no preview: the picture itself follows.
                 due = every > 0 and done % every == 0 and done < settings.steps
                 on_step(done, settings.steps, self._decode(kwargs["latents"]) if due else None)
             return kwargs
@@ -176,6 +179,7 @@ class ImageGenerator:
             **inputs,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
+            # One per picture, on the CPU: its noise is the same on every device and in every batch.
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             callback_on_step_end=report,
         ).images

@@ -88,6 +88,7 @@ def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
     """SHA-256 over relative names and contents, in name order."""
     total = hashlib.sha256()
     for file in sorted(files):
+        # Names relative to the folder: a model that is moved keeps its fingerprint.
         total.update(f"{file.relative_to(folder).as_posix()} {hash_of(file)}\n".encode())
     return total.hexdigest()
 
@@ -111,6 +112,7 @@ def _model_files(role: Role, folder: Path) -> list[Path]:
     weights = [f for f in files if f.suffix in (".safetensors", ".bin")]
     if not weights:
         raise BackboneError(f"{role}: no weights (*.safetensors or *.bin) in {folder}")
+    # Where both lie, the loaders read safetensors alone.
     if any(f.suffix == ".safetensors" for f in weights):
         files = [f for f in files if f.suffix != ".bin"]
     return files
@@ -142,6 +144,7 @@ def _from_hub(
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise BackboneError(f"{source}: the hub refused: {error}") from error
+    # The hub's cache names a snapshot's folder by its commit.
     return Path(folder), Path(folder).name
 
 
@@ -183,12 +186,14 @@ def _language_model_widths(folder: Path) -> dict[str, int]:
     hidden = config.get("hidden_size") or config.get("n_embd")
     if hidden is None:
         raise BackboneError(f"{folder}/config.json names no hidden_size")
+    # OPT-350m: its rows are narrower than its hidden states, and e is the width of the rows.
     return {"e": config.get("word_embed_proj_dim", hidden), "vocabulary": config["vocab_size"]}
 
 
 def _visual_encoder_widths(folder: Path) -> dict[str, int]:
     config = read_json(folder / "open_clip_config.json")
     vision = config.get("model_cfg", config).get("vision_cfg", {})
+    # A plain ViT pools at its layers' width. Others are built without weights and tried.
     plain = isinstance(vision.get("layers"), int) and not vision.get("attentional_pool")
     if plain and "width" in vision and not vision.get("timm_model_name"):
         return {"d": vision["width"]}
@@ -214,10 +219,13 @@ def _image_generator_widths(folder: Path) -> dict[str, int]:
     side = size if isinstance(size, int) else size[0]
     widths = {
         "L": tokenizer["model_max_length"],
+        # XL joins the vectors of its two encoders, position by position.
         "text_width": sum(config["hidden_size"] for config in configs),
         "cross_attention_width": unet["cross_attention_dim"],
+        # Each level but the last halves the side: latents of 64 are pictures of 512.
         "picture_size": side * 2 ** (len(vae["block_out_channels"]) - 1),
     }
+    # XL's pooled vector is the second encoder's, projected.
     if len(configs) == 2:
         widths["pooled_width"] = configs[1]["projection_dim"]
     return widths

@@ -36,6 +36,7 @@ class TextConditioner:
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )
+        # XL gives embedding, negative, pooled, negative pooled; the others the first two.
         return Conditioning(result[0], result[2] if len(result) == 4 else None)
 
     @torch.no_grad()
@@ -77,5 +78,6 @@ def load_parts(source: str, dtype: torch.dtype, without: Sequence[str]) -> Any:
     """A diffusers pipeline without some of its components, and without those that nobody needs."""
     declared = DiffusionPipeline.load_config(source)
     unused = (*without, "safety_checker", "feature_extractor", "image_encoder")
+    # Named None, a part is neither looked for nor loaded.
     absent = {name: None for name in unused if name in declared}
     return DiffusionPipeline.from_pretrained(source, dtype=dtype, **absent)

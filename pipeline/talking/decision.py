@@ -89,6 +89,7 @@ class DecisionModel:
         return cls(
             weight.float().cpu(),
             bias.float().cpu(),
+            # Mean 0 and scale 1: its input was never standardised.
             torch.zeros(width),
             torch.ones(width),
             use_similarity=False,
@@ -106,6 +107,8 @@ class DecisionModel:
                 "the released layout holds a linear map of the first [IMG] hidden state alone; fit "
                 'with img_tokens "first" and use_similarity false to write it'
             )
+        # W ((x - mean) / scale) + b as one map of x. The sigmoid of slope (l_gen - l_ret) + offset
+        # is a softmax over slope l + [offset, 0].
         weight = self.weight / self.scale
         bias = (self.bias - weight @ self.mean) * self.slope
         return weight * self.slope, bias + torch.tensor([self.offset, 0.0])
@@ -142,6 +145,7 @@ class DecisionModel:
             )
         width = tensors["mean"].shape[-1]
         for name, shape in _SHAPES.items():
+            # 0 in `_SHAPES` stands for f.
             expected = tuple(size or width for size in shape)
             if tuple(tensors[name].shape) != expected:
                 raise DecisionError(

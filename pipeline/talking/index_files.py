@@ -67,6 +67,8 @@ def save_index(index: RetrievalIndex, folder: Path) -> None:
         raise RetrievalError("this index is on a GPU: save the one it was loaded from")
     folder.mkdir(parents=True, exist_ok=True)
     table = index.candidates if index.candidates is not None else pa.table({"row": index.rows})
+    # Files first, under names of their own. Killed before the record is replaced, the old index
+    # stands beside a file too many, which the next save removes.
     record = _Record(
         settings=index.settings,
         width=index.width,
@@ -101,6 +103,7 @@ def load_index(
     (part,) = record.parts
     _same_origin(folder, "heads", part.heads, heads)
     _same_origin(folder, "features", part.features, features)
+    # Size and hash before faiss sees a byte: its parser is native code.
     vectors_file = _verified(folder, record.vectors)
     with open(vectors_file, "rb") as file:
         magic = file.read(4)
@@ -130,6 +133,7 @@ def _same_origin(folder: Path, what: str, recorded: str, current: str | None) ->
 
 def _write(folder: Path, stem: str, suffix: str, write: Callable[[str], object]) -> _File:
     """Write a file named by its content."""
+    # Its name is its hash, known only when it is written.
     new = folder / f"{stem}.new"
     with written_whole(new) as part:
         write(str(part))

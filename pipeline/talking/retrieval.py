@@ -93,6 +93,7 @@ class RetrievalIndex:
         RetrievalError when a query is not finite, not of norm 1 or not p wide, or n < 1.
         """
         positions, scores = self._nearest(queries, n, exclude)
+        # Position -1 reads the last row here, and is replaced.
         rows = np.where(positions >= 0, self.rows[positions], -1)
         return torch.from_numpy(rows), torch.from_numpy(scores)
 
@@ -146,12 +147,14 @@ class RetrievalIndex:
             scores, positions = self.vectors.search(wanted, fetched)
         if fetched == n and not len(excluded) and positions.min() >= 0:
             return positions, scores  # nothing to leave out: most queries, and worth 0.1 ms
+        # faiss fills up with -1 where the lists it looked through held too few.
         lost = (positions < 0) | np.isin(self.rows[positions], excluded)
         # A stable sort on "left out" moves the others forward and keeps their order.
         order = np.argsort(lost, axis=1, kind="stable")[:, :n]
         lost = np.take_along_axis(lost, order, 1)
         positions = np.where(lost, -1, np.take_along_axis(positions, order, 1))
         scores = np.where(lost, -np.inf, np.take_along_axis(scores, order, 1)).astype(np.float32)
+        # Fewer columns than n where there are fewer candidates than n.
         missing = ((0, 0), (0, n - positions.shape[1]))
         positions = np.pad(positions, missing, constant_values=-1)
         return positions, np.pad(scores, missing, constant_values=-np.inf)
@@ -184,6 +187,7 @@ def build_index(
     RetrievalError when there is no vector, a vector is not finite or not of norm 1, a row repeats,
     or the candidate table lacks a row or a column.
     """
+    # Lists are placed before anything is added, by a sample of all; the other kinds need none.
     if settings.kind.startswith("ivf"):
         if iter(blocks) is blocks:
             raise RetrievalError(
@@ -227,11 +231,13 @@ def _empty(settings: IndexSettings, width: int) -> Any:
 def _trained_lists(blocks: Iterable[Block], settings: IndexSettings) -> Any:
     sample, total = _random_sample(blocks, settings.ivf_training_vectors, settings.seed)
     width = sample.shape[1]
+    # faiss's rule of thumb: 4 to 16 times the root of the number of vectors.
     lists = settings.ivf_lists or round(4 * total**0.5)
     lists = max(1, min(lists, len(sample) // 39))  # faiss asks for 39 vectors to place one list
     if settings.kind == "ivf-sq8":
         codes = "SQ8"
     elif width % (2 * settings.pq_bytes) == 0:
+        # 4 bits a code, so two codes a byte, each for an equal part of the vector.
         codes = f"PQ{2 * settings.pq_bytes}x4fs"
     else:
         raise RetrievalError(
@@ -265,7 +271,9 @@ def _random_sample(
         block = _checked(vectors, "vector", width, offset=total)
         total, width = total + len(block), block.shape[1]
         kept.append(block)
+        # One key per vector in the order of the stream: how it is cut into blocks changes nothing.
         keys = np.concatenate([keys, random.random(len(block))])
+        # At twice the size, so that memory is bounded and pruning seldom.
         if len(keys) > 2 * size:
             kept, keys = _smallest(kept, keys, size)
     if total == 0:
@@ -279,6 +287,7 @@ def _smallest(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     vectors = np.concatenate(kept)
     if len(keys) > size:
+        # Back in the order of the stream, which `argpartition` does not keep.
         chosen = np.sort(np.argpartition(keys, size)[:size])
         vectors, keys = vectors[chosen], keys[chosen]
     return [vectors], keys
@@ -335,6 +344,7 @@ def _checked(
         raise RetrievalError(f"{what} of shape {tuple(vectors.shape)}, expected [number, {width}]")
     unit = vectors.detach().to("cpu", torch.float32).contiguous().numpy()
     norms = np.sqrt(np.einsum("bp,bp->b", unit, unit))
+    # This way round, NaN is bad as well.
     bad = ~(np.abs(norms - 1) <= _NORM_TOLERANCE)
     if bad.any():
         first = int(bad.argmax())
@@ -352,6 +362,7 @@ def _in_order(candidates: pa.Table, rows: Int64[np.ndarray, " n"]) -> pa.Table:
         raise RetrievalError(f"the candidate table lacks the columns {sorted(missing)}")
     known = candidates["row"].to_numpy()
     order = np.argsort(known, kind="stable")
+    # The first line of each row, where it has several; past the end for a row above all known ones.
     place = np.searchsorted(known[order], rows)
     found = place < len(known)
     found[found] = known[order[place[found]]] == rows[found]

@@ -150,11 +150,13 @@ def train(
     run = _Run(gill, batches, objective, settings, directory, record)
     if resume:
         run.resume()
+    # After resuming: either all have the saved weights by now, or none has and each drew its own.
     run.share_weights()
     write = log if log is not None and rank() == 0 else lambda row: None
     for row in run.curve:
         write(row)
     clock = Clock(settings, run.step)
+    # Not before: `resume` has set where the source begins.
     iterator = iter(batches)
     while run.step < settings.steps:
         with clock.waiting():
@@ -166,6 +168,9 @@ def train(
             write(run.note("train", report))
             if on_progress is not None and rank() == 0:
                 on_progress(clock.progress(run.step, report))
+        # In every process, as the passes of a sharded model are common ones; the first alone
+        # writes. Before the state, so that a state holds the validation of its own step and
+        # resuming skips it.
         if validation and (run.step % settings.validate_every == 0 or done):
             write(run.note("validation", validate(gill, validation, objective)))
             run.keep_best()
@@ -190,6 +195,7 @@ class _Run:
         self.objective, self.settings = objective, settings
         self.directory, self.record = directory, record
         self.stepper = Stepper(gill, objective, settings)
+        # Alike in all processes: each tosses the coins of the global batch and takes its own.
         self.coins = torch.Generator().manual_seed(settings.seed)
         self.step = 0
         self.curve: list[CurvePoint] = []
@@ -206,6 +212,7 @@ class _Run:
     def best_step(self) -> int | None:
         """Step of the best validation so far; the earlier one of two equals."""
         validated = [row for row in self.curve if _BEST_BY in row]
+        # `max` keeps the first of equals.
         return int(max(validated, key=lambda row: row[_BEST_BY])["step"]) if validated else None
 
     def next_batch(self, iterator: Iterator[CaptionBatch]) -> CaptionBatch:
@@ -229,6 +236,7 @@ class _Run:
             report = self.stepper.take(self.step, batch, draws)
         except NonFiniteStepError as error:
             guilty = of_all_processes(guilty_rows(self.gill, batch, self.objective))
+            # Where no row is bad alone (only their contrast is), all of the batch are named.
             rows = guilty or of_all_processes(batch.rows.tolist())
             raise NonFiniteLossError(self.step, error.values, rows, str(self.directory)) from None
         self.step += 1
@@ -260,6 +268,8 @@ class _Run:
             data=self.batches.state_dict(),
             curve=self.curve,
         )
+        # Killed between these two, the weights are ahead of the state: resuming goes on from the
+        # state and takes the same steps again.
         save_heads(self.directory / LAST, self.gill.heads, state.record)
         save_state(self.directory / STATE, state)
 
@@ -269,6 +279,7 @@ class _Run:
         Raises CheckpointError, in every process.
         """
         path = self.directory / STATE
+        # An error travels like a state: raised here, it would leave the others waiting.
         found: TrainingState | CheckpointError | None = None
         if rank() == 0 and path.exists():
             found = self._saved_state(path)
@@ -317,5 +328,6 @@ def _own_draws(draws: PackingDraws) -> PackingDraws:
             f"{pairs} pairs of examples cannot be dealt to {processes} processes: batch_size must "
             f"be a multiple of {2 * processes}"
         )
+    # In examples: whole pairs, so that no packed pair is cut between two processes.
     share = 2 * (pairs // processes)
     return draws.part(share * rank(), share * (rank() + 1))
