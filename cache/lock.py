@@ -85,7 +85,8 @@ def _lock_object(lock: Location, holder: dict) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.remove()
+        if lock.read_text() == text:  # else it was taken over, and is another's by now
+            lock.remove()
 
 
 def _is_dead(text: str) -> bool:

@@ -13,8 +13,8 @@ def share_store(source: Path, target: Path) -> None:
     """Make a store at `target` with the rows of the one at `source`, both on this machine.
 
     Shards, which are only ever replaced whole, become hard links, or copies where there are no
-    links; bookkeeping, which changes in place, is copied. The attributes come last: killed before,
-    `target` is no store yet, and the next call begins anew.
+    links; bookkeeping, which changes in place, is copied. Killed before it is whole, there is no
+    `target` yet, and the next call begins anew.
     """
     arrays = set(open_store(source).spec.arrays)
     part = target.with_name(f"{target.name}.part")

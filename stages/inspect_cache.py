@@ -63,12 +63,12 @@ def inspect(
 def check(store: str, params: Params, *, mend: bool) -> bool:
     """Re-read a store against its checksums. True if it is sound.
 
-    With `mend` bad rows are encoded again, and those that failed.
+    With `mend` bad rows are encoded again, and those that failed or were never done.
     """
     with Ticker("verifying") as ticker:
         report = verify(store, ticker.count)
     print(report)
-    if not mend or (report.ok and not open_store(store).status_counts()["failed"]):
+    if not mend or (report.ok and open_store(store).status_counts()["done"] == report.num_rows):
         return report.ok
     again = {
         str(ARTIFACTS.features): precompute_features.run,

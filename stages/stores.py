@@ -57,11 +57,14 @@ def settle(
         again: look for rows that are not done, although the store was finished (after a repair).
     """
     # Other workspaces may want the same store: they wait here, and then find it finished.
+    manifest = _manifest(where)
     with entry.alone():
         if rebuild and (entry.begun or _take_over(where, entry)):
             print(f"{entry.kind}: what was there is put aside as {entry.put_aside()}")
         finished = entry.finished
-        if finished and not again and (entry.folder / where.name).is_dir():
+        # A repair that was killed has taken the manifest away: its rows are still to be done.
+        whole = (entry.folder / where.name).is_dir() and (entry.folder / manifest.name).is_file()
+        if finished and whole and not again:
             rows, done = finished["summary"]["rows"], finished["summary"]["done"]
             print(f"{entry.kind}: nothing to do, {rows:,} rows lie in {entry.folder}")
             if done < rows:
@@ -72,7 +75,7 @@ def settle(
         else:
             _fill(entry, where, fill, anew=rebuild)
     place_link(entry.folder / where.name, where)
-    place(entry.folder / _manifest(where).name, _manifest(where))
+    place(entry.folder / manifest.name, manifest)
     entry.work.note_use(where.stem, entry)
 
 

@@ -93,7 +93,7 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
 
 def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> None:
     """Train in this process, and record that it is finished."""
-    from pipeline.training.distribution import rank
+    from pipeline.training.distribution import from_first_process, rank
     from stages.head_training import train_heads
 
     for name in entry.decided_by["stores"]:
@@ -101,7 +101,8 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
     check_dimensions(artifacts, ("features", "targets"), params)
     first = rank() == 0
     # Found by what decides it, a state is of this very run: only a kill can have left it.
-    resume = (entry.folder / STATE).is_file()
+    # Only the first process needs its file (the others may lie on other disks): it says for all.
+    resume = from_first_process((entry.folder / STATE).is_file())
     if first:
         if resume:
             print(f"going on from the last state in {entry.folder}")

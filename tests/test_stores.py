@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stage_runs import refusal, run, write_params
 
-from cache import read_rows
+from cache import open_store, read_rows, repair, verify
 from gill_errors import StageError
 from miniature.backbones import SHIPPED
 from stages.stores import link_store
@@ -115,6 +115,20 @@ def test_a_picture_that_vanished_is_left_out_named_and_tried_again(tmp_path, mon
     Path("away.png").rename(f"{ROWS - 1}.png")
     assert "this run encoded 1 " in run("verify-cache", str(STORE), "--repair")
     assert "failed" not in run("precompute-features")
+
+
+def test_a_repair_that_is_killed_is_gone_on_with(first):
+    [shard] = (first / "pooled" / "c").rglob("[0-9]*/0")
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1  # of the first row
+    shard.unlink()  # its bytes may have another name, in a copy of this store
+    shard.write_bytes(content)
+    report = verify(first)
+    assert report.bad_rows
+    repair(first, report)  # and no more: killed before it encoded anything
+    pending = open_store(first).status_counts()["pending"]
+    assert f"this run encoded {pending} " in run("precompute-features")
+    assert _verified(first)
 
 
 def test_replaced_weights_are_another_store_and_the_first_stays(first):

@@ -113,8 +113,10 @@ class WorkFolder:
 
     def note_use(self, stage: str, entry: Entry) -> None:
         """Remember that this workspace uses the entry for a stage."""
-        entries = {**self.used(), stage: entry.name}
-        write_json(self._uses, {"workspace": str(self.workspace), "entries": entries})
+        self._uses.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._uses.with_suffix(".lock")):  # stages of one workspace side by side
+            entries = {**self.used(), stage: entry.name}
+            write_json(self._uses, {"workspace": str(self.workspace), "entries": entries})
 
 
 @dataclass(frozen=True)
@@ -297,7 +299,7 @@ def place_link(source: Path, target: Path) -> None:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     # A link cannot be overwritten, but another can be renamed over it: there is always one.
-    part = target.with_name(f".{target.name}.link")
+    part = target.with_name(f".{target.name}.{os.getpid()}.link")  # every process of torchrun may
     part.unlink(missing_ok=True)
     make_link(part, source.resolve())
     os.replace(part, target)
