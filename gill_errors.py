@@ -19,3 +19,10 @@ class UnfitWorkerError(GillError, RuntimeError):
 
 class StageError(GillError):
     """Something about the inputs of a stage; the message says what to do."""
+
+
+class WriteFailedError(GillError, OSError):
+    """A file cannot be written: full disk, no permission, read-only."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)

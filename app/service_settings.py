@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from gill_errors import InputError
+from gill_records import Record
 from pipeline.talking.remote_pictures import RemotePictureSettings
 
 
-class RequestLimits(BaseModel):
+class RequestLimits(Record):
     """How much one request may ask for. A history beyond it is forgotten, oldest first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_body_bytes: int = Field(16_000_000, ge=1, description="bytes of a request")
     max_characters: int = Field(20_000, ge=1, description="characters of all its texts")
@@ -28,10 +27,8 @@ class RequestLimits(BaseModel):
     max_guidance: float = Field(50.0, ge=1, description="guidance of a picture")
 
 
-class ServiceSettings(BaseModel):
+class ServiceSettings(Record):
     """How much the service takes on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field("gill", min_length=1, description="the name that requests give")
     max_requests: int = Field(

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gill_errors import InputError
+from gill_records import Record
 
 # Rounding in different batch shapes moves a float16 result by a few units in the last place, each
 # about 2e-7 in relative squared error; what truly depends on the row moves it by far more.
@@ -22,10 +23,8 @@ SHARED_FIRST_TOLERANCE = 1e-5
 NOT_FINITE = "the encoder gave a value that is not finite"
 
 
-class Codec(BaseModel):
+class Codec(Record):
     """How one array is stored. Changing any of it makes another store."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["float32", "float16", "int8"] = Field(
         default="float16",
@@ -108,6 +107,8 @@ def fit(codec: Codec, sample: np.ndarray) -> FittedCodec:
         values = values[:, 1:]
     if codec.dtype != "int8":
         return FittedCodec(codec.dtype, first=first)
+    # Per channel, over rows and positions: 254 steps from -127 to 127, around the middle of its
+    # range. A channel that never varies has the smallest scale, not 0.
     axes = tuple(range(values.ndim - 1))
     low, high = values.min(axes), values.max(axes)
     scale = np.maximum((high - low) / 254, np.finfo(np.float32).tiny).astype(np.float32)
@@ -136,6 +137,7 @@ def encode(
         else:
             reason = _encode_row(fitted, value.astype(np.float32, copy=False), stored[i])
             if reason is None and fitted.dtype != "float32":
+                # Decoded again at once: the error is that of what a reader will get.
                 error[i] = _row_error(value, decode(fitted, stored[i : i + 1])[0])
         if reason is not None:
             refused[i] = reason
@@ -156,6 +158,7 @@ def _encode_row(fitted: FittedCodec, value: np.ndarray, out: np.ndarray) -> str 
             )
         value = value[1:]
     if fitted.scale is not None:
+        # What lies beyond the range of the sample is clipped, and shows in the row's error.
         levels = (value - fitted.offset) / fitted.scale
         np.clip(np.rint(levels, out=levels), -127, 127, out=levels)
         out[...] = levels
@@ -182,12 +185,14 @@ def decode(
         out = np.empty((count, *shape), fitted.decoded_dtype)
     body = out
     if fitted.first is not None:
+        # Position 0 comes from the one copy, the others from the rows.
         out[:, 0] = fitted.first
         body = out[:, 1:]
     if fitted.scale is None:
         if isinstance(index, slice) or not body.flags.c_contiguous:
             body[...] = stored[index]
         else:
+            # "clip", as `take` would otherwise fill a buffer before `out`; no index is outside.
             np.take(stored, index, axis=0, out=body, mode="clip")
     else:
         np.multiply(stored[index], fitted.scale, out=body, casting="unsafe")

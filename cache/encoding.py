@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from cache.checksums import row_checksums
 from cache.codec import encode
-from cache.location import explained
 from cache.lock import current_run
 from cache.memory import Memory
 from cache.shards import shard_content, shard_path
 from cache.store import EmbeddingStore, RowStatus, ShardResult
 from gill_errors import InputError
+from gill_files import explained
 
 CASTS_AHEAD = 8  # batches that wait to be cast
 
@@ -80,10 +80,12 @@ def encode_shards(
     drafts = _drafts(store, tasks, helping)
     ahead: deque[tuple[_Draft, int, Future]] = deque()
     written: deque[Future[ShardResult]] = deque()
+    # None after the rows of a shard: there its last groups are encoded and it is written.
     rows = ((draft, position) for draft in drafts for position in [*draft.positions, None])
     try:
         exhausted = False
         while not exhausted or ahead:
+            # Two batches ahead, across the borders of shards, and no more however long the table.
             while not exhausted and len(ahead) < max(2 * batch_size, 2 * num_readers):
                 draft, position = next(rows, (None, None))
                 if draft is None:
@@ -95,6 +97,7 @@ def encode_shards(
                     ahead.append((draft, int(position), job))
             if not ahead:
                 break
+            # Reported as soon as it lies there: only then does it count as done.
             if written and written[0].done():
                 yield written.popleft().result()
             draft, position, job = ahead.popleft()
@@ -164,6 +167,8 @@ def _drafts(
             stored[name] = memory[name].empty(n)
             if array.codec.is_lossy:
                 errors[name] = np.zeros(n, np.float32)
+            # A shard is written whole, so rows that stay are read back; those that no longer match
+            # their checksums join the ones to do.
             if not task.todo.all():
                 sums = task.checksums[name]
                 bad = store.read_checked(name, start, sums, ~task.todo, stored[name])
@@ -200,16 +205,19 @@ def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:
         if found != expected:
             raise InputError(f"encode: expected {name!r} of shape {expected}, got {found}")
         draft.casts.append(draft.helping.submit(_cast, draft, name, index, values[name]))
+    # Each holds what the encoder gave; errors of a cast come up here as well.
     while len(draft.casts) > CASTS_AHEAD:
         draft.casts.popleft().result()
 
 
 def _cast(draft: _Draft, name: str, index: NDArray[np.int64], values: ArrayLike) -> None:
     stored, error, refused = encode(draft.store.fitted(name), np.asarray(values))
+    # Other casts write other rows: no lock.
     draft.stored[name][index] = stored
     if name in draft.errors:
         draft.errors[name][index] = error
     for i, reason in refused.items():
+        # Of several arrays the first that refuses the row names the reason.
         draft.reasons.setdefault(int(index[i]), f"{name}: {reason}")
 
 
@@ -223,6 +231,8 @@ def _write(store: EmbeddingStore, run: str, draft: _Draft) -> ShardResult:
     for name, stored in draft.stored.items():
         stored[failed] = 0
         checksums[name] = row_checksums(stored)[positions]
+    # Asked as late as can be. A worker whose run was given up must not overwrite what the next run
+    # wrote, perhaps from another table.
     if current_run(store.location) != run:
         raise SupersededRunError(f"{store.location}: shard {shard} is not written, its run is over")
     with explained(store.location):
@@ -232,6 +242,7 @@ def _write(store: EmbeddingStore, run: str, draft: _Draft) -> ShardResult:
                 store.location.write_bytes(content, *path)
             else:
                 store.location.remove(*path)
+    # Only rows of `positions` are reported: those that were kept keep their status.
     status = np.full(len(draft.task.rows), RowStatus.DONE, np.uint8)
     status[failed] = RowStatus.FAILED
     errors = {name: error[positions] for name, error in draft.errors.items()}

@@ -39,6 +39,7 @@ def plan_epoch(
     Over all ranks, every row is in one window; ranks differ by at most one row. A window has at
     most buffer_rows rows (or one block, if that is more). Depends on the arguments alone.
     """
+    # Where a new block begins among `rows`; of a subset a block has what is left of it.
     starts = np.flatnonzero(np.diff(rows // block_rows, prepend=-1))
     blocks = np.split(rows, starts[1:]) if len(starts) else []
     # Each rank takes an equal stretch of the shuffled blocks, cutting one in two where need be.
@@ -48,10 +49,12 @@ def plan_epoch(
     begin = held = 0
 
     def close() -> None:
+        # By the window's number: wherever an epoch is entered, no earlier window is needed.
         rng = np.random.default_rng([seed, epoch, rank, len(windows)])
         windows.append(Window(list(pieces), np.concatenate(pieces), rng.permutation(held)))
         pieces.clear()
 
+    # The same on every rank: all walk through all blocks, each keeps what falls into its stretch.
     for number in np.random.default_rng([seed, epoch]).permutation(len(blocks)):
         block = blocks[number]
         piece = block[max(0, low - begin) : max(0, high - begin)]

@@ -20,7 +20,6 @@ from cache.layout import StoreSpec, checksum_name, fitted_name
 from cache.location import Location, locate
 from cache.lock import run_lock
 from cache.manifest import manifest_location, measure, write_manifest
-from cache.progress import Progress
 from cache.settings import FillingParams
 from cache.store import (
     EmbeddingStore,
@@ -37,6 +36,8 @@ SAMPLE_ROWS = 256  # spread evenly over the table, for codecs that are fitted to
 
 DoTasks = Callable[[Iterable[Any], Callable[[Any], None]], None]
 """Does every task, and hands each result to the second argument."""
+OnProgress = Callable[[int, int, int], None]
+"""Is told how many rows of this run are settled, how many there are, and how many failed."""
 OpenCrew = Callable[[Callable[[], Any]], AbstractContextManager[DoTasks]]
 """From what makes the work, in whichever process does it, to who does tasks."""
 
@@ -88,7 +89,7 @@ def fill(
     versions: Mapping[str, str] | None = None,
     rebuild: bool = False,
     retry_failed: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> FillReport:
     """Fill the store at `where` from a table: create it, resume it or bring it up to date.
 
@@ -117,6 +118,7 @@ def fill(
             remove_store(location)
             notes.append("the old store was removed, as asked (rebuild)")
         store = open_for_writing(location, spec, provenance, versions or {})
+        # From here on the status alone says what is to be done.
         notes += store.match_rows(row_keys(map(key, rows)))
         status = store.status()
         if retry_failed:
@@ -167,12 +169,14 @@ class _Encoder:
                 f"the worker on {socket.gethostname()} does not see {location}: all machines of a "
                 "cluster need the same files under the same path, or a store at an fsspec URL"
             )
+        # Opened where the work is done: neither an open store nor a model could travel.
         self._store, self._run, self._params = open_store(location), run, params
         self._roles = make_roles()
 
     def __call__(self, task: ShardTask | _Sample) -> Any:
         if isinstance(task, _Sample):
             return self.prepare(task.rows)
+        # A scheduler hands out shards one by one: only `encode` reads across their borders.
         return next(self.encode([task]))
 
     def prepare(self, rows: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -199,18 +203,19 @@ def _fill_pending(
     status: np.ndarray,
     make: Callable[[], _Encoder],
     crew: OpenCrew | None,
-    progress: Callable[[Progress], None] | None,
+    progress: OnProgress | None,
 ) -> None:
     total = int(np.count_nonzero(status == RowStatus.PENDING))
-    settled, failed, started = 0, 0, time.monotonic()
+    settled, failed = 0, 0
 
     def settle(result: ShardResult) -> None:
         nonlocal settled, failed
+        # The only writer of the tables: workers write shard files alone, and no file has two.
         store.commit(result)
         settled += len(result.positions)
         failed += len(result.reasons)
         if progress:
-            progress(Progress(total, settled, failed, time.monotonic() - started))
+            progress(settled, total, failed)
 
     prepared = store.meta.get("prepared", False)
     if crew is None:
@@ -241,6 +246,7 @@ def _prepare_there(run: DoTasks, sample: list[Any]) -> Any:
 
 def _tasks(store: EmbeddingStore, rows: Sequence[Any], status: np.ndarray) -> Iterator[ShardTask]:
     """One task per shard with a pending row."""
+    # By the status at the start: shards share no row, so none is stale when its turn comes.
     todo = status == RowStatus.PENDING
     sums = {name: store.read_table(checksum_name(name)) for name in store.spec.arrays}
     for shard in range(store.spec.num_shards(len(rows))):
@@ -266,6 +272,7 @@ def _prepare(
     if to_fit or spec.constants:
         if not len(rows) and to_fit:
             return  # nothing to fit to yet: the first fill with rows prepares the store
+        # From the whole table, not its head: tables are often sorted by where rows came from.
         picked = np.unique(np.linspace(0, len(rows) - 1, SAMPLE_ROWS).round().astype(int))
         sample = [rows[int(i)] for i in picked] if to_fit else []
         values, constants = ask(sample)
@@ -280,4 +287,5 @@ def _prepare(
                 fitted=f"{', '.join(sorted(parts))}: fitted to {len(sample)} rows spread evenly "
                 f"over the first table of {len(rows)} rows (int8: range of each channel)"
             )
+    # Last, and before any shard: killed earlier, the next run fits anew for all rows.
     store.update_meta(prepared=True)

@@ -24,10 +24,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cache.codec import Codec
 from gill_errors import InputError
+from gill_records import Record
 
 MAX_FILES = 4000  # of one store: file systems, backups and object listings stay quick
 BOOKKEEPING_CHUNK = 131_072  # rows
@@ -36,10 +37,8 @@ REASON_CHUNK = 16_384  # rows
 INNER_CHUNK_BYTES = 2 << 20  # the smallest piece that plain Zarr reads: large enough to be quick
 
 
-class ArraySpec(BaseModel):
+class ArraySpec(Record):
     """One value per row: an array [N, *dims]."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dims: dict[str, int] = Field(
         description="Names and sizes of the axes after the row: {position: 77, channel: 768}"
@@ -75,10 +74,8 @@ class ArraySpec(BaseModel):
         return self
 
 
-class StoreSpec(BaseModel):
+class StoreSpec(Record):
     """Everything about a store that must not change under the rows in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     arrays: dict[str, ArraySpec] = Field(min_length=1)
     constants: dict[str, dict[str, int]] = Field(
@@ -120,6 +117,7 @@ class StoreSpec(BaseModel):
 
     def inner_rows(self, name: str) -> int:
         """Rows per inner chunk: the largest divisor of shard_rows within INNER_CHUNK_BYTES."""
+        # A divisor: inner chunks then tile the shard, and its index has one entry for each.
         rows = min(self.shard_rows, max(1, INNER_CHUNK_BYTES // self.arrays[name].stored_row_bytes))
         while self.shard_rows % rows:
             rows -= 1
@@ -127,9 +125,11 @@ class StoreSpec(BaseModel):
 
     def most_files(self, num_rows: int) -> int:
         """How many files a full store of this size has at most."""
+        # Key and status, and checksums and errors of each array; reasons are cut otherwise.
         tables = 2 + 2 * len(self.arrays)
         chunks = -(-num_rows // BOOKKEEPING_CHUNK) * tables + -(-num_rows // REASON_CHUNK)
         metadata = 1 + tables + 1 + len(self.arrays)
+        # Metadata and one chunk each: constants, and an array's scale, offset and first.
         once = 2 * (len(self.constants) + 3 * len(self.arrays))
         return self.num_shards(num_rows) * len(self.arrays) + chunks + metadata + once
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 import psutil
 
-from cache.location import Location, explained
+from cache.location import Location
 from gill_errors import GillError
+from gill_files import explained
 
 
 class StoreLockedError(GillError, RuntimeError):
@@ -52,6 +53,7 @@ def current_run(store: Location) -> str | None:
 def _flock(lock: Location, holder: dict) -> Iterator[None]:
     with explained(lock):
         lock.path.parent.mkdir(parents=True, exist_ok=True)
+        # Not "w", which would wipe out the holder's text before the lock is ours.
         f = lock.path.open("a+")
     with f:
         try:
@@ -77,11 +79,14 @@ def _lock_object(lock: Location, holder: dict) -> Iterator[None]:
         found = lock.read_text() or ""
         if not _is_dead(found):
             raise StoreLockedError(_refusal(lock, found)) from None
+        # Two that take over at once write one over the other: the one whose text is gone finds out
+        # by `current_run` before it writes a shard.
         lock.write_text(text)
     try:
         yield
     finally:
-        lock.remove()
+        if lock.read_text() == text:  # else it was taken over, and is another's by now
+            lock.remove()
 
 
 def _is_dead(text: str) -> bool:
@@ -92,6 +97,7 @@ def _is_dead(text: str) -> bool:
     if holder["host"] != socket.gethostname():
         return False
     try:
+        # The number may have gone to another process since: the start tells them apart.
         return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) > 1.0
     except psutil.NoSuchProcess:
         return True

@@ -33,5 +33,6 @@ class Memory:
             block = np.empty(count, self._dtype).data.cast("B")
         # Every view that a user makes has this array as its base: as long as one lives, it does.
         user = np.frombuffer(block, self._dtype, count)
+        # Used last, kept longest: what falls off the front is freed when its user lets go.
         self._blocks = [*self._blocks, (block, weakref.ref(user))][-RECYCLED:]
         return user.reshape(size, *self._shape)

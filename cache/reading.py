@@ -38,7 +38,7 @@ def read_rows(
 
     Raises RowsUnavailableError or DamagedRowsError, naming rows and files.
     """
-    store = opened(where)
+    store = open_store(where)
     wanted = np.asarray(list(rows), np.int64)
     status = store.status()
     if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(status)):
@@ -50,6 +50,7 @@ def read_rows(
             f"{store.location}: row {missing[0]} is {state} ({len(missing)} such rows asked for)"
         )
     names = names or list(store.spec.arrays)
+    # Ascending and each once for reading, then back in the order asked for.
     order, back = np.unique(wanted, return_inverse=True)
     tables = {name: store.checksums(name) for name in names}
     index = slice(None) if np.array_equal(order, wanted) else back
@@ -67,16 +68,18 @@ def iterate_blocks(
 
     For indexes and evaluation. Raises DamagedRowsError, naming rows and files.
     """
-    store = opened(where)
+    store = open_store(where)
     done = np.flatnonzero(store.status() == RowStatus.DONE)
     if subset is not None:
         done = np.intersect1d(done, np.asarray(list(subset), np.int64))
+    # Blocks end at multiples of block_rows, as shards do where it divides them.
     cuts = np.flatnonzero(np.diff(done // block_rows)) + 1
     names = names or list(store.spec.arrays)
     tables = {name: np.asarray(store.checksums(name)[...]) for name in names}
     with ThreadPoolExecutor(1, "cache-read") as pool:
         ahead: Future[Batch] | None = None
         for rows in np.split(done, cuts):
+            # Asked for before the one ahead is handed out, so that it is read meanwhile.
             following = pool.submit(
                 lambda rows: Batch(rows, _read(store, rows, slice(None), tables)), rows
             )
@@ -104,10 +107,6 @@ def _read(
     return result
 
 
-def opened(where: str | Path | EmbeddingStore) -> EmbeddingStore:
-    return where if isinstance(where, EmbeddingStore) else open_store(where)
-
-
 def read_sorted(
     store: EmbeddingStore,
     name: str,
@@ -119,6 +118,7 @@ def read_sorted(
 
     Rows close together are read in one go, with what lies between them.
     """
+    # A small gap costs less to read over than to begin anew; Zarr reads whole inner chunks anyway.
     reach = 2 if store.reads_straight(name) else store.spec.inner_rows(name)
     cuts = np.flatnonzero(np.diff(rows) > reach) + 1
     damaged: dict[int, str] = {}

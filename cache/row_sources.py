@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,13 @@ READ_THREADS = 2  # that share the rows of a batch
 THREADED_BYTES = 4 << 20  # smaller batches are read in one thread
 
 
-class RowSource:
+class _Source:
     """One array of one store, taken from window by window.
 
-    `prepare(window)` runs in another thread, while rows are taken from the window before; `enter`
-    makes a window the one to take from, `take` reads rows of it, `release` ends an epoch.
+    `prepare(window)` runs in another thread, while rows are taken from the window before. `enter`
+    makes a window the one to take from. `take` decodes rows of it (int64 [k], offsets into
+    window.rows) into out [k, *shape], checked, and gives {damaged row: what is wrong with it}.
+    `release` ends an epoch.
     """
 
     def __init__(self, store: EmbeddingStore, name: str) -> None:
@@ -36,24 +39,8 @@ class RowSource:
         array = store.array_spec(name)
         self.values = Memory(array.shape, self.fitted.decoded_dtype)
 
-    def prepare(self, window: Window) -> None:
-        raise NotImplementedError
 
-    def enter(self, window: Window, prepared: Future[None]) -> None:
-        raise NotImplementedError
-
-    def take(self, offsets: NDArray[np.int64], out: np.ndarray) -> dict[int, str]:
-        """Decode rows (int64 [k], offsets into window.rows) into out [k, *shape], checked.
-
-        Returns {damaged row: what is wrong with it}.
-        """
-        raise NotImplementedError
-
-    def release(self) -> None:
-        raise NotImplementedError
-
-
-class StraightSource(RowSource):
+class StraightSource(_Source):
     """Local and uncompressed: rows are read from their files into the batch, with one copy.
 
     Preparing a window asks the system to read its blocks, so that the page cache is the buffer. A
@@ -91,6 +78,7 @@ class StraightSource(RowSource):
         as_stored = self.fitted.first is None and self.fitted.scale is None
         stored = out if as_stored else self._stored.empty(len(rows))
         files, bad = self._open(rows)
+        # [k, bytes of a row], of the batch itself where nothing has to be decoded.
         as_bytes = stored.reshape(-1).view(np.uint8).reshape(len(rows), -1)
         parts = READ_THREADS if stored.nbytes >= THREADED_BYTES else 1
         cuts = [len(rows) * i // parts for i in range(parts + 1)]
@@ -109,6 +97,7 @@ class StraightSource(RowSource):
 
     def _open(self, rows: NDArray[np.int64]) -> tuple[dict[int, ShardFile], dict[int, str]]:
         """The files of rows by shard, and the rows of files that cannot be opened."""
+        # All at once: a window is of few blocks, and soon has its own files open again.
         if len(self._files) > OPEN_SHARDS:
             self.release()
         bad: dict[int, str] = {}
@@ -120,6 +109,8 @@ class StraightSource(RowSource):
                     if self._versions.get(shard) != file.version:
                         self._versions[shard] = file.version
                         size = self.store.spec.shard_rows
+                        # Another file than the one whose rows were checked: all of its rows are to
+                        # be checked again.
                         self._checked[shard * size : (shard + 1) * size] = False
             except DamagedShardError as e:
                 bad.update(dict.fromkeys(rows[shards == shard].tolist(), f"unreadable: {e}"))
@@ -131,6 +122,7 @@ class StraightSource(RowSource):
         """Read rows into out [k, bytes of a row]; returns the damaged ones."""
         bad, size = {}, self.store.spec.shard_rows
         for row, checksum, into in zip(rows.tolist(), self.checksums[rows].tolist(), out):
+            # Its file could not be opened: `_open` has told of these rows.
             if row // size not in files:
                 into[...] = 0
                 continue
@@ -150,7 +142,7 @@ class StraightSource(RowSource):
         return bad
 
 
-class BufferedSource(RowSource):
+class BufferedSource(_Source):
     """Remote or compressed: blocks are read through Zarr into one buffer, beside that in use."""
 
     def __init__(self, store: EmbeddingStore, name: str) -> None:
@@ -173,6 +165,7 @@ class BufferedSource(RowSource):
     def enter(self, window: Window, prepared: Future[None]) -> None:
         prepared.result()
         self._rows = window.rows
+        # What was filled is in use now; the other is free for the next window.
         self._buffers.reverse()
         self._bad.reverse()
 
@@ -187,6 +180,9 @@ class BufferedSource(RowSource):
     def _buffer(self, size: int) -> np.ndarray:
         array = self.store.array_spec(self.name)
         return np.empty((size, *array.stored_row_shape), array.codec.dtype)
+
+
+RowSource: TypeAlias = StraightSource | BufferedSource
 
 
 def row_source(store: EmbeddingStore, name: str) -> RowSource:

@@ -51,6 +51,7 @@ def create_data_array(group: zarr.Group, name: str, spec: StoreSpec, num_rows: i
 
 def shard_path(spec: StoreSpec, name: str, shard: int) -> tuple[str, ...]:
     """Where a shard lies in the store: ("embedding", "c", "12", "0", "0")."""
+    # A shard spans whole rows, so it is the first along every axis but that of the rows.
     return (name, "c", str(shard), *["0"] * len(spec.arrays[name].dims))
 
 
@@ -72,7 +73,9 @@ def shard_content(spec: StoreSpec, name: str, stored: np.ndarray) -> list[Buffer
             continue
         pieces.append(as_bytes.data)
         if len(values) < inner:
+            # The table ends within this chunk, but an inner chunk has one size.
             pieces.append(bytes((inner - len(values)) * row_bytes))
+        # Places count from the start of the file, since the index is at its end.
         index[chunk] = (place, inner * row_bytes)
         place += inner * row_bytes
     if not pieces:
@@ -85,6 +88,7 @@ def _through_zarr(spec: StoreSpec, name: str, stored: np.ndarray) -> list[Buffer
     """The same, by Zarr itself, in memory."""
     memory: dict = {}
     group = zarr.create_group(MemoryStore(memory))
+    # A store of this one shard, in memory: its file is what the real store gets.
     create_data_array(group, name, spec, spec.shard_rows)[: len(stored)] = stored
     buffer = memory.get("/".join(shard_path(spec, name, 0)))
     return [] if buffer is None else [buffer.to_bytes()]
@@ -107,6 +111,7 @@ class ShardFile:
             self._fd = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return
+        # Of the open file, not the path: a shard that is replaced meanwhile stays readable here.
         status = os.fstat(self._fd)
         self.version = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         try:
@@ -118,18 +123,15 @@ class ShardFile:
     def read(self, start: int, out: np.ndarray) -> None:
         """Rows from `start`, counted within the shard, into C-contiguous [n, *stored_row_shape]."""
         target, stop = out.reshape(-1).view(np.uint8).data, start + len(out)
+        # Chunk by chunk: one of zeros has no bytes, and the others may lie in any order.
         for chunk in range(start // self._inner, -(-stop // self._inner)):
             first, last = max(start, chunk * self._inner), min(stop, (chunk + 1) * self._inner)
-            self._read_inside(
+            self.read_row(
                 first, target[(first - start) * self._row_bytes : (last - start) * self._row_bytes]
             )
 
     def read_row(self, row: int, out: memoryview) -> None:
-        """One row, counted within the shard, into the bytes that are to hold it."""
-        self._read_inside(row, out)
-
-    def _read_inside(self, row: int, out: memoryview) -> None:
-        """Rows of one inner chunk, from `row` on."""
+        """One row, or several of one inner chunk, into the bytes that are to hold them."""
         if self._fd is None or (offset := self._offsets[row // self._inner]) == NOT_STORED:
             out[:] = bytes(len(out))
             return

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
-from cache.location import PARTIAL_SUFFIX
 from cache.store import open_store
+from gill_files import PARTIAL_SUFFIX, link_or_copy
 
 
 def share_store(source: Path, target: Path) -> None:
     """Make a store at `target` with the rows of the one at `source`, both on this machine.
 
     Shards, which are only ever replaced whole, become hard links, or copies where there are no
-    links; bookkeeping, which changes in place, is copied. The attributes come last: killed before,
-    `target` is no store yet, and the next call begins anew.
+    links; bookkeeping, which changes in place, is copied. Killed before it is whole, there is no
+    `target` yet, and the next call begins anew.
     """
     arrays = set(open_store(source).spec.arrays)
     part = target.with_name(f"{target.name}.part")
+
+    def copy(file: str, to: str) -> None:
+        array, *inside = Path(file).relative_to(source).parts
+        # Shards lie below `c/`; the array's own zarr.json changes with the number of rows.
+        (link_or_copy if array in arrays and len(inside) > 1 else shutil.copy2)(file, to)
+
     shutil.rmtree(part, ignore_errors=True)
-    for folder, _, names in os.walk(source):
-        inside = Path(folder).relative_to(source)
-        (part / inside).mkdir(parents=True, exist_ok=True)
-        is_data = len(inside.parts) > 1 and inside.parts[0] in arrays
-        for name in names:
-            if name.endswith(PARTIAL_SUFFIX):
-                continue
-            copy = _link if is_data else shutil.copy2
-            copy(os.path.join(folder, name), part / inside / name)
+    ignored = shutil.ignore_patterns(f"*{PARTIAL_SUFFIX}")
+    # Under another name until it is whole; what a killed call left there goes first.
+    shutil.copytree(source, part, ignore=ignored, copy_function=copy)
     part.rename(target)
-
-
-def _link(source: str, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

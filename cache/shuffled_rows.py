@@ -8,23 +8,19 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.epoch_order import Window, plan_epoch
-from cache.reading import (
-    Batch,
-    DamagedRowsError,
-    RowsUnavailableError,
-    damage_report,
-    opened,
-)
+from cache.reading import Batch, DamagedRowsError, RowsUnavailableError, damage_report
 from cache.row_sources import RowSource, row_source
 from cache.settings import ReadingParams
-from cache.store import EmbeddingStore, RowStatus
+from cache.store import EmbeddingStore, RowStatus, open_store
 from gill_errors import InputError
+
+Item = TypeVar("Item")
 
 
 class StoresDifferError(InputError):
@@ -69,13 +65,13 @@ class ShuffledRows:
         stores: dict[str, EmbeddingStore] = {}
         self._sources: dict[str, RowSource] = {}
         for output, (where, name) in sources.items():
-            store = stores.setdefault(str(where), opened(where))
+            store = stores.setdefault(str(where), open_store(where))
             self._sources[output] = row_source(store, name)
         _check_same_rows(list(stores.values()))
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.rank, self.world_size = rank, world_size
         self.params = params or ReadingParams()
-        self._rows, self.num_failed = _usable_rows(list(stores.values()), subset)
+        self._rows, self.num_failed = usable_rows(list(stores.values()), subset)
         self.damaged: dict[int, str] = {}
         self.epoch, self.step = 0, 0
 
@@ -116,9 +112,10 @@ class ShuffledRows:
 
     def __iter__(self) -> Iterator[Batch]:
         windows, first = self.windows(self.epoch), self.step
-        batches = _in_background(lambda: self._batches(windows, first), self.params.prefetch)
+        batches = in_background(lambda: self._batches(windows, first), self.params.prefetch)
         try:
             for batch in batches:
+                # Before it is handed out: with a batch in hand, the state is what follows.
                 self.step += 1
                 yield batch
         finally:
@@ -129,6 +126,7 @@ class ShuffledRows:
 
     def _batches(self, windows: list[Window], first: int) -> Iterator[Batch]:
         """Batches from step `first` on."""
+        # Rows before each window: they tell in which window, and where in it, step `first` is.
         begins = np.cumsum([0, *(len(window.rows) for window in windows)])
         total = int(begins[-1])
         position = min(first * self.batch_size, total)
@@ -138,11 +136,13 @@ class ShuffledRows:
             left = np.zeros(0, np.int64)  # offsets in the current window that are still to come
             skip = position - int(begins[entered])
             for step in range(first, len(self)):
+                # A rank may have a row less than others: its last batch is shorter, or empty.
                 size = max(0, min(self.batch_size, total - step * self.batch_size))
                 rows = np.empty(size, np.int64)
                 arrays = {output: s.values.empty(size) for output, s in self._sources.items()}
                 bad: dict[int, str] = {}
                 filled = 0
+                # A batch may end one window and begin the next.
                 while filled < size:
                     if len(left) == 0:
                         window = next(prepared)
@@ -155,6 +155,7 @@ class ShuffledRows:
                     filled += len(now)
                 if bad:
                     self.damaged.update(bad)
+                    # In all arrays alike, whichever of them was damaged.
                     good = ~np.isin(rows, list(bad))
                     rows, arrays = rows[good], {name: a[good] for name, a in arrays.items()}
                 yield Batch(rows, arrays)
@@ -162,6 +163,7 @@ class ShuffledRows:
     def _prepared(self, windows: list[Window], pool: ThreadPoolExecutor) -> Iterator[Window]:
         """The windows, each made ready to take from while the one before it is in use."""
         sources = list(self._sources.values())
+        # One window is read ahead while one is in use.
         ahead = [
             [pool.submit(source.prepare, window) for source in sources] for window in windows[:1]
         ]
@@ -195,7 +197,7 @@ def _check_same_rows(stores: Sequence[EmbeddingStore]) -> None:
             )
 
 
-def _usable_rows(
+def usable_rows(
     stores: Sequence[EmbeddingStore], subset: Iterable[int] | None
 ) -> tuple[NDArray[np.int64], int]:
     """(sorted rows that are done in all stores, number of failed ones left out)."""
@@ -218,12 +220,13 @@ def _usable_rows(
     return rows[usable], int(np.count_nonzero(~usable))
 
 
-def _in_background(make: Callable[[], Iterator[Batch]], depth: int) -> Generator[Batch]:
+def in_background(make: Callable[[], Iterator[Item]], depth: int) -> Generator[Item]:
     """The items of an iterator that runs in a thread, at most `depth` ahead."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(depth)
     stopped = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> None:
+    def put(item: Item | BaseException | None) -> None:
+        # Not a plain put: with the reader gone, it would wait for ever in a full queue.
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -249,5 +252,6 @@ def _in_background(make: Callable[[], Iterator[Batch]], depth: int) -> Generator
                 raise item
             yield item
     finally:
+        # Joined, so that whoever closes may close the files as well.
         stopped.set()
         thread.join()

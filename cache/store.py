@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -26,9 +26,11 @@ from cache.layout import (
     error_name,
     fitted_name,
 )
-from cache.location import Location, explained, locate
+from cache.location import Location, locate
 from cache.shards import ShardFile, create_data_array, shard_path
 from gill_errors import InputError
+from gill_files import explained
+from gill_records import differences
 
 ATTRIBUTE = "embedding_cache"
 FORMAT = 1
@@ -107,15 +109,13 @@ class EmbeddingStore:
     def failures(self) -> dict[int, str]:
         """Row -> why it failed."""
         failed = np.flatnonzero(self.status() == RowStatus.FAILED)
-        table = self.table("row_reason")
-        reasons: dict[int, str] = {}
-        for block in np.split(failed, np.flatnonzero(np.diff(failed // table.chunks[0])) + 1):
-            if len(block):
-                texts = np.asarray(table[int(block[0]) : int(block[-1]) + 1])
-                for row in block:
-                    text = texts[row - block[0]].tobytes().rstrip(b"\0")
-                    reasons[int(row)] = text.decode(errors="replace")
-        return reasons
+        if len(failed) == 0:
+            return {}
+        texts = np.asarray(self.table("row_reason").oindex[failed])
+        return {
+            int(row): text.tobytes().rstrip(b"\0").decode(errors="replace")
+            for row, text in zip(failed, texts)
+        }
 
     def constant(self, name: str) -> NDArray[np.float32]:
         """A constant of the corpus, such as `empty_embedding`: float32 [*axes]."""
@@ -241,7 +241,7 @@ class EmbeddingStore:
 
     def commit(self, result: ShardResult) -> None:
         """Record a shard whose file is in place: checksums first, status last."""
-        rows = self.spec.shard_range(result.shard, self.num_rows)
+        rows = result.shard * self.spec.shard_rows + result.positions
         tables: dict[str, np.ndarray] = {}
         for name in self.spec.arrays:
             tables[checksum_name(name)] = result.checksums[name]
@@ -250,16 +250,15 @@ class EmbeddingStore:
         if result.reasons:
             reasons = np.zeros((len(result.positions), REASON_BYTES), np.uint8)
             for i, position in enumerate(result.positions):
+                # Cut at a number of bytes, maybe within a letter: reading it back allows for that.
                 text = result.reasons.get(int(position), "").encode()[:REASON_BYTES]
                 reasons[i, : len(text)] = np.frombuffer(text, np.uint8)
             tables["row_reason"] = reasons
         tables["row_status"] = result.status
         with explained(self.location):
+            # In this order: killed between two, what was pending still is, and is encoded again.
             for name, values in tables.items():
-                table = self.table(name)
-                current = np.asarray(table[rows.start : rows.stop])
-                current[result.positions] = values
-                table[rows.start : rows.stop] = current
+                self.table(name).oindex[rows] = values
 
     def mark_pending(self, rows: NDArray[np.int64]) -> None:
         """Make rows (int64 [k]) pending again, and forget why they failed."""
@@ -268,14 +267,7 @@ class EmbeddingStore:
         with explained(self.location):
             # Status first: a stale reason of a pending row is harmless, the reverse would not be.
             for name in ("row_status", "row_reason"):
-                table = self.table(name)
-                step = table.chunks[0]
-                for chunk in np.unique(rows // step):
-                    inside = rows[rows // step == chunk] - chunk * step
-                    span = slice(int(chunk * step), int(min((chunk + 1) * step, table.shape[0])))
-                    current = np.asarray(table[span])
-                    current[inside] = 0
-                    table[span] = current
+                self.table(name).oindex[rows] = 0
 
     def match_rows(self, keys: NDArray[np.uint64]) -> list[str]:
         """Make the store's rows those of the table: keys uint64 [N] -> what changed, for people.
@@ -288,6 +280,7 @@ class EmbeddingStore:
         old, common = len(old_status), min(len(old_status), new)
         old_keys = self.read_table("row_key")[:common]
         differs = np.ones(common, bool)
+        # After a kill there may be fewer keys than rows: a row without one differs.
         differs[: len(old_keys)] = old_keys != keys[: len(old_keys)]
         written = old_status != RowStatus.PENDING
         moved = np.flatnonzero(differs & written[:common])
@@ -308,6 +301,8 @@ class EmbeddingStore:
         gone = np.flatnonzero(written[common:]) + common
         self.mark_pending(np.concatenate([moved, gone]).astype(np.int64))
         with explained(self.location):
+            # The store has as many rows as `row_status`: killed before that changes, the next call
+            # finds the old number and does all of this again.
             for name in [*self.spec.arrays, *bookkeeping(self.spec)]:  # row_status last
                 array = self._open(name)
                 if array.shape[0] != new:
@@ -337,6 +332,7 @@ class EmbeddingStore:
                 self._write_once(name, np.asarray(constants[name], np.float32), list(dims))
 
     def _write_once(self, name: str, values: np.ndarray, dims: list[str]) -> None:
+        # One that exists was left by a run killed while preparing: no row relies on it yet.
         array = self.group.create_array(
             name,
             shape=values.shape,
@@ -366,12 +362,16 @@ class EmbeddingStore:
         return self._arrays[name]
 
 
-def open_store(where: str | Path | Location, *, writable: bool = False) -> EmbeddingStore:
-    """Open a store, for reading or (under the run lock) for writing.
+def open_store(
+    where: str | Path | Location | EmbeddingStore, *, writable: bool = False
+) -> EmbeddingStore:
+    """Open a store, for reading or (under the run lock) for writing; one that is open is itself.
 
     Reads the attributes only, however many rows there are. Raises NotAStoreError where there is
     none.
     """
+    if isinstance(where, EmbeddingStore):
+        return where
     location = locate(where)
     try:
         group = zarr.open_group(
@@ -394,6 +394,7 @@ def open_for_writing(
 
     Raises StoreMismatchError naming every difference, NotAStoreError where something else lies.
     """
+    # As it will be read back: lists, not tuples, or the comparison would find a difference.
     provenance = json.loads(json.dumps(dict(provenance)))
     asked = {"spec": spec.model_dump(mode="json"), "provenance": provenance}
     all_versions = {**_versions(), **versions}
@@ -415,10 +416,11 @@ def open_for_writing(
                 ) from None
     store = EmbeddingStore(location, group)
     stored = {key: store.meta[key] for key in asked}
-    if differences := list(_differences(stored, asked)):
+    if unlike := list(differences(stored, asked)):
+        lines = [f"{key}: stored {there!r}, asked {here!r}" for key, there, here in unlike]
         raise StoreMismatchError(
             f"{location} was made otherwise and is left as it is:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(lines)
             + "\nRebuild it on purpose (rebuild), or give the new one another path."
         )
     if all_versions not in store.meta["versions"]:
@@ -426,6 +428,7 @@ def open_for_writing(
     location.remove_partial_files()
     with explained(location):
         for name in spec.arrays:
+            # Without rows: `match_rows` gives them their length. A killed run made some of them.
             if name not in group:
                 create_data_array(group, name, spec, 0)
         for name, table in bookkeeping(spec).items():
@@ -451,22 +454,14 @@ def remove_store(location: Location) -> None:
     store = open_store(location, writable=True)  # never remove what is not ours
     store.update_meta(prepared=False)
     with explained(location):
+        # Status goes first and the attributes last: whatever is left in between is a store of ours
+        # in which no row is done.
         location.beside(".manifest.json").remove()
         location.remove("row_status")
         for name in location.children():
             if name != "zarr.json":
                 location.remove(name)
         location.remove("zarr.json")
-
-
-def _differences(stored: Any, asked: Any, where: str = "") -> Iterable[str]:
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for key in sorted({*stored, *asked}):
-            yield from _differences(
-                stored.get(key, "nothing"), asked.get(key, "nothing"), f"{where}.{key}".lstrip(".")
-            )
-    elif stored != asked:
-        yield f"{where}: stored {stored!r}, asked {asked!r}"
 
 
 def _versions() -> dict[str, str]:

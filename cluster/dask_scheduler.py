@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import socket
 import time
@@ -32,23 +33,33 @@ class SchedulerUnreachableError(GillError, RuntimeError):
 
 @contextmanager
 def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.Client]:
-    """A client of a local cluster that lives as long, or of a running scheduler.
+    """A client of workers on this machine that live as long, or of a running scheduler.
+
+    threads: in this process. processes: one thread each. local-cluster: as these, one per GPU
+    where there are GPUs.
 
     TLS: as Dask's own configuration says (DASK_DISTRIBUTED__COMM__TLS__...).
     Raises SchedulerUnreachableError.
     """
     with ExitStack() as stack:
         address: Any = _address(scheduler)
-        if scheduler == "local-cluster":
+        is_local = scheduler in ("threads", "processes", "local-cluster")
+        if is_local:
+            in_threads = scheduler == "threads"
+            workers = num_workers or os.cpu_count() or 1
+            if scheduler == "local-cluster":
+                workers = num_workers or len(visible_gpus()) or workers
             address = stack.enter_context(
                 distributed.LocalCluster(
-                    n_workers=num_workers or len(visible_gpus()) or None,
-                    threads_per_worker=1,
+                    n_workers=1 if in_threads else workers,
+                    threads_per_worker=workers if in_threads else 1,
+                    processes=not in_threads,
                     memory_limit=0,  # Dask would share it out evenly, and end what loads a model
                     dashboard_address=None,
                 )
             )
         try:
+            # Whatever else this process does with Dask goes on as if this client were not there.
             client = distributed.Client(address, set_as_default=False)
         except (OSError, ValueError, TypeError) as e:  # TypeError: TLS without certificates
             raise SchedulerUnreachableError(
@@ -57,7 +68,7 @@ def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.C
             ) from e
         stack.enter_context(client)
         _await_worker(client)
-        if scheduler != "local-cluster":
+        if not is_local:
             for warning in shared_gpus(client.run(_host_and_gpus, on_error="ignore")):
                 logger.warning(warning)
         yield client
@@ -78,6 +89,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
             # Sealed, so that the scheduler need not import what the workers import: it takes long.
             sealed = cloudpickle.dumps(call)
             key = f"{_kind(call)}-{uuid.uuid4().hex}"
+            # A key of its own and not pure: Dask would hand out an earlier result of an equal call.
             future = client.submit(do_sealed, sealed, key=key, pure=False)
             in_hand[future.key] = future
             future.add_done_callback(ended.put)
@@ -86,6 +98,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
         _asking(client, submit)
         while in_hand:
             try:
+                # With a limit, so that a cluster without workers does not look like a slow one.
                 future = ended.get(timeout=SILENCE)
             except Empty:
                 _explain_silence(client, len(in_hand))
@@ -95,6 +108,7 @@ def run_calls(client: distributed.Client, calls: Iterable[Call], on_result: OnRe
             _asking(client, submit)
     finally:
         if in_hand and client.status == "running":
+            # After an error: nobody waits for these any more, and they would keep the workers busy.
             client.cancel(list(in_hand.values()), force=True)
 
 
@@ -116,12 +130,14 @@ def _kind(call: Any) -> str:
 
 
 def _result(client: distributed.Client, future: distributed.Future) -> Any:
+    # Nobody cancels while a result is awaited: a scheduler that was restarted has forgotten it.
     if future.status == "cancelled":
         raise SchedulerUnreachableError(_gone(client))
     if future.status == "error":
         error = future.exception()
+        # Several workers died under it: handed over as a result, so that the others go on.
         if isinstance(error, distributed.KilledWorker):
-            return Lost(1, str(error))
+            return Lost(str(error))
         if isinstance(error, RuntimeError) and isinstance(error.__cause__, ImportError):
             raise UnfitWorkerError(
                 f"the Dask scheduler lacks what the run needs ({error.__cause__}): start it in the "

@@ -25,9 +25,8 @@ logger = logging.getLogger("cluster")
 
 @dataclass(frozen=True)
 class Lost:
-    """Tasks whose workers died under them, ATTEMPTS times."""
+    """What became of a task whose workers died under it, again and again."""
 
-    count: int
     reason: str
 
 
@@ -56,6 +55,8 @@ def do_task(job: Job, task: Any) -> Any:
         while _busy and job.run not in _made:
             _turn.wait()
         if job.run not in _made:
+            # With the lock, so that threads of one process make one model and share it. The earlier
+            # run's goes first: two need not fit into the memory.
             _made.clear()
             _settle_in(job)
             _made[job.run] = job.make()
@@ -99,6 +100,7 @@ def _settle_in(job: Job) -> None:
     if job.is_local_cluster and len(gpus := visible_gpus()) > 1:
         from distributed import get_worker
 
+        # Workers of a local cluster are named by number; none has touched a GPU yet.
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(get_worker().name) % len(gpus)]
 
 

@@ -9,8 +9,8 @@ predicted.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from doctor.known_models import HUB_VISUAL_ENCODERS, known_generator, known_language_model
 from pipeline.frozen.backbones import BackboneError, Quantization, Role
 from pipeline.frozen.language_model import LanguageModel
+from pipeline.frozen.pinning import MODEL_FILE, read_json
 from pipeline.frozen.quantization import quantize
 from pipeline.frozen.visual_encoder import VisualEncoder, untrained_visual_encoder
 
@@ -35,12 +36,6 @@ Place = Literal["local", "hub cache", "hub"]
 
 # Model types whose tokenizers begin a text with one id; the others add none.
 _WITH_START = ("opt", "llama", "mistral", "gemma", "gemma2", "phi3")
-_MARKER = {
-    "language_model": "config.json",
-    "visual_encoder": "open_clip_config.json",
-    "image_generator": "model_index.json",
-}
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -90,13 +85,15 @@ def find(role: Role, source: str, revision: str | None = None) -> Found:
     """
     folder = Path(source)
     if folder.is_dir():
-        if not (folder / _MARKER[role]).is_file():
-            raise BackboneError(f"{role} {source}: {_MARKER[role]} is missing in {folder}")
+        if not (folder / MODEL_FILE[role]).is_file():
+            raise BackboneError(f"{role} {source}: {MODEL_FILE[role]} is missing in {folder}")
         return Found(source, "local", folder, _has_weights(folder))
+    # ARCHITECTURE:TAG is no repository's name: nothing to look up.
     if role == "visual_encoder" and ":" in source:
         return Found(source, "hub", None, False)
     try:
-        cached = try_to_load_from_cache(source, _MARKER[role], revision=revision)
+        # A path, None, or a mark for "known not to exist": only a path will do.
+        cached = try_to_load_from_cache(source, MODEL_FILE[role], revision=revision)
     except HFValidationError:
         raise BackboneError(f"{role} {source}: no such directory here, nor a hub id") from None
     if isinstance(cached, str):
@@ -128,8 +125,11 @@ class LanguageModelBlueprint:
         if num_layers is not None:
             text.num_hidden_layers = num_layers
             if getattr(text, "layer_types", None):
+                # Otherwise the configuration names more layers than there are, and is refused.
                 text.layer_types = text.layer_types[:num_layers]
-        model = _on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=self.dtype))
+        with born(self.dtype):
+            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        # int8 is our own layer and works on meta; bitsandbytes packs real numbers only.
         if self.quantization == "int8":
             quantize(model, "int8", "meta")
         elif self.quantization == "nf4":
@@ -153,12 +153,13 @@ def language_model_blueprint(
         else:
             raise _unknown("language_model", found)
         config.name_or_path = found.source
+        # Parameters are counted unquantised: quantised weights are buffers, and packed.
         plain = LanguageModelBlueprint(config, dtype, "none").build()
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(f"language_model {found.source}: {error}") from error
-    stored = _BYTES["float16" if known is None else known.stored]
+    stored = getattr(torch, "float16" if known is None else known.stored).itemsize
     parameters = count_parameters(plain.model)
     return LanguageModelBlueprint(config, dtype, quantization, parameters, stored * parameters)
 
@@ -194,14 +195,15 @@ def generator_blueprint(found: Found, dtype: torch.dtype) -> GeneratorBlueprint:
         known = known_generator(found.source)
         if known is None:
             raise _unknown("image_generator", found)
-        length, stored = known.length, _BYTES[known.stored]
-        unet = _on_meta(lambda: diffusers.UNet2DConditionModel(**known.unet), dtype)
-        vae = _on_meta(lambda: diffusers.AutoencoderKL(**known.vae), dtype)
+        length, stored = known.length, getattr(torch, known.stored).itemsize
+        # In this order: of XL's two encoders the second has the projection.
         kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
-        encoders = [
-            _on_meta(lambda k=kind, c=config: k(CLIPTextConfig(**c)), dtype)  # type: ignore[misc]
-            for kind, config in zip(kinds, known.text_encoders)
-        ]
+        with born(dtype):
+            unet = diffusers.UNet2DConditionModel(**known.unet)
+            vae = diffusers.AutoencoderKL(**known.vae)
+            encoders = [
+                kind(CLIPTextConfig(**config)) for kind, config in zip(kinds, known.text_encoders)
+            ]
     parts = [unet, vae, *encoders]
     for part in parts:
         part.eval().requires_grad_(False)
@@ -224,44 +226,38 @@ def count_parameters(module: nn.Module) -> int:
 
 def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, list[Any]]:
     """L, UNet, decoder and text encoders of a pipeline directory, from its configurations."""
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
 
     def make(name: str) -> Any:
         library, kind = index[name]
-        config = _read_json(folder / name / "config.json")
-        if library == "diffusers":
-            return _on_meta(lambda: getattr(diffusers, kind).from_config(config), dtype)
-        model_class = getattr(transformers, kind)
-        return _on_meta(lambda: model_class(model_class.config_class(**config)), dtype)
+        config = read_json(folder / name / "config.json")
+        with born(dtype):
+            if library == "diffusers":
+                return getattr(diffusers, kind).from_config(config)
+            model_class = getattr(transformers, kind)
+            return model_class(model_class.config_class(**config))
 
     missing = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if name not in index]
     if missing:
         raise BackboneError(f"image_generator {folder}: its pipeline has no {', '.join(missing)}")
     try:
         encoders = [make(n) for n in ("text_encoder", "text_encoder_2") if n in index]
-        tokenizer = _read_json(folder / "tokenizer" / "tokenizer_config.json")
+        tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
         return tokenizer["model_max_length"], make("unet"), make("vae"), encoders
     except (AttributeError, TypeError, KeyError) as error:
         raise BackboneError(f"image_generator {folder}: cannot be built: {error}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BackboneError(f"{path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise BackboneError(f"{path} is not JSON: {error}") from error
-
-
-def _on_meta(make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
-    before = torch.get_default_dtype()
+@contextmanager
+def born(dtype: torch.dtype, device: str = "meta") -> Iterator[None]:
+    """Modules that are built inside have their weights on `device`, in `dtype`."""
+    default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
-            return make()
+        with torch.device(device):
+            yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default)
 
 
 def _has_weights(folder: Path) -> bool:
@@ -311,7 +307,9 @@ class _NF4Outline(nn.Module):
 class _NF4Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: torch.Size, bias: Tensor | None) -> Tensor:
+        # Nothing else is kept for the backward pass: packed weights are unpacked once more.
         ctx.shape = shape
+        # The whole weight in the dtype of `x` for a moment, as bitsandbytes unpacks it.
         return F.linear(x, x.new_empty(shape), bias)
 
     @staticmethod

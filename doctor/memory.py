@@ -114,6 +114,7 @@ def training_memory(
             recompute_activations(model)
         run(lambda: backpropagate(gill, batch, objective, coins))
         peak = run.ledger.peak
+        # They stay on meta too: the next run would take them for what was there before it.
         heads.zero_grad()
         if part < settings.batch_size:
             if objective.retrieval_weight:
@@ -123,6 +124,7 @@ def training_memory(
 
     step, flop = _at_full_depth(language_model, one_part)
     whole = language_model.build()
+    # Not at once: what counts is the fullest of them.
     moments = [
         step,
         8 * whole.num_rows * sizes.e,  # the mean norm of the rows, in float64
@@ -167,6 +169,7 @@ def likely_draws(num_examples: int, objective: Objective) -> PackingDraws:
     chance = objective.pack_probability
     if objective.packing_unit == "batch":
         return PackingDraws.same(num_examples, packed=chance > 0)
+    # Packed where the running sum of chances passes a whole number: 0.5 packs every second pair.
     pairs = [int((i + 1) * chance) > int(i * chance) for i in range(num_examples // 2)]
     return PackingDraws(pairs, pairs, pairs)
 
@@ -228,6 +231,7 @@ def generation_memory(
             "text_embeds": zeros(read, generator.pooled_width),
             "time_ids": zeros(read, 6),
         }
+    # What the UNet reads at one step: latents twice under guidance, and L vectors for each.
     latents = zeros(read, unet.config.in_channels, size, size)
     states = zeros(read, generator.length, generator.cross_attention_width)
     unet.set_attention_slice("auto" if settings.attention_slicing else None)
@@ -236,6 +240,7 @@ def generation_memory(
 
     own, overflows = vae.dtype, vae.dtype == torch.float16 and bool(vae.config.force_upcast)
     wide = torch.float32 if generator.pooled_width is not None and overflows else own
+    # Tiles overlap: each step forward is a tile less its overlap.
     tile, tiles = size, 1
     if settings.vae_tiling and size > vae.tile_latent_min_size:
         tile = vae.tile_latent_min_size
@@ -247,7 +252,7 @@ def generation_memory(
     decode(lambda: vae.decode(zeros(*shape, dtype=wide)))
     # Slices and tiles that are done wait to be put together.
     waiting = 0 if (at_once, tile) == (count, size) else 2 * count * 3 * generator.picture_size**2
-    waiting *= torch.empty((), dtype=wide).element_size()
+    waiting *= wide.itemsize
     weights, working = (
         [weight_bytes(unet), weight_bytes(vae)],
         [denoise.ledger.peak, decode.ledger.peak + waiting],
@@ -257,6 +262,7 @@ def generation_memory(
     if settings.cpu_offload == "none":
         held = sum(weights)
     elif settings.cpu_offload == "model":
+        # So that `held` and the larger `working` add up to the fuller of the two turns.
         held = max(w + step for w, step in zip(weights, working)) - max(working)
     else:
         held = 0
@@ -276,6 +282,7 @@ def _at_full_depth(
     few, more = _DEPTHS
     if blueprint.num_layers <= more:
         return count(blueprint.build())
+    # Two depths give the line; the peak is no line from 0, as embeddings and heads do not grow.
     (peak, flop), (next_peak, next_flop) = (count(blueprint.build(depth)) for depth in _DEPTHS)
     times = (blueprint.num_layers - more) / (more - few)
     return (

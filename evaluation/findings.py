@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.cell_scores import CellScores, Term
-from evaluation.finding_claims import FINDINGS, MARGINS, RULE, Finding, Part
+from evaluation.finding_claims import CLAIMED, Finding, Part
 from evaluation.metrics.basic import mean_and_deviation
 from evaluation.metrics.paired import (
     all_of,
@@ -38,6 +38,7 @@ def run(
     """
     wanted = [cell(name, seed, artifacts) for name in study.variants for seed in study.seeds]
     finished = [one for one in wanted if is_done(params_file, study, one)]
+    # There, but of other params or caches: never mixed with the ones of today.
     stale = sum(one.record.is_file() for one in wanted) - len(finished)
     if not finished:
         other = f" ({stale} are of other params or caches)" if stale else ""
@@ -47,8 +48,8 @@ def run(
     scores = CellScores(finished)
     content = {
         "cells": _cells(wanted, finished, stale, scores),
-        "rule": RULE,
-        "findings": [_judged(finding, scores) for finding in FINDINGS],
+        "rule": CLAIMED.rule,
+        "findings": [_judged(finding, scores) for finding in CLAIMED.findings],
         "numbers": _numbers(study, scores),
     }
     _write(artifacts.findings / "findings.json", content)
@@ -62,8 +63,8 @@ def of_main_run(artifacts: Artifacts) -> dict[str, Any]:
     scores = CellScores([MainRun(BASELINE, 0, artifacts.root)])
     return {
         "cells": {"seeds": [0], "notes": []},
-        "rule": RULE,
-        "findings": [_judged(finding, scores) for finding in FINDINGS],
+        "rule": CLAIMED.rule,
+        "findings": [_judged(finding, scores) for finding in CLAIMED.findings],
         "numbers": [],
     }
 
@@ -89,6 +90,7 @@ def summary(content: dict[str, Any]) -> list[str]:
 def _judged(finding: Finding, scores: CellScores) -> dict[str, Any]:
     """A finding with the numbers of each of its claims and the verdict of each judge."""
     parts = [_measured(part, scores) for part in finding.parts]
+    # An ordered set: verdicts stand in the order of the claims.
     judges = dict.fromkeys(metric for part in finding.parts for metric in part.metrics)
     # Recall at 1, 5 and 10 are one judge.
     groups: dict[str, list[str]] = {}
@@ -102,6 +104,7 @@ def _judged(finding: Finding, scores: CellScores) -> dict[str, Any]:
             for metric in part["metrics"]
             if metric in group and not part["beside"]
         ]
+        # A claim that cannot be decided leaves its finding open, whatever the others say.
         verdicts[name] = None if None in deciding else all_of(deciding)
     return {
         "number": finding.number,
@@ -121,7 +124,7 @@ def _measured(part: Part, scores: CellScores) -> dict[str, Any]:
     return {
         "title": part.title,
         "claim": part.claim,
-        "paper": part.paper,
+        "paper": part.printed,
         "beside": part.beside,
         "metrics": list(part.metrics),
         "by": by,
@@ -131,6 +134,7 @@ def _measured(part: Part, scores: CellScores) -> dict[str, Any]:
 def _compare(part: Part, metric: str, scores: CellScores) -> dict[str, Any] | None:
     """First and second mean, their difference with its interval, and the verdict on it."""
     terms = part.first + part.second
+    # Per term [S, N], paired by example; or [S], where a number is of a whole run.
     tables: Sequence[np.ndarray] | None = scores.per_example(terms, metric)
     per_run = tables is None  # no single example has an F1
     if tables is None:
@@ -138,6 +142,7 @@ def _compare(part: Part, metric: str, scores: CellScores) -> dict[str, Any] | No
     if tables is None:
         return None
     weighted = [term.weight * table for term, table in zip(terms, tables, strict=True)]
+    # A side may be several terms, such as a slope over ten rounds: the sum keeps the pairing.
     first = np.sum(weighted[: len(part.first)], axis=0)
     second = np.sum(weighted[len(part.first) :], axis=0) if part.second else np.zeros_like(first)
     seeds = len(first)
@@ -149,12 +154,13 @@ def _compare(part: Part, metric: str, scores: CellScores) -> dict[str, Any] | No
         "examples": None if per_run else first.shape[1],
         "verdict": None,
     }
+    # Without examples only seeds can tell how far a number is from itself.
     if per_run and seeds < 2:
         return found
     difference = seed_difference(first, second) if per_run else paired_difference(first, second)
     found |= {"low": difference.low, "high": difference.high}
     if seeds > 1:
-        found["verdict"] = judge(part.claim, difference, MARGINS[metric])
+        found["verdict"] = judge(part.claim, difference, CLAIMED.margins[metric])
     return found
 
 
@@ -182,22 +188,10 @@ def _over(results: Sequence[Result]) -> dict[str, Any]:
     one = results[0]
     values = [result.value for result in results if result.value is not None]
     mean, deviation = mean_and_deviation(values) if values else (None, None)
-    return {
-        "table": one.table,
-        "set": one.set,
-        "title": one.title,
-        "method": one.method,
-        "metric": one.metric,
-        "mean": mean,
-        "deviation": deviation,
-        "low": None,
-        "high": None,
-        "values": values,
-        "examples": one.examples,
-        "of": one.of,
-        "published": one.published,
-        "absent": one.absent,
-    }
+    said = ("table", "set", "title", "method", "metric", "examples", "of", "published", "absent")
+    return {key: getattr(one, key) for key in said} | {
+        "mean": mean, "deviation": deviation, "low": None, "high": None, "values": values
+    }  # fmt: skip
 
 
 def _cells(

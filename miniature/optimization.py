@@ -4,9 +4,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 Report = Callable[[str], None]
+
+
+class Recipe(BaseModel):
+    """What sizes and training of a part are made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Muon(torch.optim.Optimizer):
@@ -31,6 +38,7 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"]
+                # Nesterov: the step looks ahead, from the gradient on towards the momentum.
                 momentum.lerp_(parameter.grad, 1 - group["momentum"])
                 update = orthogonalize(parameter.grad.lerp(momentum, group["momentum"]).flatten(1))
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
@@ -39,9 +47,11 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalize(matrix: Tensor, iterations: int = 4) -> Tensor:
     """Pushes all singular values of a matrix towards 1: quintic Newton-Schulz iteration."""
+    # The product below is of the smaller side.
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(iterations):
+        # x -> a x + b x^3 + c x^5 on every singular value: steep at 0, and flat enough around 1.
         gram = wide @ wide.T
         wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
     return wide.T if matrix.shape[0] > matrix.shape[1] else wide
@@ -73,6 +83,7 @@ class Optimization:
         """
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in named_parameters:
+            # Embeddings are rows by token, not maps; fewer than 8 rows have little to even out.
             is_matrix = parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8
             kind = (is_matrix and "embed" not in name, share_of_rate(name))
             groups.setdefault(kind, []).append(parameter)
@@ -86,11 +97,28 @@ class Optimization:
                 Muon(group, rate) if for_muon else torch.optim.Adam(group, rate, betas)
             )
         self._num_steps, self._decay_share, self._done = num_steps, decay_share, 0
+        self._mean_loss: float | None = None
+
+    def steps(self, what: str, report: Report, every_seconds: float = 15.0) -> Iterator[int]:
+        """Counts the steps; reports rate, time left and the running mean of the loss."""
+        start = last = time.monotonic()
+        for number in range(self._num_steps):
+            yield number
+            now = time.monotonic()
+            if now - last > every_seconds or number + 1 == self._num_steps:
+                last = now
+                rate = (number + 1) / (now - start)
+                left = (self._num_steps - number - 1) / rate
+                report(
+                    f"{what}: step {number + 1}/{self._num_steps}, {rate:.2f} steps/s, "
+                    f"{left:.0f} s left, loss {self._mean_loss or float('nan'):.4f}"
+                )
 
     def step(self, loss: Tensor) -> None:
         """Backpropagates a scalar loss and updates; gradients are clipped to a norm of 1."""
         left = 1 - self._done / self._num_steps
         self._done += 1
+        # 30 steps of warm-up, a plateau, and a straight fall to a hundredth.
         factor = min(1.0, self._done / 30) * max(0.01, min(1.0, left / self._decay_share))
         for optimizer, rate in zip(self._optimizers, self._rates):
             optimizer.zero_grad()
@@ -100,32 +128,7 @@ class Optimization:
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         for optimizer in self._optimizers:
             optimizer.step()
-
-
-class Progress:
-    """Counts steps; reports rate, time left and the mean of the loss every few seconds."""
-
-    def __init__(
-        self, what: str, num_steps: int, report: Report, every_seconds: float = 15.0
-    ) -> None:
-        self.what, self.num_steps, self.report, self.every = what, num_steps, report, every_seconds
-        self.loss: float | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        start = last = time.monotonic()
-        for step in range(self.num_steps):
-            yield step
-            now = time.monotonic()
-            if now - last > self.every or step + 1 == self.num_steps:
-                last = now
-                rate = (step + 1) / (now - start)
-                left = (self.num_steps - step - 1) / rate
-                self.report(
-                    f"{self.what}: step {step + 1}/{self.num_steps}, {rate:.2f} steps/s, "
-                    f"{left:.0f} s left, loss {self.loss or float('nan'):.4f}"
-                )
-
-    def seen(self, loss: Tensor) -> None:
-        """Takes the loss of a step into the running mean."""
         value = float(loss.detach())
-        self.loss = value if self.loss is None else 0.98 * self.loss + 0.02 * value
+        self._mean_loss = (
+            value if self._mean_loss is None else 0.98 * self._mean_loss + 0.02 * value
+        )

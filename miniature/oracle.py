@@ -32,6 +32,7 @@ def _templates() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Shapes of varied size and place: coverage [M, 1024], and (shape, size, side) [M, 3]."""
     covers, labels = [], []
     for shape in range(len(VALUES["shape"])):
+        # In steps around the nominal sizes and places: no object is exactly there.
         grid = np.array(
             [
                 (SIDE_X[side] + shift, y, SIZE_RADIUS[size] + growth, size, side)
@@ -92,6 +93,7 @@ def _read_block(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     top, bottom = values[:, :5].mean((1, 2)), values[:, -5:].mean((1, 2))
     distance = ((PLACE_RGB[None, :, 0] - top[:, None]) ** 2).sum(-1)
     distance += ((PLACE_RGB[None, :, 1] - bottom[:, None]) ** 2).sum(-1)
+    # By the sky's and the ground's colours together: top and bottom rows hold no object.
     found[:, 0] = distance.argmin(1)
 
     # Every pixel goes to the nearest of the six colours and the picture's own two background
@@ -100,18 +102,21 @@ def _read_block(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     palette = np.concatenate(
         [np.broadcast_to(COLOR_RGB, (n, num_colors, 3)), top[:, None], bottom[:, None]], 1
     )
+    # [n, pixels, 3] against [n, colours, 3] -> [n, pixels, colours], a colour at a time.
     flat = values.reshape(n, -1, 3)
     squared = np.stack(
         [((flat - palette[:, None, c]) ** 2).sum(-1) for c in range(num_colors + 2)], -1
     )
     nearest = np.where(squared.min(-1) < _COLOR_TOLERANCE**2, squared.argmin(-1), UNKNOWN)
     counts = np.stack([(nearest == c).sum(1) for c in range(num_colors)], 1)
+    # The object has the one colour of the six that most pixels have.
     color = counts.argmax(1)
     seen = counts.max(1) >= _FEWEST_PIXELS
     found[seen, 1] = color[seen]
 
     covers, labels = _templates()
     mask = (nearest == color[:, None]).astype(np.float32)
+    # [n, pixels] @ [pixels, M]: intersections, then over the unions.
     overlap = mask @ covers.T
     overlap /= np.maximum(mask.sum(1)[:, None] + covers.sum(1)[None] - overlap, 1e-6)
     matched = seen & (overlap.max(1) >= _LEAST_OVERLAP)

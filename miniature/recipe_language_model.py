@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import GPT2Tokenizer, OPTConfig, OPTForCausalLM
 
@@ -26,7 +25,7 @@ from miniature.language import (
     story,
     story_prompt,
 )
-from miniature.optimization import Optimization, Progress, Report
+from miniature.optimization import Optimization, Recipe, Report
 from miniature.texts import Read, document, first_document, illustrated_document, read
 from miniature.vocabulary import MAX_POSITIONS, language_model_tokenizer
 from miniature.world import ATTRIBUTES, VALUES, Scene, Split, draw_scene
@@ -37,18 +36,14 @@ LOUDNESS = (-0.3, 2.0)
 BLUR = 1.0
 
 
-class LanguageModelRecipe(BaseModel):
+class LanguageModelRecipe(Recipe):
     """Sizes and training of the tiny language model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    width: int = Field(default=96, description="e")
+    width: int = 96  # e
     num_layers: int = 4
     num_heads: int = 4
-    num_steps: int = Field(default=2600, description="of `batch_tokens` tokens each")
-    num_illustrated_steps: int = Field(
-        default=600, description="of as many tokens, on texts with pictures, after the others"
-    )
+    num_steps: int = 2600  # of `batch_tokens` tokens each
+    num_illustrated_steps: int = 600  # of as many, on texts with pictures, after the others
     batch_tokens: int = 4096
     matrix_rate: float = 0.01
     other_rate: float = 3e-3
@@ -61,6 +56,7 @@ def _windows(
     rng = random.Random(seed)
     while True:
         window = Read([], [])
+        # Whole texts one after another, no padding: every position of a window teaches.
         while len(window.ids) < length:
             text = read(tokenizer, write_text(rng))
             window.ids.extend(text.ids)
@@ -117,8 +113,8 @@ def _train_on_words(
     lessons = {0.0: (first_document, 64), 0.1: (document, 128), 0.25: (document, MAX_POSITIONS)}
     windows: Iterator[Read] = iter(())
     length = 0
-    progress = Progress("language model", recipe.num_steps, report)
-    for step in progress:
+    for step in optimization.steps("language model", report):
+        # The last lesson that has begun.
         lesson = max(share for share in lessons if step >= share * recipe.num_steps)
         if lessons[lesson][1] != length:
             write_text, length = lessons[lesson]
@@ -128,7 +124,6 @@ def _train_on_words(
         )
         loss = model(input_ids=batch, labels=batch).loss
         optimization.step(loss)
-        progress.seen(loss)
         if (step + 1) % 250 == 0:
             report(f"language model: {measure(model, tokenizer, 'val', 60)}")
 
@@ -158,11 +153,11 @@ def _train_on_pictures(
     windows = _windows(tokenizer, illustrated_document, MAX_POSITIONS, f"{seed} illustrated")
     number = recipe.batch_tokens // MAX_POSITIONS
     rows = model.get_input_embeddings().weight
-    progress = Progress("language model, pictures", recipe.num_illustrated_steps, report)
     model.train()
-    for _ in progress:
+    for _ in optimization.steps("language model, pictures", report):
         texts = [next(windows) for _ in range(number)]
         ids = torch.tensor([text.ids for text in texts])
+        # [windows, tokens, 1]; loudness and blur [windows, 1, 1], one draw for each window.
         of_picture = torch.tensor([text.of_picture for text in texts])[..., None]
         loudness = torch.exp(torch.empty(number, 1, 1).uniform_(*LOUDNESS))
         blur = BLUR * torch.rand(number, 1, 1) * rows.detach().std()
@@ -170,7 +165,6 @@ def _train_on_pictures(
         shown = loudness * (embeddings + blur * torch.randn_like(embeddings))
         loss = model(inputs_embeds=torch.where(of_picture, shown, embeddings), labels=ids).loss
         optimization.step(loss)
-        progress.seen(loss)
     model.eval()
 
 
@@ -203,10 +197,12 @@ def known_attributes(
     for name in (name for name in SUMMARY_ORDER if name in stated(text)):
         said = f" {name} {getattr(scene, name)}"
         tokens = tokens + tokenizer(said, add_special_tokens=False)["input_ids"]
+        # All names and values in one sequence: later ones do not change what is predicted here.
         place_of[name] = len(tokens) - 2  # of the name, after which the value comes
     logits: Tensor = model(input_ids=torch.tensor([tokens])).logits[0]
     known = {}
     for name, place in place_of.items():
+        # Every value is one token: the likeliest among them is compared, not of all words.
         values = tokenizer([f" {v}" for v in VALUES[name]], add_special_tokens=False)["input_ids"]
         likely = int(logits[place, [value for (value,) in values]].argmax())
         known[name] = VALUES[name][likely] == getattr(scene, name)
@@ -243,6 +239,11 @@ def measure(
                 scores[f"{kind}.{name}"] = round(float(np.mean(of_name)), 4)
     scores["answers"] = _answers(model, tokenizer, texts["caption"], rng)
     return scores
+
+
+def measure_written(directory: Path) -> dict[str, float]:
+    """The scores of what lies in a directory."""
+    return measure(*load(directory), "test", 200)
 
 
 @torch.no_grad()

@@ -12,12 +12,7 @@ from gill.world import have_world
 from gill_progress import Ticker
 from settings.params import Params
 from stages.init import link_code
-from workfolder import (
-    MOST_FILES,
-    WorkFolder,
-    bring_from_repository,
-    watch_files,
-)
+from workfolder import MOST_FILES, WorkFolder, bring_from_repository, watch_files
 
 
 def run(params: Params) -> None:
@@ -66,10 +61,9 @@ def watch_table(folder: Path, source: str, table: CaptionTable) -> list[str]:
     files: dict[str, Path] = {}
     if Path(source).is_file():
         files["table"] = Path(source)
-    for start in range(0, len(table), 8192):
-        for reference in table.images(range(start, min(start + 8192, len(table)))):
-            file = reference.partition("#")[0]  # a picture in a shard is shard.tar#offset...
-            files[f"pictures/{hashlib.sha256(file.encode()).hexdigest()[:16]}"] = Path(file)
+    for row in table:
+        file = row.image.partition("#")[0]  # a picture in a shard is shard.tar#offset...
+        files[f"pictures/{hashlib.sha256(file.encode()).hexdigest()[:16]}"] = Path(file)
         if len(files) > MOST_FILES:
             kept = {"table": files["table"]} if "table" in files else {}
             return [

@@ -7,15 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gill.artifacts import ARTIFACTS
 from gill_errors import StageError
+from pipeline.frozen.backbones import Backbone, Backbones, Role
+from settings.params import PrecomputeParams
 from stages.required import required
-from workfolder import Entry, WorkFolder, file_md5, place, place_link
+from workfolder import Entry, WorkFolder, code_of, file_md5, place, place_link
 
 if TYPE_CHECKING:
     from cache import FillReport
 
 ROWS = "captions"
 """The part of `decided_by` that names the rows: stores that differ in nothing else share shards."""
+
+
+def store_entry(
+    work: WorkFolder, kind: str, table: Path, role: Role, layout: PrecomputeParams
+) -> Entry:
+    """The store of the rows of a checked table, as the pinned model of this role encodes them."""
+    model: Backbone = getattr(Backbones.read(ARTIFACTS.backbones), role)
+    return work.entry(
+        kind,
+        {
+            ROWS: file_md5(required(table, "prepare-captions")),
+            "weights": model.fingerprint,
+            "dtype": model.dtype,
+            "layout": layout.model_dump(mode="json"),
+            "code": code_of(kind, work),
+        },
+    )
 
 
 def settle(
@@ -36,17 +56,26 @@ def settle(
         rebuild: put what is there aside and encode every row anew.
         again: look for rows that are not done, although the store was finished (after a repair).
     """
+    # Other workspaces may want the same store: they wait here, and then find it finished.
+    manifest = _manifest(where)
     with entry.alone():
         if rebuild and (entry.begun or _take_over(where, entry)):
             print(f"{entry.kind}: what was there is put aside as {entry.put_aside()}")
         finished = entry.finished
-        if finished and not again and (entry.folder / where.name).is_dir():
-            summary = finished["summary"]
-            print(f"{entry.kind}: nothing to do, {summary['rows']:,} rows lie in {entry.folder}")
+        # A repair that was killed has taken the manifest away: its rows are still to be done.
+        whole = (entry.folder / where.name).is_dir() and (entry.folder / manifest.name).is_file()
+        if finished and whole and not again:
+            rows, done = finished["summary"]["rows"], finished["summary"]["done"]
+            print(f"{entry.kind}: nothing to do, {rows:,} rows lie in {entry.folder}")
+            if done < rows:
+                again_by = f"stages verify-cache {where} --repair"
+                print(
+                    f"  {rows - done:,} of them failed and are left out; `{again_by}` tries again"
+                )
         else:
             _fill(entry, where, fill, anew=rebuild)
     place_link(entry.folder / where.name, where)
-    place(entry.folder / _manifest(where).name, _manifest(where))
+    place(entry.folder / manifest.name, manifest)
     entry.work.note_use(where.stem, entry)
 
 
@@ -65,6 +94,7 @@ def link_store(work: WorkFolder, where: Path) -> None:
             f"{where} was made by an earlier version: run `{stage}`, which takes it over"
         )
     md5 = file_md5(manifest)
+    # Where the link already leads to a store with this very manifest, nothing is to be done.
     beside = where.resolve().parent / manifest.name if where.is_symlink() else None
     if beside is not None and beside.is_file() and file_md5(beside) == md5:
         return
@@ -92,6 +122,7 @@ def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport], *, anew
     try:
         report = fill(store)
     except StoreMismatchError as error:
+        # The key is the same but what lies inside is not: kept, so that nothing finished is lost.
         other = store.with_name(f"{store.stem}.earlier.zarr")
         store.rename(other)
         print(
@@ -119,6 +150,7 @@ def _share_rows(entry: Entry, name: str) -> bool:
     from cache import share_store
 
     for other in entry.work.entries(entry.kind):
+        # Weights, dtype, layout and code alike: a row's key then says whether it can be kept.
         alike = {**other.decided_by, ROWS: None} == {**entry.decided_by, ROWS: None}
         if other.key == entry.key or not alike or not (other.folder / name).is_dir():
             continue

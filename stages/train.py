@@ -52,7 +52,7 @@ def run(
         if not _is_worker():
             _use_weights(chosen, params, artifacts, metrics)
         return
-    check_dimensions(artifacts, (), params.backbones.model_dump())
+    check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
     entry = training_entry(work, params, artifacts)
     curve = metrics / "train"
@@ -72,10 +72,12 @@ def run(
 
 def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> Entry:
     """The training of exactly these inputs."""
+    # What is chosen after training, or in place of it, decides none of its numbers.
     numbers = params.training.model_dump(mode="json", exclude={"checkpoint", "weights"})
     stores = ["features"] + (["targets"] if params.targets.source == "cache" else [])
     decided_by: dict[str, Any] = {
         "captions": file_md5(required(artifacts.captions, "prepare-captions")),
+        # By content: a store that was repaired, or filled elsewhere, to the same bytes is the same.
         "stores": {name: _content(getattr(artifacts, name)) for name in stores},
         "backbones": frozen_in_use(artifacts),
         "model": params.model.model_dump(mode="json"),
@@ -91,14 +93,16 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
 
 def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> None:
     """Train in this process, and record that it is finished."""
-    from pipeline.training.distribution import rank
+    from pipeline.training.distribution import from_first_process, rank
     from stages.head_training import train_heads
 
     for name in entry.decided_by["stores"]:
         link_store(entry.work, getattr(artifacts, name))
-    check_dimensions(artifacts, ("features", "targets"), params.backbones.model_dump())
+    check_dimensions(artifacts, ("features", "targets"), params)
     first = rank() == 0
-    resume = (entry.folder / STATE).is_file()
+    # Found by what decides it, a state is of this very run: only a kill can have left it.
+    # Only the first process needs its file (the others may lie on other disks): it says for all.
+    resume = from_first_process((entry.folder / STATE).is_file())
     if first:
         if resume:
             print(f"going on from the last state in {entry.folder}")
@@ -110,6 +114,7 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
     train_heads(params, artifacts, entry.folder, curve, resume=resume)
     if first:
         place(curve, entry.folder / "curve")
+        # Last and best, where there was a validation; the state stays, but is no output.
         heads = sorted(path.name for path in entry.folder.glob("[lb]*st.safetensors"))
         entry.finish(heads, time.monotonic() - began, steps=params.training.steps)
 
@@ -120,11 +125,13 @@ def _train_together(
     """The same in every process of torchrun: the first decides, and writes."""
     from pipeline.training.distribution import from_first_process, processes
 
+    # The first process holds the lock for all: the others would wait for it for ever.
     with processes() as rank, entry.alone() if rank == 0 else nullcontext():
         if rank == 0:
             # torchrun starts all processes anew when one of them dies: that is no new training.
             restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
             _put_aside(entry, anew and not restarted)
+        # One answer for all: some that saw it finished would leave the others waiting.
         if from_first_process(entry.finished is not None):
             if rank == 0:
                 print(f"nothing to do: trained before, in {entry.folder}")
@@ -144,15 +151,15 @@ def _put_aside(entry: Entry, anew: bool) -> None:
 
 def _place_heads(entry: Entry, params: Params, artifacts: Artifacts) -> None:
     """Put the heads that every later stage uses into artifacts/model, and nothing else."""
-    name = f"{params.training.checkpoint}.safetensors"
-    source = entry.folder / name
+    target = artifacts.heads(params.training.checkpoint)
+    source = entry.folder / target.name
     if not source.is_file():
         raise StageError(
             f"training.checkpoint is {params.training.checkpoint}, but there is no {source}: "
             "nothing was validated (captions.val_fraction, batches.validation_rows)"
         )
-    place(source, artifacts.model / name)
-    _remove_others(artifacts.model / name)
+    place(source, target)
+    _remove_others(target)
     entry.work.note_use(artifacts.stage("train"), entry)
 
 
@@ -170,7 +177,7 @@ def _use_weights(source: str, params: Params, artifacts: Artifacts, metrics: Pat
     from stages.trained_weights import read_weights
 
     found = read_weights(source, params, read_backbones(artifacts))
-    target = artifacts.model / f"{params.training.checkpoint}.safetensors"
+    target = artifacts.heads(params.training.checkpoint)
     save_heads(target, found.heads, found.record)
     _remove_others(target)
     curve = metrics / "train"

@@ -82,6 +82,10 @@ def test_the_lock_of_an_object_store() -> None:
     with pytest.raises(StoreLockedError, match="process 1 on elsewhere"):
         fill_sample(path, captions(3))
     assert open_store(path).num_rows == 3
+    lock.remove()
+    with run_lock(location):  # who takes over a lock that seems dead keeps it
+        lock.write_text('{"host": "elsewhere", "pid": 1, "started": 1.0, "run": "x"}')
+    assert "elsewhere" in (lock.read_text() or "")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stage_runs import refusal, run, write_params
 
-from cache import read_rows
+from cache import open_store, read_rows, repair, verify
 from gill_errors import StageError
 from miniature.backbones import SHIPPED
 from stages.stores import link_store
@@ -93,6 +93,42 @@ def test_appended_rows_are_the_only_ones_encoded(first):
     assert f"nothing to do, {ROWS} rows" in run("precompute-features")
     assert STORE.resolve() == first
     assert MANIFEST.read_bytes() == manifest
+
+
+def test_a_picture_that_vanished_is_left_out_named_and_tried_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _table(ROWS)
+    lines = Path("table.tsv").read_text().splitlines()
+    splits = ["split", *["train"] * (ROWS - 2), "val", "val"]
+    Path("table.tsv").write_text(
+        "".join(f"{line}\t{split}\n" for line, split in zip(lines, splits, strict=True))
+    )
+    shutil.copytree(SHIPPED.visual_encoder, "encoder")
+    _params(training={"steps": 1, "batch_size": 4, "validate_every": 1})
+    for stage in ("prepare-captions", "prepare-backbones"):
+        run(stage)
+    Path(f"{ROWS - 1}.png").rename("away.png")
+    assert f"row {ROWS - 1} failed" in run("precompute-features")
+    assert "1 of them failed and are left out" in run("precompute-features")
+    run("precompute-targets")
+    run("train")  # validated on the other row
+    Path("away.png").rename(f"{ROWS - 1}.png")
+    assert "this run encoded 1 " in run("verify-cache", str(STORE), "--repair")
+    assert "failed" not in run("precompute-features")
+
+
+def test_a_repair_that_is_killed_is_gone_on_with(first):
+    [shard] = (first / "pooled" / "c").rglob("[0-9]*/0")
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1  # of the first row
+    shard.unlink()  # its bytes may have another name, in a copy of this store
+    shard.write_bytes(content)
+    report = verify(first)
+    assert report.bad_rows
+    repair(first, report)  # and no more: killed before it encoded anything
+    pending = open_store(first).status_counts()["pending"]
+    assert f"this run encoded {pending} " in run("precompute-features")
+    assert _verified(first)
 
 
 def test_replaced_weights_are_another_store_and_the_first_stays(first):

@@ -2,7 +2,8 @@
 
 The modules that a stage's own module imports, and what those import, decide its numbers, unless
 they are named in DOES_NOT_DECIDE: a new module counts until somebody says that it does not. Of each
-module counts its syntax tree without docstrings, messages of exceptions and descriptions of keys.
+module counts its syntax tree without docstrings, messages of exceptions and descriptions of keys;
+and the YAML file or HTML template of the same name beside it.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from workfolder.entries import WorkFolder, write_json
+import yaml
+
+from workfolder.entries import WorkFolder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
 DOES_NOT_DECIDE = (
     # Where and how work runs, what is shown of it, how it is found again.
-    "gill_errors", "gill_progress", "workfolder", "cluster", "doctor", "app",
+    "gill_errors", "gill_files", "gill_progress", "gill_records", "workfolder", "cluster", "doctor",
+    "app",
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
-    "cache.progress", "cache.sharing", "cache.verifying",
+    "cache.sharing", "cache.verifying",
     "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",
     "pipeline.devices", "pipeline.training.progress",
     "stages.init", "stages.stores",
@@ -58,6 +61,7 @@ def deciding_modules(module: str) -> list[str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
+        # A module that does not decide hides what it alone imports, too.
         if name in found or any(name == n or name.startswith(f"{n}.") for n in DOES_NOT_DECIDE):
             continue
         found.add(name)
@@ -84,6 +88,7 @@ def _defining_module(package: str, name: str) -> str:
     """The module that `from package import name` comes from."""
     if _file(f"{package}.{name}"):
         return f"{package}.{name}"
+    # The package hands the name on: its own __init__ or stub says from which module.
     for node in _names_of(package):
         module = f"{package}.{node.module}" if node.level else node.module
         for alias in node.names:
@@ -133,7 +138,14 @@ def _tree(name: str) -> ast.Module:
 
 @functools.cache
 def _module_fingerprint(name: str) -> str:
-    return hashlib.sha256(_canonical(_tree(name)).encode()).hexdigest()
+    counted = _canonical(_tree(name))
+    file = _file(name)
+    assert file is not None
+    if (data := file.with_suffix(".yaml")).is_file():
+        counted += repr(yaml.safe_load(data.read_text(encoding="utf-8")))  # not its comments
+    if (template := file.with_suffix(".html")).is_file():
+        counted += template.read_text(encoding="utf-8")
+    return hashlib.sha256(counted.encode()).hexdigest()
 
 
 def _canonical(node: object) -> str:
@@ -146,10 +158,12 @@ def _canonical(node: object) -> str:
         return f"Raise({_canonical(node.exc.func)})"  # not its message
     fields = []
     for field, value in ast.iter_fields(node):
+        # Python versions add fields, empty for what earlier ones could write.
         if value is None or value == [] or field in ("ctx", "kind", "type_comment", "type_ignores"):
             continue
         if field == "body" and isinstance(value, list):
             value = [statement for statement in value if not _is_text(statement)]
+        # Of a key of params: words for people.
         if field == "keywords":
             value = [keyword for keyword in value if keyword.arg != "description"]
         fields.append(f"{field}={_canonical(value)}")
@@ -166,7 +180,4 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _accepted(work: WorkFolder) -> dict[str, str]:
-    try:
-        return json.loads((work.root / "accepted.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    return read_json(work.root / "accepted.json", {})

@@ -34,6 +34,7 @@ def accept_edits(work: WorkFolder) -> list[str]:
     for entry in work.entries():
         if entry.name not in in_use or "code" not in entry.decided_by:
             continue
+        # As it is, for what is said now; compared with what earlier edits were said to equal.
         ours = code_fingerprint(MODULES[entry.kind])
         if code_fingerprint(MODULES[entry.kind], work) != entry.decided_by["code"]:
             accept_code(work, ours, entry.decided_by["code"])

@@ -13,8 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from gill_errors import GillError
-from workfolder.entries import repository_of
+from workfolder.entries import make_link, repository_of
 
 MOST_FILES = 50_000
 """More files in one folder are not watched: DVC would take minutes at every command."""
@@ -24,7 +23,7 @@ def watch_files(folder: Path, named: Mapping[str, str | Path | None]) -> list[st
     """Make `folder` hold links to exactly the files behind `named` (name -> file or folder).
 
     What is None or does not exist is left out. Gives a line for every folder too large to be
-    watched. Raises GillError where there are no links.
+    watched. Raises WorkFolderError where there are no links.
     """
     links: dict[Path, Path] = {}
     notes = []
@@ -57,6 +56,7 @@ def bring_from_repository(named: Iterable[str | None]) -> None:
     for path in map(Path, filter(None, named)):
         if repository == here.resolve() or path.is_absolute() or path.exists():
             continue
+        # The first part that is not here: a link to it brings everything below.
         for depth in range(1, len(path.parts) + 1):
             part = Path(*path.parts[:depth])
             if not part.exists() and (repository / part).exists():
@@ -76,6 +76,7 @@ def signature(folder: Path) -> str:
 def _files_below(folder: Path) -> list[Path] | None:
     found: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
+        # In place: `os.walk` then does not go down there.
         folders[:] = [n for n in folders if not n.startswith((".", "__pycache__"))]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
         if len(found) > MOST_FILES:
@@ -85,19 +86,13 @@ def _files_below(folder: Path) -> list[Path] | None:
 
 def _make_links(folder: Path, links: Mapping[Path, Path]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    # Deepest first, so that a folder whose last link goes is empty when its turn comes.
     for old in sorted(folder.rglob("*"), reverse=True):
         if old.is_symlink() and (old not in links or Path(os.readlink(old)) != links[old]):
             old.unlink()
         elif old.is_dir() and not old.is_symlink() and not any(old.iterdir()):
             old.rmdir()
-    for link, source in links.items():
-        if link.is_symlink():
-            continue
-        link.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            link.symlink_to(source)
-        except OSError as error:
-            raise GillError(
-                f"{folder} lies on a file system without symbolic links ({error.strerror}): put "
-                "the workspace on another"
-            ) from None
+    for place, source in links.items():
+        if not place.is_symlink():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            make_link(place, source)

@@ -40,6 +40,7 @@ def list_entries(work: WorkFolder) -> list[EntryState]:
     hashes = _recorded_hashes([path for path, _ in workspaces])
     by_folder = {entry.folder: entry for entry in work.entries()}
     folders = [p for p in work.root.glob("*/*") if p.is_dir() and p.parent.name not in _OWN]
+    # Newest first: shared bytes are counted for the entry that was made last.
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     seen: set[tuple[int, int]] = set()
     found = []
@@ -53,7 +54,8 @@ def list_entries(work: WorkFolder) -> list[EntryState]:
             finished = entry.finished
             if finished is not None:
                 state = "finished"
-                users += sorted({hashes[h] for h in finished["outputs"].values() if h in hashes})
+                named = {hashes[h] for h in finished["outputs"].values() if h in hashes}
+                users += sorted(named - {*users})
             elif entry.is_held():
                 state = "in work"
         found.append(EntryState(entry, folder, size, time.time() - newest, state, tuple(users)))
@@ -81,6 +83,7 @@ def _workspaces(work: WorkFolder) -> list[tuple[Path, set[str]]]:
     found = []
     for file in sorted((work.root / "uses").glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
+        # A workspace that was deleted keeps nothing.
         if Path(content["workspace"]).is_dir():
             found.append((Path(content["workspace"]), set(content["entries"].values())))
     return found
@@ -97,6 +100,8 @@ def _recorded_hashes(workspaces: Sequence[Path]) -> dict[str, str]:
             workspace, "for-each-ref", "--format=%(objectname) %(refname:short)", "refs/exps"
         )
         names = dict(line.split(" ", 1) for line in refs.splitlines() if " " in line)
+        # Every commit that changed dvc.lock, on any branch, and every experiment: what one of them
+        # names can be checked out again without computing.
         commits = _git(workspace, "log", "--all", "--format=%H", "--", "dvc.lock").split()
         for commit in dict.fromkeys([*names, *commits]):
             text = _git(workspace, "show", f"{commit}:./dvc.lock")
@@ -110,6 +115,7 @@ def _add_hashes(found: dict[str, str], lock: str, name: str, workspace: Path) ->
     for md5 in _MD5.findall(lock):
         found.setdefault(md5, name)
     for md5 in re.findall(r"\bmd5: ([0-9a-f]{32})\.dir\b", lock):
+        # Of a folder dvc.lock names one hash; the files' own are in the listing behind it.
         listing = workspace / ".dvc/cache/files/md5" / md5[:2] / f"{md5[2:]}.dir"
         if listing.is_file():
             for row in json.loads(listing.read_text(encoding="utf-8")):
@@ -134,6 +140,7 @@ def _measure(folder: Path, seen: set[tuple[int, int]]) -> tuple[int, float]:
         for name in names:
             status = os.stat(os.path.join(parent, name), follow_symlinks=False)
             newest = max(newest, status.st_mtime)
+            # One file under several names, as `place` and shared shards make them.
             if (status.st_dev, status.st_ino) not in seen:
                 seen.add((status.st_dev, status.st_ino))
                 size += status.st_size

@@ -68,28 +68,18 @@ def frechet_distance(
         factors.append(triangle / math.sqrt(len(array) - 1))
     ours, theirs = factors
     root_trace = torch.linalg.svdvals(ours @ theirs.T).sum()
+    # The squares of the elements of R add up to the trace of R^T R, the covariance.
     distance = (means[0] - means[1]).square().sum()
     distance += ours.square().sum() + theirs.square().sum() - 2 * root_trace
     return max(0.0, float(distance))
 
 
-def frechet_inception_distance(
-    generated: Float[Tensor, "N 2048"], real: Float[Tensor, "M 2048"]
-) -> float:
-    """FID (Tables 3, 4 and 8) from features of `InceptionFeatures`.
+class InceptionFeatures:
+    """The network of FID (Tables 3, 4 and 8): pictures to features of 2048 for `frechet_distance`.
 
     Convention: torch-fidelity's port of the 2015-12-05 TensorFlow Inception, pool_3 features, 8-bit
     RGB resized to 299x299 as TensorFlow 1 does, unbiased covariances. The paper takes 30 000
     pictures for COCO and does not name its implementation; conventions differ by tenths.
-
-    Raises:
-        ValueError: as `frechet_distance`.
-    """
-    return frechet_distance(generated, real)
-
-
-class InceptionFeatures:
-    """The network of FID: pictures to features of 2048.
 
     Args:
         weights: Inception of FID, from torch-fidelity or pytorch-fid.
@@ -208,6 +198,7 @@ def _batches_of_one_size(
     pictures: Sequence[Image.Image], batch_size: int
 ) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
     """Pictures in their order; a batch ends where the size changes."""
+    # Only neighbours of one size, so that features come out in the order of the pictures.
     for _size, run in groupby(pictures, key=lambda picture: picture.size):
         same_size = list(run)
         for first in range(0, len(same_size), batch_size):

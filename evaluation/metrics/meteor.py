@@ -147,6 +147,7 @@ class _Counts:
             return 0.0
         precision, recall = (m / n for m, n in zip(self.matched, self.lengths, strict=True))
         mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
+        # Chunks per matched word, of both sides on average.
         fragmentation = self.chunks / (self.covered / 2)
         return max(0.0, mean * (1 - GAMMA * fragmentation**BETA))
 
@@ -221,6 +222,7 @@ class _Path(NamedTuple):
         return -self.worth, self.chunks, self.distance
 
     def take(self, match: _Match, distance: int) -> _Path:
+        # A chunk is counted when it ends: here, where the match is not the next word.
         new_chunk = self.run_end is not None and self.run_end != match.hypothesis.start
         return _Path(
             worth=self.worth + match.worth,
@@ -233,6 +235,7 @@ class _Path(NamedTuple):
         )
 
     def skip(self, distance: int) -> _Path:
+        # A word of the reference without a match ends the chunk on that side.
         closed = self.close()
         return closed._replace(distance=distance, resume=self.resume + 1)
 
@@ -271,6 +274,7 @@ def _best_alignment(matches: Sequence[_Match], reference_length: int) -> tuple[_
     paths = [_Path(used=used)]
     for position in range(reference_length):
         extended: list[_Path] = []
+        # A stable sort: of equal paths those that were found first stay, as in the reference.
         for path in sorted(paths, key=_Path.rank)[:BEAM]:
             if position < path.resume:
                 extended.append(path)

@@ -116,6 +116,7 @@ class MeteorResources:
         if len(token) == 1 or not token.endswith("."):
             return [token]
         stem = token[:-1]
+        # Dots within: an abbreviation, whose dots all go.
         if "." in stem and re.search(f"[{_LETTER}]", stem):
             return [token.replace(".", "")]
         abbreviation = stem in self._prefixes or re.match("[a-z]", following)
@@ -140,6 +141,7 @@ class MeteorResources:
     def _base_form(self, word: str) -> str:
         if word.endswith("ss") or len(word) <= 2:
             return word
+        # The first ending that leads to a word of WordNet, as its own lookup does.
         for ending, replacement in _ENDINGS:
             base = word.removesuffix(ending) + replacement
             if word.endswith(ending) and base in self._synsets:
@@ -163,6 +165,7 @@ class MeteorResources:
         with gzip.open(self._paraphrase_file) as table:
             # GzipFile makes each line in Python; a buffered reader is more than twice as fast.
             lines = BufferedReader(table, 1 << 20)
+            # Three lines a pair, from one iterator.
             for _probability, phrase, paraphrase in zip(lines, lines, lines):
                 if phrase in phrases and paraphrase in phrases:
                     found[tuple(phrase.decode().split())].append(tuple(paraphrase.decode().split()))

@@ -58,6 +58,7 @@ def paired_difference(
         part = slice(start, start + 500)
         count = len(seeds[part])
         examples = generator.multinomial(N, np.full(N, 1 / N), size=count) / N
+        # [draws, S] @ [S, N] -> [draws, N], then weighted by the examples of the same draw.
         means[part] = ((seeds[part] @ d) * examples).sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(float(d.mean()), float(low), float(high))
@@ -93,6 +94,7 @@ def judge(claim: Claim, difference: Difference, margin: float) -> Verdict:
     _, low, high = difference
     if margin < 0 or low > high:
         raise InputError(f"no interval and margin: {difference}, {margin}")
+    # Below 0, but nowhere as far as -margin: too small a difference to count.
     reverse = high < 0 and low <= -margin
     if claim == "greater":
         seen = low > 0

@@ -55,6 +55,7 @@ def caption_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     # It takes dictionaries from a picture's id, here its row, to lists; a hypothesis is a list too.
     written = {row: [line] for row, line in enumerate(hypotheses)}
     real = {row: list(group) for row, group in enumerate(references)}
+    # The corpus BLEU sums counts over the examples: it is no mean of theirs.
     of_corpus, _ = Bleu(4).compute_score(real, written, verbose=0)
     _, rouge_l = Rouge().compute_score(real, written)
     _, cider = Cider().compute_score(real, written)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from gill_errors import InputError
+from gill_records import Record
 from pipeline.bridge.mapper import MAPPERS
 from pipeline.settings import MapperSizes
 
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
     from pipeline.frozen.language_model import LanguageModel
 
 
-class HeadSizes(BaseModel):
+class HeadSizes(Record):
     """Widths of the trained parts; the letters are the paper's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     d: int = Field(gt=0, description="width of the visual encoder's pooled vector")
     e: int = Field(gt=0, description="width of the language model's embedding rows")
@@ -50,6 +49,7 @@ class Heads(nn.Module):
     def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
         self.sizes = s = sizes
+        # In another order the same seed would start them elsewhere: all draw from one generator.
         self.image_embeddings = nn.Parameter(torch.randn(s.r, s.e) * 0.02)
         self.caption_projection = nn.Linear(s.d, s.k * s.e)
         self.text_to_image = nn.Linear(s.e, s.p)
@@ -72,6 +72,8 @@ def mean_image_embeddings(
     The paper does not say how `E_img` starts. The released code starts it from whatever rows the
     resized table holds at those ids (UPSTREAM 19), which depends on the checkpoint.
     """
+    # Drawn on the CPU, so that a seed gives the same rows whatever the device. Rows of the table
+    # that are no part of the softmax would shift the mean: they are left out.
     rows = language_model.input_rows[: language_model.num_rows].detach().float().cpu()
     noise = torch.randn(r, rows.shape[1], generator=generator)
     return rows.mean(0) + noise * rows.std(0)

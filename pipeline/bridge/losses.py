@@ -56,24 +56,31 @@ class _CrossEntropySum(torch.autograd.Function):
         output_rows: Tensor,
         output_bias: Tensor | None,
     ) -> Tensor:
+        # The softmax over n + r rows from two parts: the words, swept in blocks, and [P, r] image
+        # logits. With r = 0 their logsumexp is -inf and the words stand alone.
         words = _sweep(hidden, targets, output_rows, output_bias, ctx.needs_input_grad[0])
         images = image_embeddings.to(hidden.dtype)
         image_logits = at_least_float32(hidden @ images.T)
-        normaliser = torch.logaddexp(words.logsumexp, _logsumexp(image_logits))
+        normaliser = torch.logaddexp(words.logsumexp, image_logits.logsumexp(1))
         chosen = _choose(words.chosen, image_logits, targets - len(output_rows))
 
         # d(sum)/d(image logits): the softmax of the [IMG] rows less the one-hot target.
         grad_logits = (image_logits - normaliser[:, None]).exp()
         grad_logits -= _one_hot(targets - len(output_rows), grad_logits)
         grad_logits = grad_logits.to(hidden.dtype)
+        # [r, P] @ [P, e]. The rows' own dtype, as autograd expects of a gradient.
         grad_images = (grad_logits.T @ hidden).to(image_embeddings.dtype)
         grad_hidden = None
         if words.expected is not None:
+            # d(sum)/d(hidden) is the mean row under the softmax less the target's row. `expected`
+            # is the mean under the words' softmax, so it counts by their share of all n + r.
             is_word = (targets < len(output_rows))[:, None]
             target_rows = output_rows[targets.clamp(max=len(output_rows) - 1)] * is_word
+            # An [IMG] target's row is not taken off here: `grad_logits` holds its -1 already.
             share = (words.logsumexp - normaliser).exp()[:, None]
             grad_hidden = words.expected * share - target_rows + grad_logits @ images
             grad_hidden = grad_hidden.to(hidden.dtype)
+        # Finished gradients are kept, [P, e] and [r, e], and nothing to form them again.
         ctx.save_for_backward(grad_hidden, grad_images)
         return (normaliser - chosen).sum()
 
@@ -106,7 +113,7 @@ def constant_cross_entropy_sum(
         words = _sweep(hidden, targets, output_rows, output_bias, want_expected=False)
     image_logits = at_least_float32(hidden @ image_embeddings.to(hidden.dtype).T)
     chosen = _choose(words.chosen, image_logits, targets - len(output_rows))
-    return (torch.logaddexp(words.logsumexp, _logsumexp(image_logits)) - chosen).sum()
+    return (torch.logaddexp(words.logsumexp, image_logits.logsumexp(1)) - chosen).sum()
 
 
 @dataclass(frozen=True)
@@ -125,34 +132,34 @@ def _sweep(
     output_bias: Tensor | None,
     want_expected: bool,
 ) -> _Words:
+    # Running sums over blocks of rows, relative to the largest logit so far, `top` [P]: what is
+    # summed under an older `top` shrinks by exp(old - new). At first exp(-inf) = 0.
     num_rows, wide = len(output_rows), torch.promote_types(hidden.dtype, torch.float32)
     top = hidden.new_full((len(hidden),), float("-inf"), dtype=wide)
     total, chosen = torch.zeros_like(top), torch.zeros_like(top)
     weighted = torch.zeros_like(hidden, dtype=wide) if want_expected else None
     elements = BLOCK_ELEMENTS.get(hidden.device.type, BLOCK_ELEMENTS["cpu"])
+    # Rows per block, so that [P, size] logits have about `elements` numbers whatever P is.
     size = max(1, elements // len(hidden))
     for begin in range(0, num_rows, size):
         rows = output_rows[begin : begin + size]
         bias = None if output_bias is None else output_bias[begin : begin + size]
         logits = at_least_float32(F.linear(hidden, rows, bias))
         place = targets - begin
+        # A target outside this block reads some other logit, which the next line drops.
         logit = logits.gather(1, place.clamp(0, len(rows) - 1)[:, None])[:, 0]
         chosen = torch.where((place >= 0) & (place < len(rows)), logit, chosen)
         new_top = torch.maximum(top, logits.amax(dim=1))
         shrink = (top - new_top).exp()
+        # In place, hence last: nothing reads the logits after this.
         exponentials = logits.sub_(new_top[:, None]).exp_()
         total = total * shrink + exponentials.sum(dim=1)
         if weighted is not None:
+            # [P, size] @ [size, e]: the product in the rows' dtype, the sum over blocks in `wide`.
             weighted.mul_(shrink[:, None]).add_(exponentials.to(hidden.dtype) @ rows)
         top = new_top
     expected = None if weighted is None else weighted.div_(total[:, None])
     return _Words(top + total.log(), chosen, expected)
-
-
-def _logsumexp(logits: Tensor) -> Tensor:
-    if logits.shape[1] == 0:
-        return logits.new_full((len(logits),), float("-inf"))
-    return torch.logsumexp(logits, dim=1)
 
 
 def _choose(words: Tensor, image_logits: Tensor, image: Tensor) -> Tensor:
@@ -185,8 +192,10 @@ def info_nce(
         divide_gradient: what the released code does on W ranks: nothing flows back through the
             gathering, and data-parallel averaging then leaves 1/W of the gradient (UPSTREAM 12).
     """
+    # [W * B, p] each: every rank forms the same [W * B, W * B] logits, texts down, pictures across.
     queries, keys = _gather(queries, divide_gradient), _gather(keys, divide_gradient)
     logits = logit_scale.exp() * queries @ keys.T
+    # The diagonal: query i belongs to key i, as ranks are gathered in one order for both.
     own = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, own), F.cross_entropy(logits.T, own)
 
@@ -211,6 +220,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         grad = grads[0].contiguous()
+        # Without the sum a rank's part gets only what its own copy of the loss sends back.
         if not ctx.divide_gradient:
             dist.all_reduce(grad)
         size = len(grad) // dist.get_world_size()

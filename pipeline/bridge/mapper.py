@@ -50,10 +50,13 @@ class GILLMapper(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "B r e"], embeddings: Float[Tensor, "r e"]
     ) -> Float[Tensor, "B L D"]:
+        # [B, r, e] + [r, e]: as released (UPSTREAM 13); Eq. 3 has the hidden states alone.
         inputs = hidden + embeddings if self.adds_embedding else hidden
         memory = self.transformer.encoder(self.input(inputs))
         # One sequence of queries for all examples until the first cross-attention parts them.
         states = self.queries[None]
+        # torch's pre-norm decoder layer written out: its own forward wants queries and memory of
+        # the same batch size. [1, L, m] up to the first cross-attention, [B, L, m] from there on.
         for layer in self.transformer.decoder.layers:
             normed = layer.norm1(states)
             states = states + layer.self_attn(normed, normed, normed, need_weights=False)[0]
@@ -74,15 +77,19 @@ def _attend_to_few(
     """
     m, num_heads = attention.embed_dim, attention.num_heads
     width = m // num_heads
+    # Rows of `in_proj`: m for the queries, m for the keys, m for the values.
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     keys, values = (
         F.linear(memory, weight[m:], bias[m:]).unflatten(-1, (2, num_heads, width)).unbind(2)
     )
+    # (W_q x + b_q) . k = x . (W_q^T k) + b_q . k: W_q goes to the r keys, [B, heads, r, m], and
+    # `offsets` is the second term. scores: [B, L, heads, r].
     key_maps = torch.einsum("brhd,hdm->bhrm", keys, weight[:m].view(num_heads, width, m))
     scores = torch.einsum("blm,bhrm->blhr", queries, key_maps)
     offsets = torch.einsum("brhd,hd->bhr", keys, bias[:m].view(num_heads, width))
     shares = ((scores + offsets[:, None]) * width**-0.5).softmax(dim=-1)
     output = attention.out_proj
+    # W_o goes to the r values likewise, [B, heads, r, m]: the weighted sum is the layer's output.
     value_maps = torch.einsum("brhd,mhd->bhrm", values, output.weight.view(m, num_heads, width))
     return torch.einsum("blhr,bhrm->blm", shares.to(value_maps.dtype), value_maps) + output.bias
 
@@ -106,6 +113,7 @@ class _SharedOut(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "B r e"], embeddings: Float[Tensor, "r e"]
     ) -> Float[Tensor, "B L D"]:
+        # [B, r, L * D / r] -> [B, L, D]: the runs of the r states may end within a position.
         return self.network(hidden).reshape(len(hidden), self.L, self.D)
 
 

@@ -75,6 +75,7 @@ class MultimodalLanguageModel(nn.Module):
         """v_phi(x)^T W_cap as k input vectors for the language model."""
         with self._compute():
             flat = self.heads.caption_projection(self._as_parameters(pooled))
+        # [B, k * e] -> [B, k, e]: one linear map makes all k tokens (section 3.1).
         return flat.unflatten(1, (self.heads.sizes.k, -1)).to(self.language_model.dtype)
 
     def generation_embedding(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B L D"]:
@@ -94,11 +95,16 @@ class MultimodalLanguageModel(nn.Module):
     @torch.no_grad()
     def conditioning(self, hidden: Float[Tensor, "B r e"], batch_size: int = 64) -> Conditioning:
         """What the frozen generator reads in place of its own text encoder's output."""
-        parts = hidden.split(batch_size)
-        embedding = torch.cat([self.generation_embedding(part) for part in parts])
-        if self.heads.pooled_projection is None:
-            return Conditioning(embedding)
-        return Conditioning(embedding, torch.cat([self.generation_pooled(part) for part in parts]))
+        has_pooled = self.heads.pooled_projection is not None
+        return Conditioning.join(
+            [
+                Conditioning(
+                    self.generation_embedding(part),
+                    self.generation_pooled(part) if has_pooled else None,
+                )
+                for part in hidden.split(batch_size)
+            ]
+        )
 
     def text_query(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B p"]:
         """The retrieval query: W_t2i on the hidden state of [IMG1], normalised."""
@@ -121,6 +127,7 @@ class MultimodalLanguageModel(nn.Module):
         start_ids, k = self.language_model.start_ids, self.heads.sizes.k
         stream = captioning_stream(batch.lengths, rows, k, len(start_ids), supervise_start)
         words = self._words(batch)
+        # [B * k, e], in the order of the stream's filled places.
         visual = self.visual_prefix(batch.pooled).flatten(0, 1)
         inputs = self._inputs(stream, words, visual)
         packing = Packing.of(stream.lengths, inputs.device)
@@ -145,6 +152,7 @@ class MultimodalLanguageModel(nn.Module):
         words = self._words(batch)
         with torch.no_grad():
             inputs = self._inputs(streams.prefix, words, None)
+            # Read once per model; for the rows its keys are repeated as views, not copies.
             start = model.read_start()
             packing = Packing.of(
                 streams.prefix.lengths,
@@ -154,12 +162,16 @@ class MultimodalLanguageModel(nn.Module):
             )
             before = model.hidden_states(inputs, packing)
             if start is not None:
+                # Place 0 of the predictors is the last start id; the stream's own count from 1.
                 before = torch.cat([start.hidden[-1:], before])
         # One row of E_img per use, in E_img's own dtype: their gradients are summed in that dtype.
+        # [r, e] -> [B * r, e], one copy after each caption.
         images = self.heads.image_embeddings.expand(len(batch), -1, -1).flatten(0, 1)
         inputs = self._inputs(streams.suffix, words, images.to(model.dtype))
+        # The recorded keys and values are constants: the backward pass ends at E_img's places.
         after = Packing.of(streams.suffix.lengths, inputs.device, prefix=packing.recorded)
         hidden = model.hidden_states(inputs, after)
+        # [S, e] -> [B * r, e] -> [B, r, e]: the r [IMG] states of each caption, in order.
         places = torch.tensor(streams.suffix.filled).to(hidden.device, non_blocking=True)
         return ImageTokens(
             hidden=hidden.index_select(0, places).unflatten(0, (len(batch), r)),
@@ -189,6 +201,7 @@ class MultimodalLanguageModel(nn.Module):
         for context in contexts:
             read = [
                 part.to(model.device, model.dtype)
+                # Vectors are inputs already; integers are ids.
                 if part.is_floating_point()
                 else embed_with_image_tokens(part.to(model.device), model, images)
                 for part in context
@@ -196,6 +209,7 @@ class MultimodalLanguageModel(nn.Module):
             pieces += [*read, images.to(model.dtype)]
             lengths.append(sum(map(len, read)) + len(images))
         hidden = model.hidden_states(torch.cat(pieces), Packing.of(lengths, model.device))
+        # [B] ends in the packed stream, [B, r] places: the last r of each context.
         ends = torch.tensor(lengths).cumsum(0)
         places = ends[:, None] + torch.arange(-len(images), 0)
         return hidden[places.to(hidden.device)]
@@ -231,6 +245,7 @@ class MultimodalLanguageModel(nn.Module):
         self, stream: Stream, words: Int64[Tensor, " words"], filling: Float[Tensor, "F e"] | None
     ) -> Float[Tensor, "S e"]:
         """Embed a stream; `filling` goes to its filled places."""
+        # A filled place looks up word 0, to be overwritten below.
         source = torch.tensor(stream.source)
         ids = words[source.masked_fill(source == FILLED, 0).to(words.device, non_blocking=True)]
         with torch.no_grad():
@@ -238,6 +253,7 @@ class MultimodalLanguageModel(nn.Module):
         if filling is None:
             return inputs
         places = torch.tensor(stream.filled).to(words.device, non_blocking=True)
+        # Out of place, so that the gradient reaches `filling` and nothing else.
         return inputs.index_copy(0, places, filling.to(inputs.dtype))
 
     def _supervised(

@@ -57,6 +57,8 @@ def draw_packing(
 ) -> PackingDraws:
     """Toss the coins of one step; three times as many numbers are drawn whatever the objective."""
     pairs = num_examples // 2
+    # [3, pairs]: one row per use, all drawn whatever is used: another objective leaves the coins of
+    # later steps as they are. One column even without a pair: `coins[:, :1]` must exist.
     coins = torch.rand(3, max(pairs, 1), generator=generator)
     if objective.packing_unit == "batch":
         coins = coins[:, :1].expand(-1, max(pairs, 1))
@@ -111,6 +113,8 @@ class Divisors:
     ) -> Divisors:
         """Those of captions of these lengths, by `objective.token_reduction`."""
         examples, uses = len(lengths), _image_uses(objective, draws)
+        # Eq. 1 and 5: the tokens of a caption are summed, examples averaged. Otherwise the mean
+        # over all supervised tokens (UPSTREAM 1).
         if objective.token_reduction == "examples":
             return cls(examples, (examples,) * len(uses), examples)
         num_start = len(gill.language_model.start_ids)
@@ -176,22 +180,26 @@ def example_losses(
     parts of a batch, with the batch's divisors, the shares are its losses. Raises as
     `training_losses`.
     """
-    _refuse_unfit(gill, objective)
+    _refuse_float16(gill)
+    # What has weight 0 stays this zero, and its pass is not run.
     captioning = image_token = generation = pooled = zero = gill.heads.logit_scale.new_zeros(())
     if objective.captioning_weight:
         captioning = _captioning_sum(gill, batch, objective, draws.captioning) / divisors.captioning
 
     uses = _image_uses(objective, draws)
+    # By packing: uses that are packed alike share a pass.
     passes: dict[tuple[bool, ...], ImageTokens] = {}
     for packed in uses:
         if packed not in passes:
             passes[packed] = _image_pass(gill, batch, objective, packed)
     if objective.image_token_weight:
         sums = {packed: _image_token_sum(gill, tokens) for packed, tokens in passes.items()}
+        # Per use, not pass: a shared pass counts for both, like the released halves (UPSTREAM 4).
         means = [sums[packed] / count for packed, count in zip(uses, divisors.image_token)]
         image_token = torch.stack(means).mean()
     if objective.generation_weight:
         states = passes[tuple(draws.generation)].hidden
+        # A distance is a mean over these examples: by their share of the batch, parts add up.
         distance, share = _DISTANCES[objective.generation_loss], len(batch) / divisors.examples
         generation = share * distance(gill.generation_embedding(states), batch.targets)
         if gill.heads.pooled_projection is not None:
@@ -204,6 +212,7 @@ def example_losses(
     if objective.retrieval_weight:
         queries = gill.text_query(passes[tuple(draws.retrieval)].hidden)
 
+    # Without l_r: it needs the queries of the whole batch, and `with_retrieval` adds it.
     total = (
         objective.captioning_weight * captioning
         + objective.image_token_weight * image_token
@@ -242,6 +251,7 @@ def _image_uses(objective: Objective, draws: PackingDraws) -> list[tuple[bool, .
         uses.append(tuple(draws.retrieval))
     if objective.generation_weight:
         uses.append(tuple(draws.generation))
+    # l_p alone still needs a pass, with the coins of either use.
     if not uses and objective.image_token_weight:
         uses.append(tuple(draws.retrieval))
     return uses
@@ -251,7 +261,7 @@ def _supervises_captions(objective: Objective) -> bool:
     return objective.image_token_targets == "caption_and_image_token"
 
 
-def _refuse_unfit(gill: MultimodalLanguageModel, objective: Objective) -> None:
+def _refuse_float16(gill: MultimodalLanguageModel) -> None:
     if gill.language_model.dtype == torch.float16:
         raise InputError(
             "the language model is in float16, in which gradients underflow: train with bfloat16 "
@@ -264,6 +274,7 @@ def _captioning_sum(
 ) -> Tensor:
     model = gill.language_model
     supervised = gill.caption(batch, pair_rows(len(batch), packed), objective.supervise_start)
+    # Released: the [IMG] rows sit in the denominator here too, so l_c reaches E_img (UPSTREAM 11).
     with_images = objective.captioning_softmax == "words_and_images"
     return cross_entropy_sum(
         supervised.hidden,
@@ -289,6 +300,8 @@ def _image_token_sum(gill: MultimodalLanguageModel, tokens: ImageTokens) -> Tens
     model, images = gill.language_model, gill.heads.image_embeddings
     rows, bias = model.output_rows, model.output_bias
     constant, dependent = tokens.constant, tokens.dependent
+    # [IMG1] is a target, so the r [IMG] rows are in this softmax whatever the objective. Only
+    # positions within second captions need a gradient to their hidden states.
     total = constant_cross_entropy_sum(constant.hidden, constant.targets, rows, bias, images)
     if dependent is not None:
         total = total + cross_entropy_sum(dependent.hidden, dependent.targets, rows, bias, images)

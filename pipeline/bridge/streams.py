@@ -81,13 +81,16 @@ def captioning_stream(
         begin = len(stream.source)
         for i in row:
             stream.fill(k)
+            # The place whose state predicts what comes next: first the last visual token.
             last_read = len(stream.source) - 1
             if i == row[0]:
                 stream.put(start)
                 if supervise_start:
                     stream.predict(start, last_read)
+                # The last start id predicts s_1; where there is none, still the last visual token.
                 last_read = len(stream.source) - 1
             stream.predict(caption[i], last_read)
+            # Within a pair the last token is read: the second example sees the whole first caption.
             stream.put(caption[i] if i != row[-1] else caption[i][:-1])
         stream.lengths.append(len(stream.source) - begin)
     return stream
@@ -129,26 +132,32 @@ def image_streams(
     second caption of a pair (UPSTREAM 5).
     """
     caption = _captions(lengths, num_start)
+    # One past the last word.
     image = num_start + sum(lengths)
+    # Place 0 of the hidden states is the last start id, which is not in this stream.
     own = 1 if num_start else 0
     prefix, suffix = Stream(), Stream()
     for row in rows:
         first, *others = row
         begin = len(prefix.source)
         prefix.put(caption[first])
+        # s_1 is predicted by the last start id; without one, nothing stands before it.
         if supervise_captions and num_start:
             prefix.predict(caption[first][:1], 0)
         if supervise_captions:
+            # s_(t+1) from s_t, and [IMG1] from s_T: none of these states has seen an [IMG] token.
             prefix.predict(caption[first][1:], begin + own)
         prefix.predict([image], len(prefix.source) - 1 + own)
         prefix.lengths.append(len(prefix.source) - begin)
 
+        # A second caption sees the first one's [IMG] tokens: it depends on E_img, so it is here.
         begin = len(suffix.source)
         suffix.fill(r)
         for i in others:
             last_image = len(suffix.source) - 1
             suffix.put(caption[i])
             if supervise_second and supervise_captions:
+                # s'_1 from the first caption's [IMGr], then as before; [IMG1] from s'_T'.
                 suffix.predict([*caption[i], image], last_image)
             elif supervise_second:
                 suffix.predict([image], len(suffix.source) - 1)

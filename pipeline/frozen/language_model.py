@@ -142,6 +142,8 @@ class LanguageModel:
     def read_start(self) -> Start | None:
         """The start ids, read once and for all; None where there are none."""
         if self._start is None and self.start_ids:
+            # Kept beyond this call: what is made in inference mode could not go into a later
+            # training pass.
             with torch.inference_mode(False), torch.no_grad():
                 packing = Packing.of([len(self.start_ids)], self.device, record=True)
                 hidden = self.hidden_states(self.embed(torch.tensor(self.start_ids)), packing)
@@ -152,6 +154,7 @@ class LanguageModel:
     @torch.no_grad()
     def _prove_packing(self, name: str) -> None:
         """Switch to packed attention, and compare logits before and after on two short texts."""
+        # On the meta device there are no numbers to compare.
         if self.device.type == "meta":
             self.model.set_attn_implementation(ATTENTION)
             return
@@ -161,11 +164,15 @@ class LanguageModel:
             own = torch.cat([self.model(input_ids=text[None]).logits[0] for text in (long, short)])
             own = own[:, : self.num_rows]
             self.model.set_attn_implementation(ATTENTION)
+            # Texts of 5 and 3 tokens, each read in two packed passes as training reads them: the
+            # first 2 and 1 tokens recorded, the other 3 and 2 after them. Both passes are ragged.
             begin = Packing.of([2, 1], self.device, record=True)
             head = self.hidden_states(self.embed(torch.cat([long[:2], short[:1]])), begin)
             rest = Packing.of([3, 2], self.device, prefix=begin.recorded)
             tail = self.hidden_states(self.embed(torch.cat([long[2:], short[1:]])), rest)
+            # Back in reading order: 2 + 3 tokens of the long text, 1 + 2 of the short one.
             ours = self.logits(torch.cat([head[:2], tail[:3], head[2:], tail[3:]]))
+            # Decoding calls the model without a packing: that way has to be unchanged too.
             plain = self.model(input_ids=long[None]).logits[0, :, : self.num_rows]
         except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as problem:
             raise BackboneError(
@@ -175,6 +182,7 @@ class LanguageModel:
         error = float(((ours - own).abs().max() / scale).float())
         error = max(error, float(((plain - own[:5]).abs().max() / scale).float()))
         allowed = 1e-3 if torch.finfo(self.dtype).bits >= 32 else 5e-2
+        # This way round, NaN is refused as well.
         if not error <= allowed:
             raise BackboneError(
                 f"{name} cannot serve as the language model: packed, its logits differ from its "
@@ -188,8 +196,6 @@ def load_language_model(
     path_or_id: str | Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    revision: str | None = None,
-    local_files_only: bool = False,
     quantization: Quantization = "none",
 ) -> LanguageModel:
     """Load a frozen causal language model and its tokenizer.
@@ -197,7 +203,6 @@ def load_language_model(
     Args:
         path_or_id: a directory in transformers' format, or a hub id.
         dtype: always applied; a checkpoint's own dtype (OPT's float16) is never kept unasked.
-        local_files_only: never ask the hub; implied by a directory.
         quantization: how linear weights are kept on `device` (`pipeline.frozen.quantization`); main
             memory holds the whole model in `dtype` while it is loaded.
 
@@ -205,10 +210,7 @@ def load_language_model(
         BackboneError: the model cannot serve, or the quantisation's extra is missing; the message
             says why.
     """
-    source = {
-        "revision": revision,
-        "local_files_only": local_files_only or Path(path_or_id).is_dir(),
-    }
+    source = {"local_files_only": Path(path_or_id).is_dir()}
     if quantization != "none":
         require_quantization(quantization)
     config, tokenizer = _read_description(path_or_id, source)
@@ -240,8 +242,11 @@ def check_language_model(path_or_id: str | Path) -> None:
     text.num_hidden_layers = min(layers, text.num_hidden_layers)
     if kinds:
         text.layer_types = kinds[: text.num_hidden_layers]
+    # No token need be in the smaller table: the proof takes ids of its own. A padding id beyond its
+    # end would be refused.
     text.vocab_size = min(text.vocab_size, _PROOF_ROWS)
     text.pad_token_id = None
+    # The random weights of a check must not move anybody's seed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

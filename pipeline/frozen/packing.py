@@ -38,6 +38,7 @@ class Prefix:
         """One sequence as the prefix of `count`."""
 
         def expanded(states: dict[int, Tensor]) -> dict[int, Tensor]:
+            # Views: `count` sequences share one copy.
             return {layer: x.expand(count, -1, -1, -1) for layer, x in states.items()}
 
         return Prefix(self.lengths * count, expanded(self.keys), expanded(self.values))
@@ -73,20 +74,28 @@ class Packing:
         """
         lengths = list(lengths)
         before = [0] * len(lengths) if prefix is None else prefix.lengths
+        # The padding of a short prefix would lie between it and its own tokens, where one length
+        # per sequence cannot hide it.
         if record and min(before) < max(before):
             raise InputError(f"cannot record after prefixes of different lengths: {before}")
         longest = max(lengths)
         counts = torch.tensor(lengths)
+        # [B, T]: as many places in each row as the longest sequence has; `inside`: with a token.
         grid = torch.arange(longest).expand(len(lengths), longest)
         inside = grid < counts[:, None]
         ragged = min(lengths) < longest
         slots = inside.flatten().nonzero()[:, 0] if ragged else None
+        # Without a prefix plain causality is enough: padding is at the end, where no token looks.
         positions, mask = grid, None
         if prefix is not None:
             starts = torch.tensor(before)[:, None]
             positions = grid + starts
+            # Columns are the padded prefix, P of them, then the T own tokens, as `packed_attention`
+            # joins their keys. The causal part is not cut at a sequence's end: a query that sees
+            # nothing is NaN.
             past = torch.arange(max(before)) < starts
             causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+            # [B, T, P] and [B, T, T] -> [B, 1, T, K], the same for all heads.
             mask = torch.cat(
                 [
                     past[:, None, :].expand(-1, longest, -1),
@@ -115,9 +124,11 @@ class Packing:
         """Who sees whom where a token sees only the `window` last ones, itself included."""
         longest = max(self.lengths)
         before = torch.tensor(self.prefix.lengths if self.prefix else [0] * len(self.lengths))
+        # Positions of queries [B, T] and keys [B, K]; every prefix begins at 0.
         queries = before[:, None] + torch.arange(longest)
         past = torch.arange(int(before.max())).expand(len(before), -1)
         keys = torch.cat([past, queries], dim=1)
+        # [B, T, K] -> [B, 1, T, K].
         near = (queries[:, :, None] - keys[:, None, :] < window)[:, None].to(device)
         if self.mask is not None:
             return self.mask & near
@@ -126,6 +137,7 @@ class Packing:
     def unpack(self, states: Float[Tensor, "1 H S h"]) -> Float[Tensor, "B H T h"]:
         """Lay packed states out per sequence; places past a sequence's end are zero."""
         num_sequences, longest = len(self.lengths), max(self.lengths)
+        # [1, H, S, h] -> [S, H, h] -> [B * T, H, h] -> [B, H, T, h].
         rows = states[0].transpose(0, 1)
         if self.slots is not None:
             grid = rows.new_zeros(num_sequences * longest, *rows.shape[1:])
@@ -134,6 +146,7 @@ class Packing:
 
     def pack(self, states: Float[Tensor, "B H T h"]) -> Float[Tensor, "1 S H h"]:
         """The inverse of `unpack`, in the order of axes that transformers expects back."""
+        # [B, H, T, h] -> [B * T, H, h] -> [S, H, h]: what padding computed is dropped here.
         rows = states.transpose(1, 2).flatten(0, 1)
         return (rows if self.slots is None else rows.index_select(0, self.slots))[None]
 
@@ -161,12 +174,15 @@ def packed_attention(
     if window is not None and packing.longest > window:
         mask = packing.mask_within(window, query.device)
     q, k, v = packing.unpack(query), packing.unpack(key), packing.unpack(value)
+    # Rotary positions were applied before: the prefix's keys are joined as they are.
     layer: Any = module.layer_idx
     if packing.prefix is not None:
         k = torch.cat([packing.prefix.keys[layer], k], dim=2)
         v = torch.cat([packing.prefix.values[layer], v], dim=2)
+    # With their padding, which `past` will hide from the pass that follows.
     if packing.recorded is not None:
         packing.recorded.keys[layer], packing.recorded.values[layer] = k, v
+    # Grouped queries: several heads share a key. Recorded above is one key a group, not a head.
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -177,4 +193,5 @@ def packed_attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
+# Calls without a packing (decoding with a cache) get the mask that sdpa would get.
 ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

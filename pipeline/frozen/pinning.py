@@ -10,15 +10,17 @@ from typing import Literal
 
 import torch
 
+from gill_files import hash_of
 from pipeline.frozen.backbones import Backbone, BackboneError, Backbones, Dtype, Quantization, Role
 
 # What decides a model's numbers; documentation, images and duplicate formats do not.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
-_MODEL_FILE = {
+MODEL_FILE = {
     "language_model": "config.json",
     "visual_encoder": "open_clip_config.json",
     "image_generator": "model_index.json",
 }
+"""What a directory of each role holds for certain."""
 
 
 def resolve_backbone(
@@ -39,7 +41,7 @@ def resolve_backbone(
     Raises BackboneError naming the missing file or the missing permission.
     """
     folder, commit = find_backbone(role, source, revision=revision, allow_download=allow_download)
-    marker = folder / _MODEL_FILE[role]
+    marker = folder / MODEL_FILE[role]
     if not marker.is_file():
         raise BackboneError(f"{role} {source}: {marker.name} is missing in {folder}")
     path = f"local-dir:{folder}" if role == "visual_encoder" else str(folder)
@@ -86,9 +88,8 @@ def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
     """SHA-256 over relative names and contents, in name order."""
     total = hashlib.sha256()
     for file in sorted(files):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.relative_to(folder).as_posix()} {digest}\n".encode())
+        # Names relative to the folder: a model that is moved keeps its fingerprint.
+        total.update(f"{file.relative_to(folder).as_posix()} {hash_of(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -111,6 +112,7 @@ def _model_files(role: Role, folder: Path) -> list[Path]:
     weights = [f for f in files if f.suffix in (".safetensors", ".bin")]
     if not weights:
         raise BackboneError(f"{role}: no weights (*.safetensors or *.bin) in {folder}")
+    # Where both lie, the loaders read safetensors alone.
     if any(f.suffix == ".safetensors" for f in weights):
         files = [f for f in files if f.suffix != ".bin"]
     return files
@@ -142,6 +144,7 @@ def _from_hub(
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise BackboneError(f"{source}: the hub refused: {error}") from error
+    # The hub's cache names a snapshot's folder by its commit.
     return Path(folder), Path(folder).name
 
 
@@ -179,16 +182,18 @@ def _repository_of_tag(source: str) -> str:
 
 
 def _language_model_widths(folder: Path) -> dict[str, int]:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     hidden = config.get("hidden_size") or config.get("n_embd")
     if hidden is None:
         raise BackboneError(f"{folder}/config.json names no hidden_size")
+    # OPT-350m: its rows are narrower than its hidden states, and e is the width of the rows.
     return {"e": config.get("word_embed_proj_dim", hidden), "vocabulary": config["vocab_size"]}
 
 
 def _visual_encoder_widths(folder: Path) -> dict[str, int]:
-    config = _read_json(folder / "open_clip_config.json")
+    config = read_json(folder / "open_clip_config.json")
     vision = config.get("model_cfg", config).get("vision_cfg", {})
+    # A plain ViT pools at its layers' width. Others are built without weights and tried.
     plain = isinstance(vision.get("layers"), int) and not vision.get("attentional_pool")
     if plain and "width" in vision and not vision.get("timm_model_name"):
         return {"d": vision["width"]}
@@ -198,7 +203,7 @@ def _visual_encoder_widths(folder: Path) -> dict[str, int]:
 
 
 def _image_generator_widths(folder: Path) -> dict[str, int]:
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     absent = [n for n in ("unet", "vae", "text_encoder", "tokenizer") if not any(index.get(n, []))]
     if absent:
         raise BackboneError(
@@ -206,30 +211,28 @@ def _image_generator_widths(folder: Path) -> dict[str, int]:
             "Stable Diffusion 1.x, 2.x, XL and what is built like them can serve"
         )
     encoders = [n for n in ("text_encoder", "text_encoder_2") if any(index.get(n, []))]
-    configs = [_read_json(folder / name / "config.json") for name in encoders]
-    tokenizer = _read_json(folder / "tokenizer" / "tokenizer_config.json")
-    unet = _read_json(folder / "unet" / "config.json")
+    configs = [read_json(folder / name / "config.json") for name in encoders]
+    tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
+    unet = read_json(folder / "unet" / "config.json")
+    vae = read_json(folder / "vae" / "config.json")
+    size = unet["sample_size"]
+    side = size if isinstance(size, int) else size[0]
     widths = {
         "L": tokenizer["model_max_length"],
+        # XL joins the vectors of its two encoders, position by position.
         "text_width": sum(config["hidden_size"] for config in configs),
         "cross_attention_width": unet["cross_attention_dim"],
-        "picture_size": _side(unet["sample_size"]) * _vae_scale(folder),
+        # Each level but the last halves the side: latents of 64 are pictures of 512.
+        "picture_size": side * 2 ** (len(vae["block_out_channels"]) - 1),
     }
+    # XL's pooled vector is the second encoder's, projected.
     if len(configs) == 2:
         widths["pooled_width"] = configs[1]["projection_dim"]
     return widths
 
 
-def _side(size: int | list[int]) -> int:
-    return size if isinstance(size, int) else size[0]
-
-
-def _vae_scale(folder: Path) -> int:
-    vae = _read_json(folder / "vae" / "config.json")
-    return 2 ** (len(vae["block_out_channels"]) - 1)
-
-
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A configuration; raises BackboneError where it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -36,6 +36,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> None:
         super().__init__()
+        # [out], one scale per output row; a row of zeros must not divide by zero.
         largest = weight.abs().amax(dim=1).float().clamp(min=torch.finfo(torch.float32).tiny)
         steps = weight.float() / (largest / _LARGEST)[:, None]
         self.in_features, self.out_features = weight.shape[1], weight.shape[0]
@@ -66,6 +67,7 @@ class _Int8Product(torch.autograd.Function):
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
+        # dL/dx = (dL/dy * scale) W / 128, that is [*, out] @ [out, in]; the scale is per output.
         gradient = gradient * scale.to(gradient.dtype)
         return gradient @ weight.to(gradient.dtype).div_(128), None, None
 
@@ -120,6 +122,7 @@ def quantize(model: Any, kind: Literal["int8", "nf4"], device: torch.device | st
     """
     require_quantization(kind)
     head = model.get_output_embeddings()
+    # Listed before any is replaced: the walk would meet the new layers.
     found = [
         (parent, name, layer)
         for parent in model.modules()
@@ -136,12 +139,14 @@ def quantize(model: Any, kind: Literal["int8", "nf4"], device: torch.device | st
         # GPT-2 keeps its weights the other way round.
         weight = weight.T if isinstance(layer, Conv1D) else weight
         setattr(parent, name, _LAYERS[kind](weight, bias))
+        # `found` still holds the layer: without this all old weights would stay until the end.
         del layer.weight, layer.bias
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, a tensor that is used twice counted once."""
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    # NF4's own scales are in its state, not in buffers; doubly quantised, the scales have scales.
     states = [m.state for m in model.modules() if isinstance(m, NF4Linear)]
     inner = [s.absmax for s in states] + [s.state2.absmax for s in states if s.state2 is not None]
     return sum(t.numel() * t.element_size() for t in [*tensors.values(), *inner])

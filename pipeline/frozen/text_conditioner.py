@@ -39,6 +39,7 @@ class TextConditioner:
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )
+        # XL gives embedding, negative, pooled, negative pooled; the others the first two.
         return Conditioning(result[0], result[2] if len(result) == 4 else None)
 
     @torch.no_grad()
@@ -68,9 +69,7 @@ def load_text_conditioner(
     Raises BackboneError when a file is missing or the pipeline has no `encode_prompt`.
     """
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source, unet=None, vae=None, dtype=dtype, **_absent(source)
-        ).to(device)
+        pipeline = load_parts(source, dtype, without=("unet", "vae")).to(device)
     except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(f"cannot load the text side of {source}: {error}") from error
     if not hasattr(pipeline, "encode_prompt"):
@@ -78,8 +77,10 @@ def load_text_conditioner(
     return TextConditioner(pipeline)
 
 
-def _absent(source: str) -> dict[str, None]:
-    """Components that text encoding never needs, where the pipeline declares them."""
+def load_parts(source: str, dtype: torch.dtype, without: Sequence[str]) -> Any:
+    """A diffusers pipeline without some of its components, and without those that nobody needs."""
     declared = DiffusionPipeline.load_config(source)
-    optional = ("safety_checker", "feature_extractor", "image_encoder")
-    return {name: None for name in optional if name in declared}
+    unused = (*without, "safety_checker", "feature_extractor", "image_encoder")
+    # Named None, a part is neither looked for nor loaded.
+    absent = {name: None for name in unused if name in declared}
+    return DiffusionPipeline.from_pretrained(source, dtype=dtype, **absent)

@@ -39,6 +39,8 @@ class VisualEncoder:
         self._tokenizer = tokenizer
         visual = cast(Any, model).visual
         if isinstance(getattr(visual, "proj", None), nn.Parameter):
+            # open_clip's transformer returns the pooled vector as it is when it has no projection;
+            # the matrix is kept for CLIP similarity.
             self._projection: Tensor | None = visual.proj.detach()
             visual.proj = None
             self._trunk, self._head = visual, nn.Identity()
@@ -54,6 +56,7 @@ class VisualEncoder:
         reference = next(model.parameters())
         self.dtype, self.device = reference.dtype, reference.device
         with torch.no_grad():
+            # The width d as it comes out, whatever the configuration calls it.
             blank = torch.zeros(1, 3, *self.image_size, dtype=self.dtype, device=self.device)
             self.width = int(self.pooled(blank).shape[-1])
 
@@ -69,6 +72,7 @@ class VisualEncoder:
     def pooled(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B d"]:
         """v_phi(x): the pooled vector before the projection, in the encoder's dtype."""
         vectors = self._trunk(pixels.to(self.device, self.dtype))
+        # Some towers give (pooled, patch tokens).
         return vectors[0] if isinstance(vectors, tuple) else vectors
 
     @torch.no_grad()

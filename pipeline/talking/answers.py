@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from gill_errors import InputError
+from gill_records import Record
 from pipeline.settings import GenerationSettings
 from pipeline.talking.decoding import DecodingSettings, EndReason
 
@@ -30,10 +31,8 @@ class ContextLengthError(ConversationError):
     """A turn that the language model's positions cannot hold."""
 
 
-class ReplySettings(BaseModel):
+class ReplySettings(Record):
     """How one turn is answered."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     want: Want = Field(
         "auto",

@@ -84,6 +84,7 @@ def fit_decision(
     }
     scores = np.stack(list(out_of_fold.values()), 1)
     quality = dict(zip(out_of_fold, f1_scores(generate[train], scores > 0)["macro_f1"].tolist()))
+    # Of equals the first, which is the strongest penalty (the smallest C).
     strength = max(quality, key=lambda c: quality[c])
     slope, offset = _calibration(out_of_fold[strength], generate[train])
     calibrated = 1 / (1 + np.exp(-(slope * out_of_fold[strength] + offset)))
@@ -161,6 +162,7 @@ def human_performance(votes: Sequence[Sequence[str]]) -> dict[str, float]:
             if annotator >= len(row) or row[annotator] == "same":
                 continue
             others = [*row[:annotator], *row[annotator + 1 :]]
+            # A tie among the others is no truth to be compared with.
             lead = others.count("gen") - others.count("ret")
             if lead:
                 truth.append(lead > 0)
@@ -221,6 +223,7 @@ def _calibration(
     Not by CalibratedClassifierCV: it keeps the two numbers, which are all that is deployed, in
     private classes, and fits every fold once more.
     """
+    # As good as no penalty: Platt's two numbers are those of the highest likelihood.
     fitted = LogisticRegression(C=1e6).fit(scores[:, None], generate)
     slope, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     if slope > 0:
@@ -255,6 +258,7 @@ def _table_6(
     truth, prior = generate[held_out], float(generate[~held_out].mean())
     # "Whenever the maximum cosine similarity is above a threshold, we return ret" (appendix C).
     far = similarity[:, None] <= _THRESHOLDS  # [N, thresholds]
+    # Chosen on the training rows, like everything else.
     heuristic = int(np.argmax(f1_scores(generate[~held_out], far[~held_out])["macro_f1"]))
     constant = f1_scores(truth, np.tile([False, True], (len(truth), 1)))
     metrics: Metrics = {
@@ -283,6 +287,7 @@ def _table_6(
 
 def _random_answers(truth: Bool[np.ndarray, " T"], prior: float, seed: int) -> dict[str, float]:
     """Scores of answers drawn at the training frequency, and what 90% of the draws lie between."""
+    # [draws, T]: True is "gen".
     draws = np.random.default_rng(seed).random((_DRAWS, len(truth))) < prior
     scores = f1_scores(truth, draws.T)
     low, high = np.quantile(scores["macro_f1"], [0.05, 0.95])

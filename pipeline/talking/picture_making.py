@@ -41,12 +41,14 @@ def make_pictures(
 
     (picture, PictureProgress) as it is being made; (picture, None) when it is ready.
     """
+    # Pictures of one batch share steps, guidance and what is led away from; seeds are their own.
     alike: dict[tuple[GenerationSettings, str], list[PendingPicture]] = {}
     for picture in pictures:
         alike.setdefault((picture.generation, picture.negative_prompt), []).append(picture)
     for group in alike.values():
         jobs = [(picture, seed) for picture in group for seed in picture.seeds]
         size = group[0].generation.batch_size
+        # Asked before every batch: whoever has left meanwhile is not drawn for.
         while jobs := [job for job in jobs if not job[0].is_cancelled()]:
             batch, jobs = jobs[:size], jobs[size:]
             yield from _make_batch(speaker, batch)
@@ -141,13 +143,17 @@ def _steps_of(
             raise _AbandonedError
         steps.put((done, total, previews))
 
+    # The sampler calls back from within its loop. In a thread, with a queue between, its steps can
+    # be waited for like any iterator's.
     with ThreadPoolExecutor(1, "pictures") as pool:
         future = pool.submit(work, on_step)
+        # Also after an error, which `result` raises below.
         future.add_done_callback(lambda _: steps.put(None))
         try:
             while (step := steps.get()) is not None:
                 yield step
         finally:
+            # Leaving the `with` waits for the thread, which finds this at its next step.
             closed.set()
         try:
             return future.result()

@@ -17,9 +17,10 @@ import time
 from collections.abc import Iterator
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gill_errors import InputError
+from gill_records import Record
 
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = 3
@@ -29,10 +30,8 @@ class RemotePictureError(InputError):
     """A picture was not fetched: its address, and why."""
 
 
-class RemotePictureSettings(BaseModel):
+class RemotePictureSettings(Record):
     """What may be fetched. With no allowed host, nothing is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     allowed_hosts: tuple[str, ...] = Field(
         default=(),

@@ -13,8 +13,8 @@ the inner product is the cosine. `flat` is exact; the other kinds trade recall f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Float32, Int64
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gill_errors import InputError
@@ -37,44 +36,37 @@ class RetrievalError(InputError):
     """An index or a query cannot be used: what is wrong, where, and what to do."""
 
 
-class IndexPart(BaseModel):
-    """One batch of pictures in an index: the first build or a later extension."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    heads: str = Field(description="fingerprint of the heads that gave W_i2t")
-    features: str = Field(description="fingerprint of the feature cache that gave v_phi")
-    rows: int = Field(ge=0, description="number of pictures")
-
-
 @dataclass(frozen=True, slots=True)
 class Retrieved:
     """One retrieved picture.
 
     `score` is its cosine similarity with the query; `image` (path, `shard.tar#member` or URL) and
-    `caption` are None where the index was built without a candidate table; `collection` is the name
-    under which `search_together` was given the index.
+    `caption` are None where the index was built without a candidate table.
     """
 
     row: int
     score: float
     image: str | None = None
     caption: str | None = None
-    collection: str = ""
 
 
 class RetrievalIndex:
-    """Candidate vectors with their rows, and where given, their pictures and captions."""
+    """Candidate vectors with their rows, and where given, their pictures and captions.
+
+    `heads` and `features` are the fingerprints of the heads that gave W_i2t, and of the feature
+    cache that gave v_phi.
+    """
 
     def __init__(
         self,
         vectors: Any,
         rows: Int64[np.ndarray, " N"],
         settings: IndexSettings,
-        parts: tuple[IndexPart, ...],
+        heads: str,
+        features: str,
         candidates: pa.Table | None,
     ):
-        self.settings, self.parts = settings, parts
+        self.settings, self.heads, self.features = settings, heads, features
         self.rows = rows
         self.candidates = candidates
         self.vectors = vectors
@@ -89,45 +81,6 @@ class RetrievalIndex:
         """p, the width of the vectors."""
         return int(self.vectors.d)
 
-    @property
-    def heads(self) -> str:
-        """The fingerprint of the heads that all vectors come from."""
-        return self.parts[0].heads
-
-    def extend(
-        self,
-        blocks: Iterable[Block],
-        *,
-        heads: str,
-        features: str,
-        candidates: pa.Table | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
-        """Add pictures to this index, in memory; `save_index` makes it permanent.
-
-        `blocks` and `candidates` are as for `build_index`. The new part is recorded with its
-        fingerprints. Inverted lists stay where the first build placed them: after an extension by
-        pictures of another kind, build anew.
-
-        RetrievalError when the heads differ, a row is already in the index or repeated, a vector is
-        not finite or not of norm 1, or the candidate table does not fit. After an error drop this
-        object and load the saved index again; nothing on disk has changed.
-        """
-        if self.on_gpu:
-            raise RetrievalError("this index is on a GPU: load it again and extend that copy")
-        if heads != self.heads:
-            raise RetrievalError(
-                f"the index holds vectors of the heads {self.heads}, the new ones are of {heads}: "
-                "their scores cannot be compared; embed with the same heads or build a new index"
-            )
-        if (candidates is None) != (self.candidates is None):
-            raise RetrievalError("either all parts of an index have a candidate table or none has")
-        added = _add(self.vectors, blocks, self.rows, progress)
-        if candidates is not None:
-            self.candidates = pa.concat_tables([self.candidates, _in_order(candidates, added)])
-        self.rows = np.concatenate([self.rows, added])
-        self.parts = (*self.parts, IndexPart(heads=heads, features=features, rows=len(added)))
-
     def nearest(
         self, queries: Float[Tensor, "Q p"], n: int, exclude: Collection[int] = ()
     ) -> tuple[Int64[Tensor, "Q n"], Float32[Tensor, "Q n"]]:
@@ -140,6 +93,7 @@ class RetrievalIndex:
         RetrievalError when a query is not finite, not of norm 1 or not p wide, or n < 1.
         """
         positions, scores = self._nearest(queries, n, exclude)
+        # Position -1 reads the last row here, and is replaced.
         rows = np.where(positions >= 0, self.rows[positions], -1)
         return torch.from_numpy(rows), torch.from_numpy(scores)
 
@@ -175,7 +129,9 @@ class RetrievalIndex:
                 "use flat, or ivf-sq8 with rerank 0"
             )
         moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self.vectors)
-        copy = RetrievalIndex(moved, self.rows, self.settings, self.parts, self.candidates)
+        copy = RetrievalIndex(
+            moved, self.rows, self.settings, self.heads, self.features, self.candidates
+        )
         copy.on_gpu = True
         return copy
 
@@ -191,12 +147,14 @@ class RetrievalIndex:
             scores, positions = self.vectors.search(wanted, fetched)
         if fetched == n and not len(excluded) and positions.min() >= 0:
             return positions, scores  # nothing to leave out: most queries, and worth 0.1 ms
+        # faiss fills up with -1 where the lists it looked through held too few.
         lost = (positions < 0) | np.isin(self.rows[positions], excluded)
         # A stable sort on "left out" moves the others forward and keeps their order.
         order = np.argsort(lost, axis=1, kind="stable")[:, :n]
         lost = np.take_along_axis(lost, order, 1)
         positions = np.where(lost, -1, np.take_along_axis(positions, order, 1))
         scores = np.where(lost, -np.inf, np.take_along_axis(scores, order, 1)).astype(np.float32)
+        # Fewer columns than n where there are fewer candidates than n.
         missing = ((0, 0), (0, n - positions.shape[1]))
         positions = np.pad(positions, missing, constant_values=-1)
         return positions, np.pad(scores, missing, constant_values=-np.inf)
@@ -229,6 +187,7 @@ def build_index(
     RetrievalError when there is no vector, a vector is not finite or not of norm 1, a row repeats,
     or the candidate table lacks a row or a column.
     """
+    # Lists are placed before anything is added, by a sample of all; the other kinds need none.
     if settings.kind.startswith("ivf"):
         if iter(blocks) is blocks:
             raise RetrievalError(
@@ -238,36 +197,9 @@ def build_index(
     else:
         width, blocks = _peek_width(blocks)
         vectors = _empty(settings, width)
-    rows = _add(vectors, blocks, np.empty(0, np.int64), progress)
+    rows = _add(vectors, blocks, progress)
     table = None if candidates is None else _in_order(candidates, rows)
-    part = IndexPart(heads=heads, features=features, rows=len(rows))
-    return RetrievalIndex(vectors, rows, settings, (part,), table)
-
-
-def search_together(
-    indexes: Mapping[str, RetrievalIndex],
-    queries: Float[Tensor, "Q p"],
-    n: int,
-    exclude: Mapping[str, Collection[int]] | None = None,
-) -> list[list[Retrieved]]:
-    """The n best of several collections per query, each naming its collection.
-
-    `exclude` maps a collection to the rows of it that must not come back. RetrievalError when the
-    collections were embedded by different heads, whose scores cannot be compared.
-    """
-    heads = {name: index.heads for name, index in indexes.items()}
-    if len(set(heads.values())) != 1:
-        raise RetrievalError(f"collections can be searched together only with one heads: {heads}")
-    seen = exclude or {}
-    answers = [
-        [[replace(hit, collection=name) for hit in hits] for hits in found]
-        for name, index in indexes.items()
-        for found in [index.search(queries, n, seen.get(name, ()))]
-    ]
-    return [
-        sorted((hit for hits in per_query for hit in hits), key=lambda hit: -hit.score)[:n]
-        for per_query in zip(*answers)
-    ]
+    return RetrievalIndex(vectors, rows, settings, heads, features, table)
 
 
 def set_search_threads(number: int) -> None:
@@ -299,11 +231,13 @@ def _empty(settings: IndexSettings, width: int) -> Any:
 def _trained_lists(blocks: Iterable[Block], settings: IndexSettings) -> Any:
     sample, total = _random_sample(blocks, settings.ivf_training_vectors, settings.seed)
     width = sample.shape[1]
+    # faiss's rule of thumb: 4 to 16 times the root of the number of vectors.
     lists = settings.ivf_lists or round(4 * total**0.5)
     lists = max(1, min(lists, len(sample) // 39))  # faiss asks for 39 vectors to place one list
     if settings.kind == "ivf-sq8":
         codes = "SQ8"
     elif width % (2 * settings.pq_bytes) == 0:
+        # 4 bits a code, so two codes a byte, each for an equal part of the vector.
         codes = f"PQ{2 * settings.pq_bytes}x4fs"
     else:
         raise RetrievalError(
@@ -337,7 +271,9 @@ def _random_sample(
         block = _checked(vectors, "vector", width, offset=total)
         total, width = total + len(block), block.shape[1]
         kept.append(block)
+        # One key per vector in the order of the stream: how it is cut into blocks changes nothing.
         keys = np.concatenate([keys, random.random(len(block))])
+        # At twice the size, so that memory is bounded and pruning seldom.
         if len(keys) > 2 * size:
             kept, keys = _smallest(kept, keys, size)
     if total == 0:
@@ -351,6 +287,7 @@ def _smallest(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     vectors = np.concatenate(kept)
     if len(keys) > size:
+        # Back in the order of the stream, which `argpartition` does not keep.
         chosen = np.sort(np.argpartition(keys, size)[:size])
         vectors, keys = vectors[chosen], keys[chosen]
     return [vectors], keys
@@ -370,12 +307,9 @@ def _peek_width(blocks: Iterable[Block]) -> tuple[int, Iterator[Block]]:
 
 
 def _add(
-    vectors: Any,
-    blocks: Iterable[Block],
-    present: Int64[np.ndarray, " N"],
-    progress: Callable[[int], None] | None,
-) -> Int64[np.ndarray, " added"]:
-    """Add all blocks to `vectors`; the rows added, in order."""
+    vectors: Any, blocks: Iterable[Block], progress: Callable[[int], None] | None
+) -> Int64[np.ndarray, " N"]:
+    """Add all blocks to `vectors`; their rows, in order."""
     added: list[np.ndarray] = []
     number = 0
     for rows, block in blocks:
@@ -391,15 +325,15 @@ def _add(
         number += len(unit)
         if progress is not None:
             progress(number)
-    fresh = np.concatenate(added) if added else np.empty(0, np.int64)
-    values, counts = np.unique(np.concatenate([present, fresh]), return_counts=True)
+    indexed = np.concatenate(added) if added else np.empty(0, np.int64)
+    values, counts = np.unique(indexed, return_counts=True)
     if (counts > 1).any():
         repeated = values[counts > 1]
         raise RetrievalError(
             f"{len(repeated)} rows are in the index twice, the first is {repeated[0]}: give every "
-            "picture one row, and extend an index by new rows only"
+            "picture one row"
         )
-    return fresh
+    return indexed
 
 
 def _checked(
@@ -410,6 +344,7 @@ def _checked(
         raise RetrievalError(f"{what} of shape {tuple(vectors.shape)}, expected [number, {width}]")
     unit = vectors.detach().to("cpu", torch.float32).contiguous().numpy()
     norms = np.sqrt(np.einsum("bp,bp->b", unit, unit))
+    # This way round, NaN is bad as well.
     bad = ~(np.abs(norms - 1) <= _NORM_TOLERANCE)
     if bad.any():
         first = int(bad.argmax())
@@ -427,6 +362,7 @@ def _in_order(candidates: pa.Table, rows: Int64[np.ndarray, " n"]) -> pa.Table:
         raise RetrievalError(f"the candidate table lacks the columns {sorted(missing)}")
     known = candidates["row"].to_numpy()
     order = np.argsort(known, kind="stable")
+    # The first line of each row, where it has several; past the end for a row above all known ones.
     place = np.searchsorted(known[order], rows)
     found = place < len(known)
     found[found] = known[order[place[found]]] == rows[found]

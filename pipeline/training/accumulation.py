@@ -57,12 +57,15 @@ def backpropagate(
     size = len(batch) if micro_batch_size is None else micro_batch_size
     if size < len(batch) and size % 2:
         raise InputError(f"micro_batch_size is {size}: an odd one would cut packed pairs in two")
+    # Of the whole batch, before it is cut: parts divided by their own counts would not add up.
     divisors = _shared(Divisors.of(gill, batch.lengths, objective, draws), objective)
     if size >= len(batch):
+        # All in one part: the texts need be read only once.
         losses = training_losses(gill, batch, objective, draws, divisors)
         losses.total.backward()
         return _detached(losses)
 
+    # `size` is even, so a part begins at the first of a pair.
     bounds = [(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
     parts = [(take_examples(batch, *bound), draws.part(*bound)) for bound in bounds]
     terms = None
@@ -70,6 +73,7 @@ def backpropagate(
     if objective.retrieval_weight:
         with torch.no_grad():
             queries = [retrieval_queries(gill, part, objective, own) for part, own in parts]
+        # grad [B, p]: what each query's vector has to know of all other examples.
         *terms, grad = _retrieval(gill, batch, objective, torch.cat(queries))
         grads = [grad[slice(*bound)] for bound in bounds]
     shares = [
@@ -90,6 +94,7 @@ def _retrieval(
 
     Gradients of keys and temperature, which need no language model, go to their parameters.
     """
+    # A leaf: this backward pass ends here, and the language model is not run again for it.
     queries.requires_grad_()
     terms = contrastive_losses(gill, objective, queries, gill.image_key(batch.pooled))
     (objective.retrieval_weight * (terms[0] + terms[1])).backward()
@@ -108,6 +113,7 @@ def _backpropagate_part(
     losses, queries = example_losses(gill, part, objective, draws, divisors)
     total = losses.total
     if queries is not None and grad is not None:
+        # Its gradient is that of l_r through these queries; its value means nothing.
         total = total + (queries * grad).sum()
     total.backward()
     return _detached(losses)

@@ -91,6 +91,7 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     if not is_distributed():
         return
     grads = [p.grad for p in parameters if p.grad is not None]
+    # The same tensors in the same order everywhere: which have a gradient is the objective's doing.
     flat = mean_over_processes(torch.cat([grad.flatten() for grad in grads]))
     for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
         grad.copy_(part.view_as(grad))
@@ -107,11 +108,14 @@ def _store_of_this_attempt() -> tuple[dist.Store, int, int]:
     if own != 0:
         number = uuid.uuid4().hex
         store.set(f"asking/{own}", number)
+        # Waits for the answer to its own question.
         attempt = store.get(f"answer/{number}").decode()
         store.set(f"{attempt}/{own}", "")
         return dist.PrefixStore(attempt, store), own, size
     attempt, missing = uuid.uuid4().hex, list(range(1, size))
     deadline = time.monotonic() + JOINING_SECONDS
+    # A process is there once it has written under the attempt's name: that it asked proves nothing,
+    # since the question may be a dead one's.
     while missing:
         for other in missing:
             if store.check([f"asking/{other}"]):

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from gill_errors import GillError, InputError
-from pipeline.bridge.batch import CaptionBatch, take_examples
+from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.checkpoint import (
     BEST,
     LAST,
@@ -32,13 +32,13 @@ from pipeline.bridge.checkpoint import (
     CheckpointRecord,
     CurvePoint,
     TrainingState,
-    differences,
     load_state,
     optimizer_tensors,
     put_optimizer_tensors,
     put_tensors,
     save_heads,
     save_state,
+    unlike_run,
 )
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing
@@ -48,28 +48,11 @@ from pipeline.training.distribution import (
     is_distributed,
     num_processes,
     of_all_processes,
-    processes,
     rank,
 )
-from pipeline.training.progress import Clock, DvcliveLog, Progress, show_progress
+from pipeline.training.progress import Clock, TrainingProgress
 from pipeline.training.stepping import NonFiniteStepError, Stepper
 from pipeline.training.validation import guilty_rows, validate
-
-__all__ = [
-    "BatchSource",
-    "DvcliveLog",
-    "NonFiniteLossError",
-    "NonFiniteStepError",
-    "Progress",
-    "Stepper",
-    "TrainingResult",
-    "from_first_process",
-    "processes",
-    "show_progress",
-    "take_examples",
-    "train",
-    "validate",
-]
 
 
 @runtime_checkable
@@ -128,7 +111,7 @@ def train(
     parameters: Mapping[str, Any] | None = None,
     resume: bool = False,
     log: Callable[[CurvePoint], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train `gill.heads` for `settings.steps` steps.
 
@@ -167,11 +150,13 @@ def train(
     run = _Run(gill, batches, objective, settings, directory, record)
     if resume:
         run.resume()
+    # After resuming: either all have the saved weights by now, or none has and each drew its own.
     run.share_weights()
-    write = log if log is not None and rank() == 0 else _ignore
+    write = log if log is not None and rank() == 0 else lambda row: None
     for row in run.curve:
         write(row)
     clock = Clock(settings, run.step)
+    # Not before: `resume` has set where the source begins.
     iterator = iter(batches)
     while run.step < settings.steps:
         with clock.waiting():
@@ -183,6 +168,9 @@ def train(
             write(run.note("train", report))
             if on_progress is not None and rank() == 0:
                 on_progress(clock.progress(run.step, report))
+        # In every process, as the passes of a sharded model are common ones; the first alone
+        # writes. Before the state, so that a state holds the validation of its own step and
+        # resuming skips it.
         if validation and (run.step % settings.validate_every == 0 or done):
             write(run.note("validation", validate(gill, validation, objective)))
             run.keep_best()
@@ -207,6 +195,7 @@ class _Run:
         self.objective, self.settings = objective, settings
         self.directory, self.record = directory, record
         self.stepper = Stepper(gill, objective, settings)
+        # Alike in all processes: each tosses the coins of the global batch and takes its own.
         self.coins = torch.Generator().manual_seed(settings.seed)
         self.step = 0
         self.curve: list[CurvePoint] = []
@@ -223,6 +212,7 @@ class _Run:
     def best_step(self) -> int | None:
         """Step of the best validation so far; the earlier one of two equals."""
         validated = [row for row in self.curve if _BEST_BY in row]
+        # `max` keeps the first of equals.
         return int(max(validated, key=lambda row: row[_BEST_BY])["step"]) if validated else None
 
     def next_batch(self, iterator: Iterator[CaptionBatch]) -> CaptionBatch:
@@ -246,6 +236,7 @@ class _Run:
             report = self.stepper.take(self.step, batch, draws)
         except NonFiniteStepError as error:
             guilty = of_all_processes(guilty_rows(self.gill, batch, self.objective))
+            # Where no row is bad alone (only their contrast is), all of the batch are named.
             rows = guilty or of_all_processes(batch.rows.tolist())
             raise NonFiniteLossError(self.step, error.values, rows, str(self.directory)) from None
         self.step += 1
@@ -277,6 +268,8 @@ class _Run:
             data=self.batches.state_dict(),
             curve=self.curve,
         )
+        # Killed between these two, the weights are ahead of the state: resuming goes on from the
+        # state and takes the same steps again.
         save_heads(self.directory / LAST, self.gill.heads, state.record)
         save_state(self.directory / STATE, state)
 
@@ -286,6 +279,7 @@ class _Run:
         Raises CheckpointError, in every process.
         """
         path = self.directory / STATE
+        # An error travels like a state: raised here, it would leave the others waiting.
         found: TrainingState | CheckpointError | None = None
         if rank() == 0 and path.exists():
             found = self._saved_state(path)
@@ -307,7 +301,7 @@ class _Run:
             state = load_state(path)
         except CheckpointError as error:
             return error
-        if differing := differences(state.record, self.record):
+        if differing := unlike_run(state.record, self.record):
             return CheckpointError(
                 f"{path} cannot be resumed: " + "; ".join(differing) + ". Restore these, or train "
                 "anew"
@@ -324,10 +318,6 @@ class _Run:
 _BEST_BY = "validation/text_to_image_r1"
 
 
-def _ignore(row: CurvePoint) -> None:
-    pass
-
-
 def _own_draws(draws: PackingDraws) -> PackingDraws:
     """This process's pairs of the global batch, so that the number of processes changes nothing."""
     if not is_distributed():
@@ -338,5 +328,6 @@ def _own_draws(draws: PackingDraws) -> PackingDraws:
             f"{pairs} pairs of examples cannot be dealt to {processes} processes: batch_size must "
             f"be a multiple of {2 * processes}"
         )
+    # In examples: whole pairs, so that no packed pair is cut between two processes.
     share = 2 * (pairs // processes)
     return draws.part(share * rank(), share * (rank() + 1))

@@ -37,8 +37,6 @@ def load_sharded_language_model(
     path_or_id: str | Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    revision: str | None = None,
-    local_files_only: bool = False,
 ) -> LanguageModel:
     """`load_language_model` with the decoder layers spread over all processes; all call it.
 
@@ -54,11 +52,12 @@ def load_sharded_language_model(
             "run.shard_language_model spreads the language model over several processes, but "
             "there is only one: start with torchrun"
         )
+    # An error is sent round like a model, so that no process waits for one that has stopped.
     found: tuple[Any, Any, Any] | BackboneError | None = None
     whole = None
     if rank() == 0:
         try:
-            whole = load_language_model(path_or_id, dtype, "cpu", revision, local_files_only)
+            whole = load_language_model(path_or_id, dtype, "cpu")
             found = (whole.model.config, whole.tokenizer, whole.num_rows)
         except BackboneError as error:
             found = error
@@ -80,6 +79,7 @@ def _distribute(
     source: nn.Module | None, config: Any, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
     """A sharded copy of the first process's `source` on `device`; None in the other processes."""
+    # Without memory: each process allocates its shares only, once the layers are cut.
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
@@ -93,6 +93,8 @@ def _distribute(
     stack, inside = _stack(model, layers), {p for layer in layers for p in layer.parameters()}
     outside = {p for p in stack.parameters() if p not in inside}
     fully_shard(stack, mesh=mesh, ignored_params=outside)
+    # Real memory without numbers, tied tensors parted; tied again, each is then filled once. By
+    # name, as buffers that no state dict holds (rotary frequencies) have to come too.
     model.to_empty(device=device)
     model.tie_weights()
     for name, parameter in model.named_parameters():
@@ -113,10 +115,12 @@ def _fill(place: Tensor, whole: Tensor | None, mesh: DeviceMesh) -> None:
     """Put the first process's `whole` into `place`, each process its own share."""
     local = place.to_local() if isinstance(place, DTensor) else place
     if whole is None:
+        # Room to receive in, of the global shape; its content is never read.
         whole = torch.empty(place.shape, dtype=place.dtype, device=local.device)
     else:
         whole = whole.to(local.device, place.dtype)
     if isinstance(place, DTensor):
+        # Scatters the first process's tensor along the shards.
         local.copy_(distribute_tensor(whole, mesh, place.placements).to_local())
     else:
         dist.broadcast(whole, src=0)

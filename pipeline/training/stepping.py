@@ -65,9 +65,11 @@ class Stepper:
         Raises NonFiniteStepError before anything is changed.
         """
         settings = self.settings
+        # None, not zero: AdamW leaves alone what no loss reaches, decay included.
         self.optimizer.zero_grad(set_to_none=True)
         losses = backpropagate(self.gill, batch, self.objective, draws, settings.micro_batch_size)
         parameters = [p for p in self.gill.heads.parameters() if p.grad is not None]
+        # Before clipping: the norm is the global batch's, so that all processes clip alike.
         average_gradients(parameters)
         limit = float("inf") if settings.clip_norm is None else settings.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -78,6 +80,7 @@ class Stepper:
         values = dict(zip([*parts, "gradient_norm"], numbers))
         if not all(map(math.isfinite, values.values())):
             raise NonFiniteStepError(values)
+        # By the step's number alone: there is no scheduler whose state a resumed run would need.
         rate = settings.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -34,12 +34,14 @@ def validate(
         batch = batch.to(gill.language_model.device)
         draws = PackingDraws.same(len(batch), packed=False)
         for name, value in loss_values(training_losses(gill, batch, alone, draws)).items():
+            # The last batch may be smaller: each counts by its examples.
             sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
         query, key = _retrieval_vectors(gill, batch)
         queries.append(query)
         keys.append(key)
     total = sum(map(len, batches))
     means = {name: value / total for name, value in sums.items()}
+    # [N, N] over all batches, texts down, pictures across: R@1 among N candidates, not among B.
     scores = torch.cat(queries) @ torch.cat(keys).T
     own = torch.arange(total, device=scores.device)
     logits = gill.heads.logit_scale.float().exp() * scores
@@ -61,6 +63,7 @@ def guilty_rows(
     """Rows whose own inputs, vectors or losses are not finite."""
     alone = objective.model_copy(update={"retrieval_weight": 0.0})
     guilty = []
+    # One example at a time: in a batch one bad row would make every mean bad.
     for i in range(len(batch)):
         one = take_examples(batch, i, i + 1)
         losses = training_losses(gill, one, alone, PackingDraws.same(1, packed=False))
