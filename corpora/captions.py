@@ -24,16 +24,12 @@ import numpy as np
 
 from corpora import tar_shards
 from corpora.caption_params import CaptionParams, CheckLevel
-from corpora.caption_sources import (
-    CaptionSource,
-    CaptionTableError,
-    SourceRow,
-    open_source,
-)
+from corpora.caption_sources import open_source
 from corpora.caption_table import SPLITS, CaptionTable, CaptionTableWriter, CheckedRow
 from corpora.picture_checks import PictureChecks, Verdict
 from corpora.pictures import is_url
 from corpora.records import Exclusion
+from corpora.source_rows import CaptionSource, CaptionTableError, SourceRow
 
 __all__ = [
     "CaptionParams",

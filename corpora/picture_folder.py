@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 from corpora.caption_params import MAX_PIXELS, CheckLevel
-from corpora.caption_sources import PICTURE_SUFFIXES
-from corpora.pictures import PictureError, check_picture
+from corpora.pictures import PICTURE_SUFFIXES, PictureError, check_picture
 from corpora.records import CorpusError
 
 _NUMBER = re.compile(r"\d+$")

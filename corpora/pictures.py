@@ -36,6 +36,9 @@ from corpora.caption_params import MAX_PIXELS
 from gill_errors import GillError
 
 MAX_BYTES = 512 * 2**20
+PICTURE_SUFFIXES = frozenset(
+    "jpg jpeg png webp gif bmp tif tiff avif jp2 ppm pgm".split()  # noqa: SIM905
+)
 
 PictureErrorKind = Literal[
     "missing",  # no such file or tar member

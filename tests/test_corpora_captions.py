@@ -21,7 +21,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from corpora import picture_checks
-from corpora.caption_sources import MAX_LINE_BYTES, SourceRow
 from corpora.captions import (
     CaptionParams,
     CaptionReport,
@@ -34,6 +33,7 @@ from corpora.captions import (
 )
 from corpora.pictures import open_picture
 from corpora.records import CaptionRow, Exclusion
+from corpora.source_rows import MAX_LINE_BYTES, SourceRow
 
 Checker = Callable[..., CaptionReport]
 
