@@ -8,6 +8,7 @@ CMYK is converted by the formula, without its ICC profile, as CLIP's own preproc
 """
 
 import hashlib
+import importlib
 import io
 import os
 import re
@@ -31,14 +32,17 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from corpora import tar_shards
+from corpora import arrow_files, tar_shards
 from corpora.caption_params import MAX_PIXELS
+from corpora.references import is_url, split_reference
 from gill_errors import GillError
 
 MAX_BYTES = 512 * 2**20
 PICTURE_SUFFIXES = frozenset(
-    "jpg jpeg png webp gif bmp tif tiff avif jp2 ppm pgm".split()  # noqa: SIM905
+    "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpx jpf "  # noqa: SIM905
+    "ppm pgm pbm pnm ico heic heif hif jxl".split()
 )
+"""Of files that are taken for pictures, in lower case; what they hold, their content says."""
 
 PictureErrorKind = Literal[
     "missing",  # no such file or tar member
@@ -63,7 +67,17 @@ _FORMATS = (
     Jpeg2KImagePlugin.Jpeg2KImageFile.format,
     IcoImagePlugin.IcoImageFile.format,
 )
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:|pipe:", re.IGNORECASE)
+# Formats that an extra of this project opens: what begins their files, its name, the module whose
+# import or `register_heif_opener` makes Pillow know it, and the extra.
+_PLUGINS = (
+    (
+        re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL),
+        "HEIF",
+        "pillow_heif",
+        "heic",
+    ),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "JXL", "pillow_jxl", "jxl"),
+)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -94,11 +108,6 @@ class PictureStat(NamedTuple):
     version: str
 
 
-def is_url(reference: str) -> bool:
-    """Whether a reference is an address rather than a path."""
-    return _URL.match(reference) is not None
-
-
 def open_picture(reference: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture behind a path, a tar member (`shard.tar#member`), or the bytes of a file.
 
@@ -117,43 +126,49 @@ def open_picture(reference: str | Path | bytes, *, max_pixels: int = MAX_PIXELS)
 
 
 def read_picture(reference: str | Path) -> bytes:
-    """The undecoded bytes of a picture file or tar member. Raises PictureError."""
+    """The undecoded bytes of a picture file, tar member or cell. Raises PictureError."""
     size = stat_picture(reference).size
     if size > MAX_BYTES:
         raise PictureError("too large", f"{size} bytes, at most {MAX_BYTES}", str(reference))
     try:
-        member = tar_shards.split_reference(str(reference))
+        member = split_reference(str(reference))
         if member is None:
             return Path(reference).read_bytes()
-        shard, name = member
-        location = tar_shards.locate(shard, name)
+        file, place = member
+        if not file.lower().endswith(".tar"):
+            return arrow_files.read_cell(file, place)
+        location = tar_shards.locate(file, place)
         assert location is not None, "stat_picture has just found it"
-        return tar_shards.read(shard, location)
+        return tar_shards.read(file, location)
     except OSError as error:
         raise PictureError("unreadable", error.strerror or str(error), str(reference)) from error
 
 
 def stat_picture(reference: str | Path) -> PictureStat:
-    """Size and version of a picture file or tar member, without reading it. Raises PictureError."""
+    """Size and version of a picture file, tar member or cell. Raises PictureError."""
     text = str(reference)
     if is_url(text):
         raise PictureError("url", "an address; pictures are never downloaded", text)
-    member = tar_shards.split_reference(text)
+    member = split_reference(text)
     try:
         if member is None:
             status = os.stat(text)
             if not stat.S_ISREG(status.st_mode):
                 raise PictureError("unreadable", "not a regular file", text)
             return PictureStat(status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
-        shard, name = member
-        location = tar_shards.locate(shard, name)
+        file, place = member
+        if not file.lower().endswith(".tar"):
+            status = os.stat(file)
+            version = f"{status.st_size}:{status.st_mtime_ns}:{place}"
+            return PictureStat(len(arrow_files.read_cell(file, place)), version)
+        location = tar_shards.locate(file, place)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PictureError("missing", "no such file", text) from error
     except (OSError, ValueError) as error:  # ShardError, an over-long name, a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise PictureError("unreadable", reason, text) from error
     if location is None:
-        raise PictureError("missing", f"{shard} has no member {name}", text)
+        raise PictureError("missing", f"{file} has no member {place}", text)
     return PictureStat(location.size, f"{location.version}:{location.offset}:{location.size}")
 
 
@@ -177,8 +192,8 @@ def check_picture(
     if status.size == 0:
         raise PictureError("empty", "0 bytes", str(reference))
     if check == "header":
-        in_tar = tar_shards.split_reference(str(reference)) is not None
-        source = io.BytesIO(read_picture(reference)) if in_tar else str(reference)
+        contained = split_reference(str(reference)) is not None
+        source = io.BytesIO(read_picture(reference)) if contained else str(reference)
         try:
             _open(source, max_pixels).close()
         except PictureError as error:
@@ -188,9 +203,11 @@ def check_picture(
 
 def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
     try:
-        image = Image.open(source, formats=_FORMATS)
+        image: Image.Image = Image.open(source, formats=_FORMATS)
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        image = _open_by_plugin(source, error)
     except Exception as error:  # plugins raise whatever their parsers stumble over
         raise _explained(error) from error
     width, height = image.size
@@ -199,6 +216,28 @@ def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
     if width < 1 or height < 1:
         raise PictureError("empty", f"{width} x {height} pixels")
     return image
+
+
+def _open_by_plugin(source: str | io.BytesIO, error: UnidentifiedImageError) -> Image.Image:
+    """A picture in a format that Pillow knows only by a package of its own."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            start = file.read(16)
+    else:
+        start = source.getvalue()[:16]
+    for magic, name, module, extra in _PLUGINS:
+        if not magic.match(start):
+            continue
+        try:
+            plugin = importlib.import_module(module)
+            getattr(plugin, "register_heif_opener", lambda: None)()
+            return Image.open(source, formats=(name,))
+        except ImportError:
+            detail = f"{name} needs pip install 'gill[{extra}]'"
+            raise PictureError("unsupported", detail) from error
+        except Exception as other:  # plugins raise whatever their parsers stumble over
+            raise _explained(other) from other
+    raise _explained(error) from error
 
 
 def _decode(data: bytes, max_pixels: int, *, smallest: bool = False) -> Image.Image:

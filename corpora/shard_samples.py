@@ -1,38 +1,46 @@
-"""Caption tables of samples: webdataset tar shards, as img2dataset writes them."""
+"""Samples of webdataset tar shards, and of folders in the same layout: a picture and, beside it
+under the same key, its caption in a .txt, .caption or .json.
 
-import glob
+In a shard the key is the name up to the first dot of its last part, as webdataset says.
+"""
+
+from __future__ import annotations
+
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 from corpora import tar_shards
+from corpora.caption_params import CaptionParams
+from corpora.columns import NAMES
 from corpora.pictures import PICTURE_SUFFIXES
 from corpora.records import Exclusion
-from corpora.source_rows import MAX_LINE_BYTES, CaptionSource, CaptionTableError, SourceRow
+from corpora.references import inside
+from corpora.source_rows import MAX_LINE_BYTES, CaptionSource, Record
 from gill_errors import InputError
 
+_TEXTS = ("txt", "caption")
+_RECORD = "json"
 
-class TarSource(CaptionSource):
-    def __init__(self, table: str) -> None:
-        if os.path.isdir(table):
-            found = glob.glob(os.path.join(glob.escape(table), "*.tar"))
-        else:
-            found = [table] if os.path.exists(table) else glob.glob(table)
-        self._shards = sorted(shard for shard in found if os.path.isfile(shard))
-        if not self._shards:
-            raise CaptionTableError(f"{table}: no tar shards there")
-        self.root = os.path.commonpath([os.path.dirname(shard) or "." for shard in self._shards])
-        sizes = [os.path.getsize(shard) for shard in self._shards]
-        self._size = max(sum(sizes), 1)
+
+class TarShards(CaptionSource):
+    """Tar files that hold their pictures themselves."""
+
+    def __init__(self, params: CaptionParams, shards: list[str]) -> None:
+        super().__init__(params)
+        self.files = shards
+        self.root = os.path.commonpath([os.path.dirname(shard) or "." for shard in shards])
+        self._size = max(sum(map(os.path.getsize, shards)), 1)
         self._done = 0
 
     def fraction(self) -> float:
         return min(self._done / self._size, 1.0)
 
-    def __iter__(self) -> Iterator[SourceRow | Exclusion]:
+    def records(self) -> Iterator[Record | Exclusion]:
         before = 0
-        for shard in self._shards:
+        for shard in self.files:
             try:
                 scan = tar_shards.scan(shard)
             except (OSError, tar_shards.ShardError) as error:
@@ -49,7 +57,7 @@ class TarSource(CaptionSource):
 
     def _sample(
         self, shard: str, number: int, key: str, parts: list[tar_shards.Member]
-    ) -> SourceRow | Exclusion:
+    ) -> Record | Exclusion:
         def excluded(reason: str, detail: str) -> Exclusion:
             return Exclusion(shard, str(number), reason, f"{key}: {detail}")
 
@@ -62,34 +70,97 @@ class TarSource(CaptionSource):
             if suffix in by_suffix:
                 return excluded("duplicate id", f"several members {part.name}")
             by_suffix[suffix] = part
-        pictures = [by_suffix[suffix] for suffix in by_suffix if suffix in PICTURE_SUFFIXES]
-        if len(pictures) != 1:
-            return excluded("no image" if not pictures else "several images", f"{len(parts)} parts")
+        pictures = [
+            part
+            for suffix, part in by_suffix.items()
+            if suffix.rpartition(".")[2] in PICTURE_SUFFIXES
+        ]
+        if len(pictures) > 1:
+            names = ", ".join(part.name for part in pictures[:5])
+            return excluded("several images", f"one key, up to the first dot, of {names}")
+        if not pictures:
+            return excluded("no image", ", ".join(part.name for part in parts[:5]))
+
+        def read(suffix: str) -> bytes:
+            part = by_suffix[suffix]
+            if part.size > MAX_LINE_BYTES:
+                raise InputError(f"{part.name} has {part.size} bytes")
+            return tar_shards.read(shard, tar_shards.Location(part.offset, part.size, ""))
+
         try:
-            caption = self._caption(shard, by_suffix)
+            captions = _captions(by_suffix, read, self.params.columns.caption)
         except (ValueError, RecursionError) as error:
             return excluded("unreadable caption", str(error))
         relative = os.path.relpath(shard, self.root)
-        image = f"{relative}#{pictures[0].name}"
-        return SourceRow(shard, number, image, caption, f"{relative[: -len('.tar')]}/{key}", None)
+        image = inside(relative, pictures[0].name)
+        name = f"{relative[: -len('.tar')]}/{key}"
+        return Record(shard, number, image, captions, name, None)
+
+
+class PictureFolder(CaptionSource):
+    """A folder of pictures with their captions beside them, and the folders in it."""
+
+    def __init__(self, params: CaptionParams, folder: str) -> None:
+        super().__init__(params)
+        self.root, self.files = folder, []
+        self._samples: dict[str, dict[str, list[str]]] = {}
+        for parent, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                stem, suffix = os.path.splitext(name)
+                suffix = suffix[1:].lower()
+                if name.startswith(".") or suffix not in {*PICTURE_SUFFIXES, *_TEXTS, _RECORD}:
+                    continue
+                path = os.path.relpath(os.path.join(parent, name), folder)
+                key = os.path.join(os.path.dirname(path), stem)
+                self._samples.setdefault(key, {}).setdefault(suffix, []).append(path)
+        self._done = 0
 
     @staticmethod
-    def _caption(shard: str, by_suffix: dict[str, tar_shards.Member]) -> str:
-        part = by_suffix.get("txt") or by_suffix.get("json")
-        if part is None:
-            return ""
-        if part.size > MAX_LINE_BYTES:
-            raise InputError(f"{part.name} has {part.size} bytes")
-        text = tar_shards.read(shard, tar_shards.Location(part.offset, part.size, "")).decode()
-        if "txt" in by_suffix:
-            return text
-        record = json.loads(text)
-        caption = record.get("caption") if isinstance(record, dict) else None
-        return caption if isinstance(caption, str) else ""
+    def fits(folder: str) -> bool:
+        """Whether a picture there has a caption beside it."""
+        for _, _, names in os.walk(folder):
+            stems: dict[str, set[bool]] = {}
+            for name in names:
+                stem, suffix = os.path.splitext(name)
+                if suffix[1:].lower() in {*PICTURE_SUFFIXES, *_TEXTS, _RECORD}:
+                    stems.setdefault(stem, set()).add(suffix[1:].lower() in PICTURE_SUFFIXES)
+            if any(len(kinds) == 2 for kinds in stems.values()):
+                return True
+        return False
+
+    def fraction(self) -> float:
+        return self._done / max(len(self._samples), 1)
+
+    def records(self) -> Iterator[Record | Exclusion]:
+        for number, (key, parts) in enumerate(self._samples.items(), 1):
+            self._done = number
+            pictures = [p for suffix in parts if suffix in PICTURE_SUFFIXES for p in parts[suffix]]
+            if len(pictures) != 1:
+                reason = "several images" if pictures else "no image"
+                names = ", ".join(p for paths in parts.values() for p in paths)
+                yield Exclusion(self.root, str(number), reason, f"{key}: {names}")
+                continue
+            try:
+                captions = _captions(parts, self._reader(parts), self.params.columns.caption)
+            except (OSError, ValueError, RecursionError) as error:
+                yield Exclusion(self.root, str(number), "unreadable caption", f"{key}: {error}")
+                continue
+            yield Record(self.root, number, pictures[0], captions, key, None)
+
+    def _reader(self, parts: dict[str, list[str]]) -> Callable[[str], bytes]:
+        def read(suffix: str) -> bytes:
+            path = os.path.join(self.root, parts[suffix][0])
+            if os.path.getsize(path) > MAX_LINE_BYTES:
+                raise InputError(f"{path} has {os.path.getsize(path)} bytes")
+            with open(path, "rb") as file:
+                return file.read()
+
+        return read
 
 
 def _samples(members: list[tar_shards.Member]) -> dict[str, list[tar_shards.Member]]:
-    """Members by key, in file order; a key is the name up to the first dot of its last part."""
+    """Members by key, in file order."""
     samples: dict[str, list[tar_shards.Member]] = {}
     for member in members:
         folder, slash, name = member.name.rpartition("/")
@@ -97,3 +168,27 @@ def _samples(members: list[tar_shards.Member]) -> dict[str, list[tar_shards.Memb
         if stem and dot:  # a hidden file, or one without a suffix, is no part of a sample
             samples.setdefault(f"{folder}{slash}{stem}", []).append(member)
     return samples
+
+
+def _captions(
+    parts: Mapping[str, Any], read: Callable[[str], bytes], column: str | None
+) -> list[str]:
+    """The text of the first part that has any; of a .json the key of a caption, one or a list.
+
+    Raises ValueError: not UTF-8, or not JSON.
+    """
+    for suffix in _TEXTS if column is None else ():
+        if suffix in parts and (text := read(suffix).decode("utf-8-sig")).strip():
+            return [text]
+    if _RECORD not in parts:
+        return []
+    record = json.loads(read(_RECORD).decode("utf-8-sig"))
+    if not isinstance(record, dict):
+        return []
+    keys = [key for name in NAMES["caption"] for key in (name, f"{name}s")]
+    for key in keys if column is None else [column]:
+        value = record.get(key)
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+            return texts
+    return []

@@ -114,8 +114,7 @@ class CaptionsParams(CaptionParams):
 
     table: str = Field(
         "miniature",
-        description="`miniature`, or a TSV with header caption<TAB>image, Parquet, or tar shards "
-        "(file, folder, glob)",
+        description=f"`miniature`, or {CaptionParams.model_fields['table'].description}",
     )
     miniature: MiniatureParams = MiniatureParams()
 

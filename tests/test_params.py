@@ -39,8 +39,14 @@ run.vae_slicing
 run.work
 run.workers
 
+captions.allow_download
 captions.allow_outside
 captions.check
+captions.columns.caption
+captions.columns.id
+captions.columns.image
+captions.columns.split
+captions.encoding
 captions.images_dir
 captions.max_caption_chars
 captions.max_pixels
@@ -51,6 +57,9 @@ captions.miniature.pictures
 captions.miniature.prompts
 captions.miniature.seed
 captions.miniature.stories
+captions.quoting
+captions.seed
+captions.several_captions
 captions.table
 captions.test_fraction
 captions.val_fraction
