@@ -24,7 +24,7 @@ from corpora.caption_table import SPLITS, CaptionTable, CaptionTableWriter, Chec
 from corpora.picture_checks import PictureChecks, Verdict
 from corpora.picture_paths import PicturePaths
 from corpora.records import SPLIT_NAMES, CaptionTableError, Exclusion
-from corpora.references import is_url
+from corpora.references import is_file_address, is_url
 from corpora.source_rows import CaptionSource, SourceRow
 from corpora.visible_text import is_visible
 
@@ -203,7 +203,7 @@ def _clean(row: SourceRow, params: CaptionParams, paths: PicturePaths) -> Source
         )
     if not row.image:
         return excluded("no image")
-    if is_url(row.image) and row.image[:7].lower() != "file://":
+    if is_url(row.image) and not is_file_address(row.image):
         return excluded("url", f"{row.image}: pictures are never downloaded")
     image = paths.inside(row.image)
     if image is None:

@@ -7,12 +7,13 @@ looked at again when its size or time of change differs, or when the rules do.
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import PIL
 
@@ -21,7 +22,10 @@ from corpora.pictures import PictureError, PictureErrorKind, check_picture, stat
 from corpora.records import CorpusError
 
 _FORMAT = 1
+_PARTS_PER_WORKER = 4
 _QUERY_SIZE = 500  # SQLite allows 999 variables in older builds
+
+_T = TypeVar("_T")
 
 
 class Verdict(NamedTuple):
@@ -41,7 +45,8 @@ class PictureChecks:
     def __init__(self, journal: Path, check: CheckLevel, max_pixels: int, workers: int) -> None:
         self._check = check
         self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "pictures")
+        self._workers = workers or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._workers, "pictures")
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._path = journal
         self._journal = sqlite3.connect(journal)
@@ -68,7 +73,7 @@ class PictureChecks:
         distinct = list(dict.fromkeys(references))
         verdicts: dict[str, Verdict] = {}
         versions: dict[str, str] = {}
-        for reference, version in zip(distinct, self._pool.map(_version, distinct)):
+        for reference, version in zip(distinct, self._in_parts(_version, distinct)):
             if isinstance(version, Verdict):
                 verdicts[reference] = version
             else:
@@ -76,13 +81,19 @@ class PictureChecks:
         with self._transaction():
             verdicts |= self._remembered(versions)
         new = [reference for reference in versions if reference not in verdicts]
-        fresh = dict(zip(new, self._pool.map(self._look, new)))
+        fresh = dict(zip(new, self._in_parts(self._look, new)))
         with self._transaction():
             self._journal.executemany(
                 "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
                 [(name, versions[name], *verdict) for name, verdict in fresh.items()],
             )
         return verdicts | fresh
+
+    def _in_parts(self, work: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:
+        """`work` on each name, some at a time: a task costs as much as a small header."""
+        size = -(-len(names) // (_PARTS_PER_WORKER * self._workers)) or 1
+        parts = [names[start : start + size] for start in range(0, len(names), size)]
+        return chain.from_iterable(self._pool.map(lambda part: [work(n) for n in part], parts))
 
     def _look(self, reference: str) -> Verdict:
         try:

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from urllib.parse import unquote
 
-from corpora.references import split_reference
+from corpora.references import is_file_address, split_reference
 
 _MAX_FOLDERS = 1024
 _MAX_HINTS = 20
@@ -36,7 +36,7 @@ class PicturePaths:
 
     def inside(self, image: str) -> str | None:
         """The path relative to the root; None where it leads out of it and may not."""
-        if image[:7].lower() == "file://":
+        if is_file_address(image):
             image = unquote(image[7:].removeprefix("localhost"))
         container = split_reference(image)
         path, place = container or (image, "")

@@ -10,7 +10,12 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:|pipe:", re.IGNORECASE)
 
 def is_url(reference: str) -> bool:
     """Whether a reference is an address rather than a path."""
-    return _URL.match(reference) is not None
+    return ":" in reference and _URL.match(reference) is not None
+
+
+def is_file_address(reference: str) -> bool:
+    """Whether an address is that of a file here, file:///PATH."""
+    return reference.startswith(("file://", "FILE://"))
 
 
 def inside(file: str, place: str) -> str:
@@ -20,7 +25,7 @@ def inside(file: str, place: str) -> str:
 
 def split_reference(reference: str) -> tuple[str, str] | None:
     """("a/0.tar", "k.jpg") of "a/0.tar#k.jpg"; None for a plain path."""
-    match = _CONTAINED.fullmatch(reference)
+    match = _CONTAINED.fullmatch(reference) if "#" in reference else None
     return (match[1], match[2]) if match else None
 
 

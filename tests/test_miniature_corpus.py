@@ -79,7 +79,7 @@ def test_pictures_of_a_split_show_scenes_of_that_split_only(truth):
 def test_captions_say_nothing_false_and_held_out_pictures_have_a_complete_one(folder, truth):
     values = {value for options in VALUES.values() for value in options}
     first_captions = {}
-    for row in open_source(str(folder / "captions.tsv")):
+    for row in open_source(CaptionParams(table=str(folder / "captions.tsv"))):
         scene = truth["pictures"][row.image]
         assert set(row.caption.strip(".").split()) & values <= set(scene)
         first_captions.setdefault(row.image, row.caption)
@@ -89,7 +89,7 @@ def test_captions_say_nothing_false_and_held_out_pictures_have_a_complete_one(fo
 
 
 def test_candidates_are_training_pictures_without_rare_pairs(folder, truth):
-    rows = list(open_source(str(folder / "candidates.tsv")))
+    rows = list(open_source(CaptionParams(table=str(folder / "candidates.tsv"))))
     scenes = [Scene(*truth["pictures"][row.image]) for row in rows]
     assert 90 <= len(scenes) < 120
     assert not any(scene.is_rare for scene in scenes)
@@ -99,8 +99,12 @@ def test_candidates_are_training_pictures_without_rare_pairs(folder, truth):
 def test_shards_hold_the_same_rows_as_the_table(folder, tmp_path):
     shards = write_shards(folder, tmp_path, "train", rows_per_shard=100)
     assert [path.name for path in shards] == ["00000.tar", "00001.tar", "00002.tar"]
-    rows = list(open_source(str(tmp_path)))
-    table = [row for row in open_source(str(folder / "captions.tsv")) if row.split == "train"]
+    rows = list(open_source(CaptionParams(table=str(tmp_path))))
+    table = [
+        row
+        for row in open_source(CaptionParams(table=str(folder / "captions.tsv")))
+        if row.split == "train"
+    ]
     assert [row.caption for row in rows] == [row.caption for row in table]
     assert rows[101].image == "00001.tar#000010001.jpg"
     report = check_captions(CaptionParams(table=str(tmp_path)), tmp_path / "c.parquet")
