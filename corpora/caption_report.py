@@ -12,6 +12,7 @@ import numpy as np
 from corpora.caption_params import CaptionParams, CheckLevel
 from corpora.caption_table import SPLITS, CheckedRow
 from corpora.records import Exclusion
+from corpora.source_rows import CaptionSource
 
 _NUM_EXAMPLES = 3
 _SHOWN_REASONS = 3
@@ -51,15 +52,17 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """The summary of a check. For each reason for which rows were excluded, `reasons` counts them,
-    `examples` has the first three and `remedies` what mends them.
+    """The summary of a check.
 
+    `files` are the source's own, without pictures. For each reason for which rows were excluded,
+    `reasons` counts them, `examples` has the first three and `remedies` what mends them.
     `pictures_in_several_splits` counts pictures (by identity) that the kept rows put into more
     than one split, so that the splits leak; `paths_respelled` counts rows whose picture was found
     under another spelling of its name.
     """
 
     source: str
+    files: tuple[str, ...]
     check: CheckLevel
     fingerprint: str
     rows: int
@@ -118,7 +121,7 @@ class Tally:
             examples.append(str(exclusion))
 
     def report(
-        self, params: CaptionParams, fingerprint: str, ignored_columns: tuple[str, ...]
+        self, params: CaptionParams, source: CaptionSource, fingerprint: str
     ) -> CaptionReport:
         pictures = np.frombuffer(self._pictures, np.uint64) if self.kept else np.empty(0)
         codes = np.frombuffer(self._split_codes, np.uint8) if self.kept else np.empty(0)
@@ -127,6 +130,7 @@ class Tally:
         reasons = dict(self._reasons.most_common())
         return CaptionReport(
             source=params.table,
+            files=tuple(source.files),
             check=params.check,
             fingerprint=fingerprint,
             rows=self.rows,
@@ -140,5 +144,5 @@ class Tally:
             paths_respelled=self.paths_respelled,
             pictures=num_pictures,
             pictures_in_several_splits=in_splits - num_pictures,
-            ignored_columns=ignored_columns,
+            ignored_columns=source.ignored_columns,
         )

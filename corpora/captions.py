@@ -117,7 +117,7 @@ def check_captions(
             progress(Progress(tally.rows, tally.excluded, 1.0, time.monotonic() - started))
         excluded.close()
         fingerprint = table.close() if tally.kept else ""
-        report = tally.report(params, fingerprint, source.ignored_columns)
+        report = tally.report(params, source, fingerprint)
     _write_json(asdict(report), out.with_suffix(".report.json"))
     if not report.kept:
         raise CaptionTableError(

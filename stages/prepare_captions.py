@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from corpora.caption_table import CaptionTable
 from corpora.captions import CaptionReport, check_captions
+from corpora.references import file_of
 from gill.artifacts import ARTIFACTS, INPUTS
 from gill.world import have_world
 from gill_progress import Ticker
@@ -35,15 +37,11 @@ def run(params: Params) -> None:
     notes = (
         watch_files(INPUTS / "captions", {})
         if params.is_miniature
-        else watch_table(INPUTS / "captions", table, CaptionTable(ARTIFACTS.captions))
+        else watch_table(INPUTS / "captions", report.files, CaptionTable(ARTIFACTS.captions))
     )
-    print(f"{report.source}: {report.kept} rows kept, {report.excluded} excluded")
-    for reason, count in report.reasons.items():
-        print(f"  {reason}: {count}")
-    for line in (*report.examples, *notes):
-        print(f"  {line}")
-    if report.excluded > len(report.examples):
-        print(f"  all of them: {ARTIFACTS.captions.with_suffix('.excluded.tsv')}")
+    print("\n".join(report.lines(ARTIFACTS.captions.with_suffix(".excluded.tsv"))))
+    for note in notes:
+        print(f"  {note}")
 
 
 def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> CaptionReport:
@@ -61,20 +59,18 @@ def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> Capt
         )
 
 
-def watch_table(folder: Path, source: str, table: CaptionTable) -> list[str]:
-    """Have DVC watch a table file, or shards, and the pictures of its rows; notes for people."""
-    files: dict[str, Path] = {}
-    if Path(source).is_file():
-        files["table"] = Path(source)
+def watch_table(folder: Path, sources: Sequence[str], table: CaptionTable) -> list[str]:
+    """Have DVC watch the files of a table, and the pictures of its rows; notes for people."""
+    own = {f"table{place or ''}": Path(source) for place, source in enumerate(sources)}
+    files = dict(own)
     for start in range(0, len(table), 8192):
         for reference in table.images(range(start, min(start + 8192, len(table)))):
-            file = reference.partition("#")[0]  # a picture in a shard is shard.tar#offset...
+            file = file_of(reference)
             files[f"pictures/{hashlib.sha256(file.encode()).hexdigest()[:16]}"] = Path(file)
         if len(files) > MOST_FILES:
-            kept = {"table": files["table"]} if "table" in files else {}
             return [
                 f"more than {MOST_FILES:,} pictures: DVC watches the table alone. After replacing "
                 "pictures: dvc repro --force --single-item prepare-captions, then dvc repro",
-                *watch_files(folder, kept),
+                *watch_files(folder, own),
             ]
     return watch_files(folder, files)
