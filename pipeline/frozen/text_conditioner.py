@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.conditioning import Conditioning
+from pipeline.frozen.plain_text import read_control_tokens_as_text
 
 
 class TextConditioner:
@@ -72,6 +73,9 @@ def load_text_conditioner(
         raise BackboneError(f"cannot load the text side of {source}: {error}") from error
     if not hasattr(pipeline, "encode_prompt"):
         raise BackboneError(f"{source}: {type(pipeline).__name__} has no encode_prompt")
+    for name in ("tokenizer", "tokenizer_2"):
+        if (tokenizer := getattr(pipeline, name, None)) is not None:
+            read_control_tokens_as_text(tokenizer)
     return TextConditioner(pipeline)
 
 
