@@ -20,6 +20,7 @@ import PIL
 from corpora.caption_params import CheckLevel
 from corpora.pictures import PictureError, PictureErrorKind, check_picture, stat_picture
 from corpora.records import CorpusError
+from gill_errors import OutOfMemoryError
 
 _FORMAT = 1
 _PARTS_PER_WORKER = 4
@@ -100,6 +101,11 @@ class PictureChecks:
             return Verdict(check_picture(reference, self._check, self._max_pixels))
         except PictureError as error:
             return Verdict(b"", error.kind, error.detail)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"not enough memory to open {reference}: set captions.max_pixels or run.readers "
+                "lower; the verdicts so far are kept"
+            ) from error
 
     def _remembered(self, versions: dict[str, str]) -> dict[str, Verdict]:
         found: dict[str, Verdict] = {}

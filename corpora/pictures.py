@@ -235,6 +235,8 @@ def _open_by_plugin(source: str | io.BytesIO, error: UnidentifiedImageError) -> 
         except ImportError:
             detail = f"{name} needs pip install 'gill[{extra}]'"
             raise PictureError("unsupported", detail) from error
+        except MemoryError:
+            raise
         except Exception as other:  # plugins raise whatever their parsers stumble over
             raise _explained(other) from other
     raise _explained(error) from error

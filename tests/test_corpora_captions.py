@@ -35,6 +35,7 @@ from corpora.picture_paths import PicturePaths
 from corpora.pictures import open_picture
 from corpora.records import CaptionRow, Exclusion
 from corpora.source_rows import MAX_LINE_BYTES, SourceRow
+from gill_errors import GillError
 
 Checker = Callable[..., CaptionReport]
 
@@ -463,6 +464,19 @@ def test_an_interrupted_check_continues_and_leaves_the_old_table(
     monkeypatch.setattr(picture_checks, "check_picture", counted)
     assert check(text).kept == 1025
     assert looked_at == ["c.png", "b.png"]
+
+
+def test_want_of_memory_is_not_the_fault_of_a_row(
+    tmp_path: Path, check: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def large(image: Image.Image) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr("corpora.pictures._to_rgb", large)
+    with pytest.raises(GillError, match=r"not enough memory to open .*a.png: set captions.max_pix"):
+        check("caption\timage\ncat\ta.png\n")
+    monkeypatch.undo()
+    assert check("caption\timage\ncat\ta.png\n").kept == 1
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path, check: Checker) -> None:
