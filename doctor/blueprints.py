@@ -9,7 +9,6 @@ predicted.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipeline.frozen.backbones import BackboneError, Quantization, Role
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.quantization import quantize
 from pipeline.frozen.visual_encoder import VisualEncoder, untrained_visual_encoder
+from pipeline.frozen.widths import read_json, read_widths
 
 Place = Literal["local", "hub cache", "hub"]
 
@@ -224,11 +224,11 @@ def count_parameters(module: nn.Module) -> int:
 
 def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, list[Any]]:
     """L, UNet, decoder and text encoders of a pipeline directory, from its configurations."""
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
 
     def make(name: str) -> Any:
         library, kind = index[name]
-        config = _read_json(folder / name / "config.json")
+        config = read_json(folder / name / "config.json")
         if library == "diffusers":
             return _on_meta(lambda: getattr(diffusers, kind).from_config(config), dtype)
         model_class = getattr(transformers, kind)
@@ -239,19 +239,12 @@ def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, li
         raise BackboneError(f"image_generator {folder}: its pipeline has no {', '.join(missing)}")
     try:
         encoders = [make(n) for n in ("text_encoder", "text_encoder_2") if n in index]
-        tokenizer = _read_json(folder / "tokenizer" / "tokenizer_config.json")
-        return tokenizer["model_max_length"], make("unet"), make("vae"), encoders
-    except (AttributeError, TypeError, KeyError) as error:
+        length = read_widths("image_generator", folder)["L"]
+        return length, make("unet"), make("vae"), encoders
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        if isinstance(error, BackboneError):
+            raise
         raise BackboneError(f"image_generator {folder}: cannot be built: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BackboneError(f"{path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise BackboneError(f"{path} is not JSON: {error}") from error
 
 
 def _on_meta(make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:

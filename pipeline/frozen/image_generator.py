@@ -23,6 +23,7 @@ from torch import Tensor
 from gill_errors import InputError
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.conditioning import Conditioning
+from pipeline.frozen.weight_files import variant_of
 from pipeline.settings import GenerationSettings
 
 OnStep = Callable[[int, int, list[Image.Image] | None], None]
@@ -203,6 +204,7 @@ def load_image_generator(
         pipeline = DiffusionPipeline.from_pretrained(
             source,
             dtype=dtype,
+            variant=variant_of("image_generator", source),
             **{name: None for name in unused if name in declared},
         )
     except (OSError, ValueError, SafetensorError) as error:

@@ -27,6 +27,7 @@ from pipeline.frozen.backbones import BackboneError, Quantization
 from pipeline.frozen.packing import ATTENTION, Packing, Prefix
 from pipeline.frozen.plain_text import read_control_tokens_as_text
 from pipeline.frozen.quantization import quantize, require_quantization
+from pipeline.frozen.weight_files import variant_of
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,11 @@ def load_language_model(
         require_quantization(quantization)
     config, tokenizer = _read_description(path_or_id, source)
     _refuse_unfit_configuration(config, str(path_or_id))
+    variant = variant_of("language_model", path_or_id)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path_or_id, dtype=dtype, variant=variant, **source
+        )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BackboneError(f"cannot load the language model {path_or_id}: {error}") from error
     if quantization != "none":

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.plain_text import read_control_tokens_as_text
+from pipeline.frozen.weight_files import variant_of
 
 
 class TextConditioner:
@@ -67,7 +68,12 @@ def load_text_conditioner(
     """
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            source, unet=None, vae=None, dtype=dtype, **_absent(source)
+            source,
+            unet=None,
+            vae=None,
+            dtype=dtype,
+            variant=variant_of("image_generator", source),
+            **_absent(source),
         ).to(device)
     except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(f"cannot load the text side of {source}: {error}") from error
@@ -76,7 +82,15 @@ def load_text_conditioner(
     for name in ("tokenizer", "tokenizer_2"):
         if (tokenizer := getattr(pipeline, name, None)) is not None:
             read_control_tokens_as_text(tokenizer)
+            _limit(tokenizer, pipeline.text_encoder)
     return TextConditioner(pipeline)
+
+
+def _limit(tokenizer: Any, text_encoder: Any) -> None:
+    """A tokenizer that states no length pads to what its text encoder reads."""
+    positions = getattr(text_encoder.config, "max_position_embeddings", None)
+    if positions is not None and tokenizer.model_max_length > positions:
+        tokenizer.model_max_length = positions
 
 
 def _absent(source: str) -> dict[str, None]:
