@@ -23,6 +23,11 @@ _MARKS = {
 _CHUNK = 2**20
 
 
+def marked_encoding(start: bytes) -> str:
+    """What the first bytes of a file say, else UTF-8."""
+    return next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
+
+
 class TextFile:
     """One text file, read as often as needed.
 
@@ -37,7 +42,7 @@ class TextFile:
         self._size = max(os.path.getsize(path), 1)
         self._strict = encoding is None
         start = self._start()
-        marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
+        marked = marked_encoding(start)
         self._encoding = marked if encoding is None else encoding
         if encoding in ("utf-8", "utf8", "UTF-8"):
             self._encoding = "utf-8-sig"
