@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from corpora.caption_table import CaptionTable
@@ -40,8 +40,37 @@ def run(params: Params) -> None:
         else watch_table(INPUTS / "captions", report.files, CaptionTable(ARTIFACTS.captions))
     )
     print("\n".join(report.lines(ARTIFACTS.captions.with_suffix(".excluded.tsv"))))
-    for note in notes:
+    for note in (*notes, *unmet_needs(report.splits, params)):
         print(f"  {note}")
+
+
+def unmet_needs(splits: Mapping[str, int], params: Params) -> list[str]:
+    """What later stages need of a table with so many rows per split and will not get, a line each.
+
+    No error here: the features and targets of these rows stay whatever their splits become.
+    """
+    lines = []
+    training, trains = params.training, params.training.weights is None
+    if trains and splits["train"] < training.batch_size:
+        lines.append(
+            f"train takes {training.batch_size} rows a step, but the split train has "
+            f"{splits['train']}: set training.batch_size lower, or add rows"
+        )
+    if trains and training.checkpoint == "best" and not splits["val"]:
+        lines.append(
+            "training.checkpoint: best is chosen on the split val, which has no rows: set "
+            "captions.val_fraction, or training.checkpoint: last"
+        )
+    reading = sorted(_READ_TEST_ROWS & set(params.evaluation.chosen(params.is_miniature)))
+    if reading and not splits["test"]:
+        lines.append(
+            f"evaluate reads the split test for {', '.join(reading)}, which has no rows: set "
+            "captions.test_fraction, or leave them out of evaluation.tables"
+        )
+    return lines
+
+
+_READ_TEST_ROWS = {"captions", "retrieval", "latency", "table_3", "table_4"}
 
 
 def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> CaptionReport:

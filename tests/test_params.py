@@ -325,6 +325,10 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
             "set objective.pack_probability: 0",
         ),
         (
+            {"training": {"checkpoint": "best"}, "batches": {"validation_rows": 0}},
+            "batches.validation_rows: 0 leaves nothing to choose training.checkpoint: best by",
+        ),
+        (
             {"run": {"micro_batch_size": 66}},
             "run.micro_batch_size: 66 is more than training.batch_size (64)",
         ),
