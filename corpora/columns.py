@@ -17,7 +17,10 @@ NAMES = {
 }
 """What a column is called, in any case and with or without underscores; the first goes before the
 others, and of the others there may be one."""
-_HINTS = {"caption": ("descr", "label", "prompt", "txt"), "image": ("img", "file", "photo", "pic")}
+_HINTS = {
+    "caption": ("descr", "label", "prompt", "txt"),
+    "image": ("img", "file", "photo", "pic", "jpg", "png", "webp"),
+}
 
 
 class Columns(NamedTuple):

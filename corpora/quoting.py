@@ -126,9 +126,8 @@ class _Signs:
             cells = self._cells(more(), "quoted")
             if cells is None:
                 self.bare = self.bare or number
+                self.escaped |= '\\"' in line
                 ahead.extendleft(reversed(record[1:]))
-                if '\\"' in line and self._cells(iter([line]), "escaped"):
-                    self.escaped = True
                 continue
             if self._may_be_rows(record):
                 self.unclear = self.unclear or number
@@ -173,6 +172,7 @@ class _Signs:
             else:
                 if '"' in cell and column != self._image:
                     self.bare = self.bare or number
+                    self.escaped |= '\\"' in cell
                 self._without_quotes[column] += cell != ""
                 self._commas_without_quotes |= "," in cell
                 place += len(cell)

@@ -23,7 +23,7 @@ class _Header:
         self.line, text = 0, ""
         for text in file.lines():
             self.line += 1
-            if text.strip():
+            if text.strip() and not text.lower().startswith("sep="):  # Excel's own first line
                 break
         if not text.strip():
             raise CaptionTableError(f"{file.path}: empty; expected a header caption<TAB>image")
