@@ -13,7 +13,7 @@ from workfolder import place_link
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 _INPUTS = ("captions", "backbones", "train", "candidates", "decision", "evaluation")
 _FILES = {
-    ".gitignore": "/artifacts\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n",
+    ".gitignore": "/artifacts/\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n",
     ".dvcignore": "work\n__pycache__\n.venv\n",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n/plots.html\n",
 }
