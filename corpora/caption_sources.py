@@ -6,8 +6,9 @@
     `datasets`      saved to disk, or a hub id                          corpora.datasets_library
     tar, folders    KEY.jpg beside KEY.txt or KEY.json                  corpora.shard_samples
 
-Files may be many, by a folder, a glob or braces, and text may be compressed by gzip. Tables may
-also have the columns `id` and `split`. A new kind is a `CaptionSource` and a line in `open_source`.
+Files may be many, by a folder, a glob or braces; text and shards may be compressed by gzip. Tables
+may also have the columns `id` and `split`. A new kind is a `CaptionSource` and a line in
+`open_source`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import glob
 import itertools
 import os
 import re
+from pathlib import Path
 
 from corpora.arrow_files import PARQUET, open_schema
 from corpora.arrow_table import ArrowTable
@@ -33,8 +35,8 @@ _TEXT = (".tsv", ".csv", ".txt", ".tab")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
-def open_source(params: CaptionParams) -> CaptionSource:
-    """The source behind `params.table`.
+def open_source(params: CaptionParams, unpacked: Path | None = None) -> CaptionSource:
+    """The source behind `params.table`; `unpacked` is a folder for shards that are compressed.
 
     `params.images_dir` is what a table's `image` column is relative to: the table's own folder
     unless given. Shards and folders hold their pictures themselves.
@@ -46,19 +48,22 @@ def open_source(params: CaptionParams) -> CaptionSource:
     if params.images_dir is not None and not os.path.isdir(params.images_dir):
         raise CaptionTableError(f"{table}: images_dir {params.images_dir} is not a folder")
     if os.path.isdir(table):
-        return _open_folder(params)
+        return _open_folder(params, unpacked)
     files = _files(table)
     if not files:
         if table.lower().endswith(".tar"):
             raise CaptionTableError(f"{table}: no tar shards there")
-        if is_hub_id(table) and not glob.has_magic(table):
+        if is_hub_id(table) and not table.lower().endswith((*_TEXT, *_JSON, *PARQUET, ".gz")):
             return open_from_hub(params)
         raise CaptionTableError(f"{table}: no such caption table")
-    return _open_files(params, files)
+    return _open_files(params, files, unpacked)
 
 
 def _open_files(
-    params: CaptionParams, files: list[str], splits: dict[str, str] | None = None
+    params: CaptionParams,
+    files: list[str],
+    unpacked: Path | None,
+    splits: dict[str, str] | None = None,
 ) -> CaptionSource:
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
@@ -68,28 +73,22 @@ def _open_files(
     kind = kinds.pop()
     if kind == "tar":
         _without_images_dir(params, "tar shards hold")
-        return TarShards(params, files)
+        return TarShards(params, files, unpacked)
     if kind == "parquet":
         return ArrowTable(params, files, splits)
     return (JsonTable if kind == "json" else TextTable)(params, files, splits)
 
 
 def _kind(file: str) -> str:
-    name = file.lower()
-    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise CaptionTableError(
-            f"{file}: pictures are read from shards at random, which a compressed one does not "
-            f"allow: unpack it once (gunzip -k {file}), and name the .tar"
-        )
-    name = name.removesuffix(".gz")
-    if name.endswith(".tar"):
+    name = file.lower().removesuffix(".gz")
+    if name.endswith((".tar", ".tgz")):
         return "tar"
     if name.endswith((*PARQUET, ".arrow")):
         return "parquet"
     return "json" if name.endswith(_JSON) else "text"
 
 
-def _open_folder(params: CaptionParams) -> CaptionSource:
+def _open_folder(params: CaptionParams, unpacked: Path | None) -> CaptionSource:
     """A folder by what lies in it, the more certain signs first."""
     folder = params.table
     if is_saved(folder):
@@ -99,17 +98,17 @@ def _open_folder(params: CaptionParams) -> CaptionSource:
         inside = (os.path.join(glob.escape(folder), pattern) for pattern in patterns)
         return sorted(set(itertools.chain(*map(glob.glob, inside))))
 
-    if shards := below("*.tar"):
-        return _open_files(params, shards)
+    if shards := below("*.tar", "*.tar.gz", "*.tgz"):
+        return _open_files(params, shards, unpacked)
     described = below("metadata.*", "*/metadata.*")
     described = [file for file in described if file.endswith((*_JSON, ".csv", *PARQUET))]
     if described:
         splits = {file: os.path.basename(os.path.dirname(file)) for file in described}
         named = {file: split for file, split in splits.items() if split.lower() in SPLIT_NAMES}
-        return _open_files(params, described, named)
+        return _open_files(params, described, unpacked, named)
     parts = below("*.parquet", "*.pq", "*/*.parquet")
     if parts and has_columns(open_schema(parts[0])[0].names, params.columns):
-        return _open_files(params, parts)
+        return _open_files(params, parts, unpacked)
     if PictureFolder.fits(folder):
         _without_images_dir(params, "a folder of pictures holds")
         return PictureFolder(params, folder)

@@ -84,18 +84,20 @@ def check_captions(
     source leave the earlier rows of the table as they were.
 
     journal: keeps the verdicts on the pictures, so that the next check is cheap; by default
-        OUT.pictures.sqlite. workers: threads that check pictures; 0: one per core.
+        OUT.pictures.sqlite. Beside it lie the shards that had to be unpacked.
+    workers: threads that check pictures; 0: one per core.
 
     Raises:
         CaptionTableError: the source cannot be used, or no row of it can.
     """
-    source = open_source(params)
+    journal = journal or out.with_suffix(".pictures.sqlite")
+    source = open_source(params, journal.with_name("unpacked"))
     paths = PicturePaths(source.root, allow_outside=params.allow_outside, own=source.files)
     started = time.monotonic()
     tally = Tally()
     with (
         PictureChecks(
-            journal or out.with_suffix(".pictures.sqlite"),
+            journal,
             params.check,
             params.max_pixels,
             workers,

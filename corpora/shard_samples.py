@@ -6,33 +6,47 @@ In a shard the key is the name up to the first dot of its last part, as webdatas
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from corpora import tar_shards
 from corpora.caption_params import CaptionParams
 from corpora.columns import NAMES
 from corpora.pictures import PICTURE_SUFFIXES
-from corpora.records import Exclusion
+from corpora.records import CaptionTableError, Exclusion
 from corpora.references import inside
 from corpora.source_rows import MAX_LINE_BYTES, CaptionSource, Record
 from gill_errors import InputError
 
 _TEXTS = ("txt", "caption")
 _RECORD = "json"
+_PACKED = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 
 
 class TarShards(CaptionSource):
-    """Tar files that hold their pictures themselves."""
+    """Tar files that hold their pictures themselves. Those that gzip has compressed are unpacked
+    once, into `unpacked`: pictures are read at random.
 
-    def __init__(self, params: CaptionParams, shards: list[str]) -> None:
+    Raises CaptionTableError where there is no such folder, or what is in one is no gzip.
+    """
+
+    def __init__(self, params: CaptionParams, shards: list[str], unpacked: Path | None) -> None:
         super().__init__(params)
         self.files = shards
-        self.root = os.path.commonpath([os.path.dirname(shard) or "." for shard in shards])
-        self._size = max(sum(map(os.path.getsize, shards)), 1)
+        self._plain = {shard: _plain(shard, unpacked) for shard in shards}
+        folders = [os.path.dirname(plain) or "." for plain in self._plain.values()]
+        if len({os.path.isabs(folder) for folder in folders}) > 1:
+            folders = [os.path.abspath(folder) for folder in folders]
+        self.root = os.path.commonpath(folders)
+        self._folder = os.path.commonpath([os.path.dirname(shard) or "." for shard in shards])
+        self._size = max(sum(map(os.path.getsize, self._plain.values())), 1)
         self._done = 0
 
     def fraction(self) -> float:
@@ -40,9 +54,9 @@ class TarShards(CaptionSource):
 
     def records(self) -> Iterator[Record | Exclusion]:
         before = 0
-        for shard in self.files:
+        for shard, plain in self._plain.items():
             try:
-                scan = tar_shards.scan(shard)
+                scan = tar_shards.scan(plain)
             except (OSError, tar_shards.ShardError) as error:
                 yield Exclusion(shard, "1", "unreadable shard", str(error))
                 scan = tar_shards.Scan([], None)
@@ -52,7 +66,7 @@ class TarShards(CaptionSource):
                 yield self._sample(shard, number, key, parts)
             if scan.damage is not None:
                 yield Exclusion(shard, str(len(samples) + 1), "damaged shard", scan.damage)
-            before += os.path.getsize(shard)
+            before += os.path.getsize(plain)
             self._done = before
 
     def _sample(
@@ -60,6 +74,8 @@ class TarShards(CaptionSource):
     ) -> Record | Exclusion:
         def excluded(reason: str, detail: str) -> Exclusion:
             return Exclusion(shard, str(number), reason, f"{key}: {detail}")
+
+        plain = self._plain[shard]
 
         path = PurePosixPath(key)
         if path.is_absolute() or ".." in path.parts:
@@ -85,16 +101,15 @@ class TarShards(CaptionSource):
             part = by_suffix[suffix]
             if part.size > MAX_LINE_BYTES:
                 raise InputError(f"{part.name} has {part.size} bytes")
-            return tar_shards.read(shard, tar_shards.Location(part.offset, part.size, ""))
+            return tar_shards.read(plain, tar_shards.Location(part.offset, part.size, ""))
 
         try:
             captions = _captions(by_suffix, read, self.params.columns.caption)
         except (ValueError, RecursionError) as error:
             return excluded("unreadable caption", str(error))
-        relative = os.path.relpath(shard, self.root)
-        image = inside(relative, pictures[0].name)
-        name = f"{relative[: -len('.tar')]}/{key}"
-        return Record(shard, number, image, captions, name, None)
+        image = inside(os.path.relpath(plain, self.root), pictures[0].name)
+        name = _PACKED.sub("", os.path.relpath(shard, self._folder))
+        return Record(shard, number, image, captions, f"{name}/{key}", None)
 
 
 class PictureFolder(CaptionSource):
@@ -157,6 +172,30 @@ class PictureFolder(CaptionSource):
                 return file.read()
 
         return read
+
+
+def _plain(shard: str, unpacked: Path | None) -> str:
+    """The shard itself, or what it is without gzip; made anew when the shard changes."""
+    if shard.lower().endswith(".tar"):
+        return shard
+    if unpacked is None:
+        raise CaptionTableError(f"{shard}: compressed, and there is no folder to unpack it into")
+    status = os.stat(shard)
+    version = f"{os.path.abspath(shard)} {status.st_size} {status.st_mtime_ns}"
+    name = hashlib.blake2b(version.encode(), digest_size=8).hexdigest()
+    target = unpacked / f"{name}.tar"
+    if not target.is_file():
+        unpacked.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}.partial")
+        try:
+            with gzip.open(shard) as packed, partial.open("wb") as plain:
+                shutil.copyfileobj(packed, plain, 2**20)
+            os.replace(partial, target)
+        except (OSError, EOFError) as error:
+            raise CaptionTableError(f"{shard}: cannot be unpacked ({error})") from error
+        finally:
+            partial.unlink(missing_ok=True)
+    return str(target)
 
 
 def _samples(members: list[tar_shards.Member]) -> dict[str, list[tar_shards.Member]]:

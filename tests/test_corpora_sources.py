@@ -8,9 +8,11 @@ import gzip
 import io
 import json
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -400,10 +402,33 @@ def test_a_data_set_saved_to_disk(folder: Path, tmp_path: Path) -> None:
     assert report.splits == {"train": 1, "val": 1, "test": 0}
 
 
+def test_a_data_set_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library hands over, without a network."""
+    write_arrow(embedded(folder).slice(0, 1), folder / "x-train.arrow")
+    asked: list[bool] = []
+
+    def load_dataset(name: str, download_config: SimpleNamespace) -> dict[str, SimpleNamespace]:
+        asked.append(download_config.local_files_only)
+        if name != "some/pictures":
+            raise FileNotFoundError(f"no {name} here")
+        files = [{"filename": str(folder / "x-train.arrow")}]
+        return {"train": SimpleNamespace(cache_files=files)}
+
+    library = SimpleNamespace(DownloadConfig=SimpleNamespace, load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: library)
+    assert captions("some/pictures") == captions("some/pictures", allow_download=True) == ["a dog"]
+    assert asked == [True, False]
+    with pytest.raises(CaptionTableError, match="no other/one here; captions.allow_download: true"):
+        read("other/one")
+
+
 def test_a_hub_id_needs_the_extra_or_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CaptionTableError, match=r"no such caption table.*gill\[datasets\]"):
         read("somebody/something")
+    with pytest.raises(CaptionTableError, match=r"photos/captions.tsv: no such caption table$"):
+        read("photos/captions.tsv")
 
 
 # ---- folders and shards ---------------------------------------------------------------------
@@ -514,9 +539,30 @@ def test_shards_by_braces(folder: Path) -> None:
     assert captions(f"{folder}/0000[12].tar") == ["1", "2"]
     with pytest.raises(CaptionTableError, match=r"00012.tar is missing"):
         read(folder / "{00000..00013}.tar")
-    (folder / "z.tar.gz").write_bytes(gzip.compress((folder / "00000.tar").read_bytes()))
-    with pytest.raises(CaptionTableError, match="gunzip -k"):
-        read(folder / "z.tar.gz")
+
+
+def test_compressed_shards_are_unpacked_once(folder: Path, tmp_path: Path) -> None:
+    packed = []
+    for number, name in enumerate(("z.tar.gz", "y.tgz", "x.tar")):
+        picture = (folder / f"img/{NAMES[number]}.png").read_bytes()
+        plain = shard(folder / "plain", {"./0.png": picture, "./0.txt": name.encode()})
+        data = plain.read_bytes()
+        (folder / name).write_bytes(data if name == "x.tar" else gzip.compress(data))
+        packed.append(folder / name)
+    for _ in range(2):
+        check(folder, tmp_path / "out.parquet")
+        rows = list(CaptionTable(tmp_path / "out.parquet"))
+        assert [(r.id, r.caption) for r in rows] == [
+            ("x/./0", "x.tar"),
+            ("y/./0", "y.tgz"),
+            ("z/./0", "z.tar.gz"),
+        ]
+        assert [open_picture(r.image).getpixel((0, 0))[0] for r in rows] == [40, 20, 0]
+        assert len(list((tmp_path / "unpacked").iterdir())) == 2
+    (folder / "z.tar.gz").write_bytes(gzip.compress(b"")[:-4])
+    with pytest.raises(CaptionTableError, match=r"z.tar.gz: cannot be unpacked"):
+        check(folder / "z.tar.gz", tmp_path / "out.parquet")
+    assert len(list((tmp_path / "unpacked").iterdir())) == 2
 
 
 def test_there_is_one_list_of_suffixes() -> None:
@@ -659,6 +705,7 @@ Expect = Callable[[list[str]], bool]
     ("name", "expected"),
     [
         ("tables/blank_first.tsv", ["a dog", "a cat"]),
+        ("tar/z.tar.gz", ["a dog"]),
         ("tables/comma.csv", ["a dog"]),
         ("tables/openclip.csv", ["a dog"]),
         ("tables/metadata.jsonl", ["a dog"]),
