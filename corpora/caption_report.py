@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import array
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from corpora.caption_params import CaptionParams, CheckLevel
 from corpora.caption_table import SPLITS, CheckedRow
 from corpora.records import Exclusion
 from corpora.source_rows import CaptionSource
+from corpora.visible_text import CONTROLS
 
 _NUM_EXAMPLES = 3
 _SHOWN_REASONS = 3
@@ -146,3 +149,33 @@ class Tally:
             pictures_in_several_splits=in_splits - num_pictures,
             ignored_columns=source.ignored_columns,
         )
+
+
+class ExclusionWriter:
+    """Writes excluded rows as they come; the file appears when `close` is called."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._file = self._partial.open("w", encoding="utf-8", errors="backslashreplace")
+        self._file.write("file\trow\treason\tdetail\n")
+
+    def append(self, exclusion: Exclusion) -> None:
+        cells = (exclusion.file, exclusion.row, exclusion.reason, exclusion.detail)
+        self._file.write("\t".join(CONTROLS.sub(" ", cell) for cell in cells) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+        os.replace(self._partial, self._path)
+
+    def __enter__(self) -> ExclusionWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)

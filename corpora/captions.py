@@ -9,16 +9,14 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 from corpora.caption_params import CaptionParams
-from corpora.caption_report import CaptionReport, Tally
+from corpora.caption_report import CaptionReport, ExclusionWriter, Tally
 from corpora.caption_sources import open_source
 from corpora.caption_table import SPLITS, CaptionTable, CaptionTableWriter, CheckedRow
 from corpora.picture_checks import PictureChecks, Verdict
@@ -26,7 +24,7 @@ from corpora.picture_paths import PicturePaths
 from corpora.records import SPLIT_NAMES, CaptionTableError, Exclusion
 from corpora.references import is_file_address, is_url
 from corpora.source_rows import CaptionSource, SourceRow
-from corpora.visible_text import is_visible
+from corpora.visible_text import CONTROLS, is_visible
 
 __all__ = [
     "CaptionParams",
@@ -38,8 +36,6 @@ __all__ = [
 ]
 
 _BLOCK_ROWS = 1024
-# C0, DEL and C1 controls, and the byte-order mark; str.split takes care of other white space.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufeff]")
 
 
 class Progress(NamedTuple):
@@ -103,7 +99,7 @@ def check_captions(
             workers,
         ) as pictures,
         CaptionTableWriter(out, source.root) as table,
-        _ExclusionWriter(out.with_suffix(".excluded.tsv")) as excluded,
+        ExclusionWriter(out.with_suffix(".excluded.tsv")) as excluded,
     ):
         for row in _checked_rows(source, params, paths, pictures, tally):
             if isinstance(row, Exclusion):
@@ -196,7 +192,7 @@ def _clean(row: SourceRow, params: CaptionParams, paths: PicturePaths) -> Source
         "".join((row.image, row.caption, row.id or "", row.split or "")).encode()
     except UnicodeEncodeError:
         return excluded("bad encoding", "half of a surrogate pair")
-    caption = " ".join(_CONTROL.sub(" ", row.caption).split())
+    caption = " ".join(CONTROLS.sub(" ", row.caption).split())
     if not is_visible(caption):
         return excluded("no caption", "invisible characters alone" if caption else "")
     if len(caption) > params.max_caption_chars:
@@ -251,36 +247,6 @@ class _Seen:
         before = len(self._hashes)
         self._hashes.add(int.from_bytes(digest, "little"))
         return len(self._hashes) > before
-
-
-class _ExclusionWriter:
-    """Writes excluded rows as they come; the file appears when `close` is called."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._file = self._partial.open("w", encoding="utf-8", errors="backslashreplace")
-        self._file.write("file\trow\treason\tdetail\n")
-
-    def append(self, exclusion: Exclusion) -> None:
-        cells = (exclusion.file, exclusion.row, exclusion.reason, exclusion.detail)
-        self._file.write("\t".join(_CONTROL.sub(" ", cell) for cell in cells) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-        os.replace(self._partial, self._path)
-
-    def __enter__(self) -> "_ExclusionWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
 
 
 def _nothing_left(report: CaptionReport, excluded: Path, outside: str | None) -> str:

@@ -18,7 +18,8 @@ from typing import NamedTuple, TypeVar
 import PIL
 
 from corpora.caption_params import CheckLevel
-from corpora.pictures import PictureError, PictureErrorKind, check_picture, stat_picture
+from corpora.picture_errors import PictureError, PictureErrorKind
+from corpora.pictures import check_picture, stat_picture
 from corpora.records import CorpusError
 from gill_errors import OutOfMemoryError
 

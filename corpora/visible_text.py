@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+
+# C0, DEL and C1 controls, and the byte-order mark; str.split takes care of other white space.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ufeff]")
 
 # Letters and marks of Unicode's Default_Ignorable_Code_Point, which Python does not have, and the
 # empty Braille pattern. The rest of that property is of category Cf.

@@ -472,7 +472,7 @@ def test_want_of_memory_is_not_the_fault_of_a_row(
     def large(image: Image.Image) -> Image.Image:
         raise MemoryError
 
-    monkeypatch.setattr("corpora.pictures._to_rgb", large)
+    monkeypatch.setattr("corpora.pictures.to_rgb", large)
     with pytest.raises(GillError, match=r"not enough memory to open .*a.png: set captions.max_pix"):
         check("caption\timage\ncat\ta.png\n")
     monkeypatch.undo()

@@ -7,13 +7,14 @@ import csv
 import gzip
 import io
 import json
+import re
 import shutil
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from corpora.caption_params import CaptionParams
 from corpora.caption_report import REMEDIES, CaptionReport
 from corpora.caption_sources import open_source
 from corpora.captions import CaptionTable, check_captions
+from corpora.picture_errors import PictureErrorKind
 from corpora.pictures import PICTURE_SUFFIXES, open_picture
 from corpora.records import CaptionTableError, Exclusion
 from corpora.source_rows import SourceRow
@@ -672,11 +674,7 @@ def test_the_report_says_reason_count_examples_and_remedy_in_five_lines(
 
 def test_every_reason_has_a_remedy() -> None:
     """Reasons are written where rows are excluded; this reads them there."""
-    import re
-
-    import corpora.pictures as pictures
-
-    room = Path(pictures.__file__).parent
+    room = Path(__file__).parents[1] / "corpora"
     pattern = re.compile(r'(?:excluded\(|Exclusion\([^"\n]*?, )"([a-z][a-zA-Z _]+)"')
     modules = (
         "captions",
@@ -691,7 +689,7 @@ def test_every_reason_has_a_remedy() -> None:
         for name in modules
         for reason in pattern.findall((room / f"{name}.py").read_text(encoding="utf-8"))
     }
-    found |= {f"picture {kind}" for kind in pictures.PictureErrorKind.__args__}
+    found |= {f"picture {kind}" for kind in get_args(PictureErrorKind)}
     assert len(found) > 20
     assert found <= set(REMEDIES), found - set(REMEDIES)
 
