@@ -14,6 +14,7 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM
 
+from doctor.models import outline_models
 from doctor.weights import check_weights
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.image_generator import load_image_generator
@@ -21,6 +22,8 @@ from pipeline.frozen.language_model import load_language_model
 from pipeline.frozen.pinning import files_to_fetch, fingerprint_backbone, resolve_backbone
 from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.frozen.weight_files import loaded_weights, variant_of, weights_in
+from settings.params import Params
+from stages import prepare_backbones
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 
@@ -278,3 +281,22 @@ def test_keys_with_defaults_have_those_of_their_class(tmp_path: Path) -> None:
         (folder / "config.json").write_text(text)
         with pytest.raises(BackboneError, match="config.json"):
             resolve_backbone("language_model", str(folder))
+
+
+# ---- where it is said -----------------------------------------------------------------------
+
+
+def test_the_doctor_and_the_stage_say_it_before_anything_is_computed(
+    language_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = Params.model_validate({"backbones": {"language_model": str(language_model)}})
+    assert outline_models(params, None).problems == []
+    prepare_backbones.run(params, retrain=False)
+    (tmp_path / "artifacts/backbones/backbones.json").unlink()
+    (language_model / "model.safetensors").write_text(POINTER)
+    [problem] = outline_models(params, None).problems
+    assert "is a git-lfs pointer" in problem
+    with pytest.raises(BackboneError, match="is a git-lfs pointer"):
+        prepare_backbones.run(params, retrain=False)
+    assert not (tmp_path / "artifacts/backbones/backbones.json").exists()
