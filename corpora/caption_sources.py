@@ -44,6 +44,12 @@ def open_source(params: CaptionParams, unpacked: Path | None = None) -> CaptionS
     Raises:
         CaptionTableError: nothing there, an unknown form, or a table without the columns.
     """
+    at_home = {
+        name: os.path.expanduser(path)
+        for name, path in (("table", params.table), ("images_dir", params.images_dir))
+        if path is not None
+    }
+    params = params.model_copy(update=at_home)
     table = params.table
     if params.images_dir is not None and not os.path.isdir(params.images_dir):
         raise CaptionTableError(f"{table}: images_dir {params.images_dir} is not a folder")
@@ -103,12 +109,10 @@ def _open_folder(params: CaptionParams, unpacked: Path | None) -> CaptionSource:
     described = below("metadata.*", "*/metadata.*")
     described = [file for file in described if file.endswith((*_JSON, ".csv", *PARQUET))]
     if described:
-        splits = {file: os.path.basename(os.path.dirname(file)) for file in described}
-        named = {file: split for file, split in splits.items() if split.lower() in SPLIT_NAMES}
-        return _open_files(params, described, unpacked, named)
+        return _open_files(params, described, unpacked, _named_splits(described))
     parts = below("*.parquet", "*.pq", "*/*.parquet")
     if parts and has_columns(open_schema(parts[0])[0].names, params.columns):
-        return _open_files(params, parts, unpacked)
+        return _open_files(params, parts, unpacked, _named_splits(parts))
     if PictureFolder.fits(folder):
         _without_images_dir(params, "a folder of pictures holds")
         return PictureFolder(params, folder)
@@ -118,6 +122,18 @@ def _open_folder(params: CaptionParams, unpacked: Path | None) -> CaptionSource:
         f"{folder}: no tar shards there, nor Parquet with captions and images, metadata.jsonl, or "
         "pictures with a .txt or .json of the same name beside them"
     )
+
+
+def _named_splits(files: list[str]) -> dict[str, str]:
+    """The split of files as the hub's are laid out: test/metadata.jsonl, test-00000-of-00002.*"""
+    splits = {}
+    for file in files:
+        folder, name = os.path.split(file)
+        for said in (re.split(r"[-_.]", name)[0], os.path.basename(folder)):
+            if said.lower() in SPLIT_NAMES:
+                splits[file] = said
+                break
+    return splits
 
 
 def _without_images_dir(params: CaptionParams, who: str) -> None:

@@ -359,6 +359,20 @@ def test_parts_of_a_table(folder: Path, tmp_path: Path) -> None:
         read(parts / "part-{0..2}.parquet")
 
 
+def test_parts_of_the_hub_are_named_by_their_split(folder: Path, tmp_path: Path) -> None:
+    (folder / "set/data").mkdir(parents=True)
+    for name in ("train-00000-of-00001", "validation-00000-of-00001", "test-00000-of-00001"):
+        pq.write_table(embedded(folder).slice(0, 1), folder / f"set/data/{name}.parquet")
+    report = check(folder / "set", tmp_path / "out.parquet")
+    assert report.splits == {"train": 1, "val": 1, "test": 1}
+
+
+def test_a_table_at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    written(folder, "caption\timage\na dog\ta.png\n")
+    assert captions("~/table.tsv", images_dir="~/img") == ["a dog"]
+
+
 def embedded(folder: Path, **more: Any) -> pa.Table:
     """A table as `datasets` writes it: the first picture in it, the second beside it."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
