@@ -167,7 +167,7 @@ class _Signs:
                 elif column != self._image:
                     self.needless = self.needless or number
                     self._with_quotes[column] += 1
-                    self._needless_without_comma |= "," not in cell and cell == cell.strip()
+                    self._needless_without_comma |= "," not in cell
                 place += len(written)
             else:
                 if '"' in cell and column != self._image:

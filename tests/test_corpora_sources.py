@@ -120,6 +120,7 @@ def test_a_tsv_that_quotes_nothing_is_literal(folder: Path, lines: list[str]) ->
     ("lines", "message"),
     [
         (['"opened', 'closed"'], "line 2 has quotation marks around a cell, others not"),
+        (['" the end "', "a dog"], "line 2 has quotation marks around a cell, others not"),
         (['"all of it"', "a dog"], "line 2 has quotation marks around a cell, others not"),
         (['a "big" dog', '"say ""hi"""'], "line 3 .* but line 2 has one that is text"),
         (['a 12" pizza', '"two\nlines"'], "line 3 .* but line 2 has one that is text"),
