@@ -417,6 +417,10 @@ def test_a_data_set_saved_to_disk(folder: Path, tmp_path: Path) -> None:
     (saved / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
     report = check(saved, tmp_path / "out.parquet")
     assert report.splits == {"train": 1, "val": 1, "test": 0}
+    for name, content in (("dataset_dict.json", "{}"), ("train/state.json", "[]")):
+        (saved / name).write_text(content)
+        with pytest.raises(CaptionTableError, match=name):
+            read(saved if "dict" in name else saved / "train")
 
 
 def test_a_data_set_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
