@@ -28,11 +28,11 @@ def open_saved(params: CaptionParams) -> ArrowTable:
     index = os.path.join(folder, "dataset_dict.json")
     if not os.path.isfile(index):
         return ArrowTable(params, _files(folder))
-    splits = {
-        file: split
-        for split in read_json(index)["splits"]
-        for file in _files(os.path.join(folder, split))
-    }
+    content = read_json(index)
+    names = content.get("splits") if isinstance(content, dict) else None
+    if not isinstance(names, list):
+        raise CaptionTableError(f"{index}: names no splits")
+    splits = {file: str(name) for name in names for file in _files(os.path.join(folder, str(name)))}
     return ArrowTable(params, list(splits), splits)
 
 
