@@ -39,7 +39,7 @@ plots: install .dvc/plots.html  ## Curves of the run, and of experiments (EXPERI
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc plots $(if $(EXPERIMENTS),diff $(EXPERIMENTS),show)
 
 experiments: install  ## Params and numbers of all experiments side by side
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp show --only-changed --hide-workspace --no-pager --drop '^(artifacts|inputs)/|^(cache|corpora|evaluation|gill|miniature|pipeline|stages)(/|$$)'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc exp show --only-changed --hide-workspace --no-pager --drop '^(artifacts|inputs|metrics/train)(/|$$)|^(cache|corpora|evaluation|gill|miniature|pipeline|stages)(/|$$)|^evaluation\.|\.seed$$'
 
 ablations: install .dvc/config.local  ## Tables 3 and 4: every variant with one seed, as DVC experiments (about 15 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

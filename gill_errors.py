@@ -23,3 +23,10 @@ class OutOfMemoryError(GillError, MemoryError):
 
 class StageError(GillError):
     """Something about the inputs of a stage; the message says what to do."""
+
+
+class WriteFailedError(GillError, OSError):
+    """A file cannot be written: full disk, no permission, read-only."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)

@@ -11,14 +11,15 @@ class Ticker:
     """Shows the latest state of long work, at most every `interval` seconds.
 
     >>> with Ticker("encoding") as ticker:
-    ...     ticker.show("12 of 80 rows, 40 rows/s, 2 s left")
+    ...     ticker.count(12, 80)  # 12 of 80 rows (15%), 40 rows/s, 2 s left
     """
 
-    def __init__(self, what: str, interval: float | None = None) -> None:
-        self._what = what
+    def __init__(self, what: str, interval: float | None = None, unit: str = "rows") -> None:
+        self._what, self._unit = what, unit
         self._terminal = sys.stderr.isatty()
         self._interval = interval if interval is not None else (0.2 if self._terminal else 10.0)
-        self._next = time.monotonic() + (0.0 if self._terminal else 2.0)
+        self._began = time.monotonic()
+        self._next = self._began + (0.0 if self._terminal else 2.0)
         self._shown = False
 
     def show(self, state: object) -> None:
@@ -32,6 +33,15 @@ class Ticker:
         start = "\r\x1b[K" if self._terminal else ""
         print(f"{start}{self._what}: {state}", end=end, file=sys.stderr, flush=True)
 
+    def count(self, done: int, total: int, failed: int = 0) -> None:
+        """Show how many of all are done since this ticker was made, how fast, and what is left."""
+        rate = done / max(time.monotonic() - self._began, 1e-9)
+        left = f"{duration((total - done) / rate)} left" if done else "no estimate yet"
+        self.show(
+            f"{done:,} of {total:,} {self._unit} ({done / max(1, total):.0%}), "
+            f"{rate:,.0f} {self._unit}/s, {left}{f', {failed:,} failed' if failed else ''}"
+        )
+
     def __enter__(self) -> Ticker:
         return self
 
@@ -43,3 +53,11 @@ class Ticker:
     ) -> None:
         if self._terminal and self._shown:
             print(file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """In its largest unit, from two of it on: `90 s`, `5 min`, `3 h`, `2 d`."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -14,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from benchmarks.harness import Bench, Numbers, Unavailable, in_new_process, peak, reset_peak, run
 from benchmarks.random_models import (
@@ -47,25 +49,24 @@ from pipeline.training.stepping import Stepper
 Call = Callable[[], object]
 Compared = tuple[int, Callable[[], Call]]
 """The predicted bytes, and what builds all that the measured call needs."""
-Cases = dict[str, Callable[[str], Compared]]
-"""By the device."""
 
 
 def training(
     batch_size: int,
     device: str,
     size: str = "125m",
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
     packed: bool = False,
     quantization: Quantization = "none",
     captioning_weight: float = 1.0,
     **settings: Any,
 ) -> Compared:
     """Two steps: from the second on the optimiser has its state."""
+    number_type = getattr(torch, dtype)
     how = TrainingSettings(batch_size=batch_size, **settings)
     objective = Objective(captioning_weight=captioning_weight)
     predicted = training_memory(
-        LanguageModelBlueprint(opt_config(size), dtype, quantization),
+        LanguageModelBlueprint(opt_config(size), number_type, quantization),
         head_sizes(size),
         objective,
         how,
@@ -75,7 +76,7 @@ def training(
     )
 
     def build() -> Call:
-        gill = opt_gill(size, device, dtype, quantization)
+        gill = opt_gill(size, device, number_type, quantization)
         stepper, batch = Stepper(gill, objective, how), batch_of(gill, batch_size)
         draws = PackingDraws.same(batch_size, packed)
         return lambda: [stepper.take(number, batch, draws) for number in range(2)]
@@ -114,39 +115,16 @@ def generation(batch_size: int, device: str, toy: bool = False) -> Compared:
     return generation_memory(blueprint, settings, device).peak, build
 
 
-LESS: dict[str, Any] = {"recompute_activations": True}
-HALF: dict[str, Any] = {"dtype": torch.bfloat16}
-LARGE: dict[str, Any] = {"size": "1.3b", **HALF}
-QUICK: Cases = {"train 8": partial(training, 8), "features 16": partial(features, 16)}
-CASES = QUICK | {
-    "train 16": partial(training, 16),
-    "train 16, 4 at once": partial(training, 16, micro_batch_size=4),
-    "train 16 bfloat16": partial(training, 16, **HALF),
-    "train 32": partial(training, 32),
-    "train 32 packed": partial(training, 32, packed=True),
-    "train 32 without captioning": partial(training, 32, captioning_weight=0.0),
-    "train 32 recomputed": partial(training, 32, **LESS),
-    "train 32 recomputed, 8 at once": partial(training, 32, **LESS, micro_batch_size=8),
-    "train 32 packed bfloat16": partial(training, 32, packed=True, **HALF),
-    "train 32 int8": partial(training, 32, quantization="int8"),
-    "features 64": partial(features, 64),
-    "generation 1": partial(generation, 1),
-}
-ON_GPU: Cases = {
-    "train 200": partial(training, 200, **LARGE),
-    "train 200 recomputed, in parts": partial(training, 200, **LARGE, **LESS, micro_batch_size=100),
-    "train 200 int8": partial(training, 200, **LARGE, quantization="int8"),
-    "train 200 nf4": partial(training, 200, **LARGE, quantization="nf4"),
-}
-TOY: Cases = {
-    "train 4": partial(training, 4, size="toy", **LESS, micro_batch_size=2),
-    "features 2": partial(features, 2, toy=True),
-    "generation 1": partial(generation, 1, toy=True),
+WORKS: dict[str, Callable[..., Compared]] = {
+    "training": training,
+    "features": features,
+    "generation": generation,
 }
 
 
 def measure(bench: Bench) -> None:
-    cases = bench.size(TOY, QUICK if bench.quick else CASES, ON_GPU)
+    all_cases = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    cases = all_cases[bench.size("toy", "quick" if bench.quick else "cpu", "gpu")]
 
     def compare(name: str) -> Numbers:
         if "nf4" in name and find_spec("bitsandbytes") is None:
@@ -162,12 +140,13 @@ def measure(bench: Bench) -> None:
     bench.part("worst", lambda: {"deviation": max(abs(ratio - 1) for ratio in ratios)})
 
 
-def compare_here(case: Callable[[str], Compared], device: str) -> tuple[int, int]:
+def compare_here(case: dict[str, Any], device: str) -> tuple[int, int]:
     """Bytes that a case is predicted to take and takes, in a process that is fresh but for toys."""
     torch.set_num_threads(1)
     warm = torch.nn.Linear(64, 64, device=device)  # the libraries' own buffers
     warm(torch.zeros(4, 64, device=device)).sum().backward()
-    predicted, build = case(device)
+    arguments = dict(case)
+    predicted, build = WORKS[arguments.pop("work")](device=device, **arguments)
     held = reset_peak(device)
     work = build()
     reset_peak(device)

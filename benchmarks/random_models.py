@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
+from doctor.blueprints import born
 from doctor.known_models import GENERATORS, LANGUAGE_MODELS
 from miniature.backbones import SHIPPED
 from pipeline.bridge.batch import CaptionBatch
@@ -42,18 +42,6 @@ TOY_HEADS: dict[str, Any] = {
     "p": 4,
     "mapper": MapperSizes(encoder_layers=1, decoder_layers=1),
 }
-
-
-@contextmanager
-def born(dtype: torch.dtype, device: str) -> Iterator[None]:
-    """Modules that are built inside have their weights on `device`, in `dtype`."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            yield
-    finally:
-        torch.set_default_dtype(default)
 
 
 def opt_config(size: str) -> OPTConfig:

@@ -32,7 +32,8 @@ from torch.nn.attention import sdpa_kernel
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks.harness import ATTENTION, Bench, Numbers, Unavailable, count_flop, run
-from benchmarks.random_models import batch_of, born, opt_gill
+from benchmarks.random_models import batch_of, opt_gill
+from doctor.blueprints import born
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing, training_losses

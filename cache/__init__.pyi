@@ -11,10 +11,8 @@ from .inspecting import (
     write_page,
 )
 from .layout import ArraySpec, StoreSpec
-from .location import WriteFailedError
 from .lock import StoreLockedError
 from .manifest import manifest_location, read_manifest
-from .progress import Progress, print_progress
 from .reading import (
     Batch,
     DamagedRowsError,
@@ -24,7 +22,7 @@ from .reading import (
 )
 from .settings import FillingParams, ReadingOrder, ReadingParams
 from .sharing import share_store
-from .shuffled_rows import ShuffledRows, StoresDifferError
+from .shuffled_rows import ShuffledRows, StoresDifferError, in_background, usable_rows
 from .store import (
     EmbeddingStore,
     NotAStoreError,
@@ -45,7 +43,6 @@ __all__ = [
     "FillingParams",
     "FirstPositionVariesError",
     "NotAStoreError",
-    "Progress",
     "ReadingOrder",
     "ReadingParams",
     "Roles",
@@ -60,19 +57,19 @@ __all__ = [
     "StoreSpec",
     "StoresDifferError",
     "VerifyReport",
-    "WriteFailedError",
     "describe",
     "fill",
+    "in_background",
     "iterate_blocks",
     "manifest_location",
     "open_store",
-    "print_progress",
     "read_manifest",
     "read_rows",
     "repair",
     "row_panel",
     "share_store",
     "store_panel",
+    "usable_rows",
     "verify",
     "view_row",
     "write_page",

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gill_errors import InputError
+from gill_records import Record
 
 # Rounding in different batch shapes moves a float16 result by a few units in the last place, each
 # about 2e-7 in relative squared error; what truly depends on the row moves it by far more.
@@ -22,10 +23,8 @@ SHARED_FIRST_TOLERANCE = 1e-5
 NOT_FINITE = "the encoder gave a value that is not finite"
 
 
-class Codec(BaseModel):
+class Codec(Record):
     """How one array is stored. Changing any of it makes another store."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["float32", "float16", "int8"] = Field(
         default="float16",

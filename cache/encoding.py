@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from cache.checksums import row_checksums
 from cache.codec import encode
-from cache.location import explained
 from cache.lock import current_run
 from cache.memory import Memory
 from cache.shards import shard_content, shard_path
 from cache.store import EmbeddingStore, RowStatus, ShardResult
 from gill_errors import InputError, OutOfMemoryError
+from gill_files import explained
 
 CASTS_AHEAD = 8  # batches that wait to be cast
 

@@ -20,7 +20,6 @@ from cache.layout import StoreSpec, checksum_name, fitted_name
 from cache.location import Location, locate
 from cache.lock import run_lock
 from cache.manifest import manifest_location, measure, write_manifest
-from cache.progress import Progress
 from cache.settings import FillingParams
 from cache.store import (
     EmbeddingStore,
@@ -37,6 +36,8 @@ SAMPLE_ROWS = 256  # spread evenly over the table, for codecs that are fitted to
 
 DoTasks = Callable[[Iterable[Any], Callable[[Any], None]], None]
 """Does every task, and hands each result to the second argument."""
+OnProgress = Callable[[int, int, int], None]
+"""Is told how many rows of this run are settled, how many there are, and how many failed."""
 OpenCrew = Callable[[Callable[[], Any]], AbstractContextManager[DoTasks]]
 """From what makes the work, in whichever process does it, to who does tasks."""
 
@@ -88,7 +89,7 @@ def fill(
     versions: Mapping[str, str] | None = None,
     rebuild: bool = False,
     retry_failed: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> FillReport:
     """Fill the store at `where` from a table: create it, resume it or bring it up to date.
 
@@ -199,10 +200,10 @@ def _fill_pending(
     status: np.ndarray,
     make: Callable[[], _Encoder],
     crew: OpenCrew | None,
-    progress: Callable[[Progress], None] | None,
+    progress: OnProgress | None,
 ) -> None:
     total = int(np.count_nonzero(status == RowStatus.PENDING))
-    settled, failed, started = 0, 0, time.monotonic()
+    settled, failed = 0, 0
 
     def settle(result: ShardResult) -> None:
         nonlocal settled, failed
@@ -210,7 +211,7 @@ def _fill_pending(
         settled += len(result.positions)
         failed += len(result.reasons)
         if progress:
-            progress(Progress(total, settled, failed, time.monotonic() - started))
+            progress(settled, total, failed)
 
     prepared = store.meta.get("prepared", False)
     if crew is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import heapq
-import html
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group
@@ -78,10 +78,16 @@ class RowView:
     array: str
     neighbours: list[tuple[int, float]]
 
+    @property
+    def shown(self) -> list[tuple[int, str]]:
+        """The row and its neighbours, each with a note on it."""
+        alike = [(row, f"cosine {cosine:.4f}") for row, cosine in self.neighbours]
+        return [(self.row, self.reason or self.status), *alike]
+
 
 def describe(where: str | Path | EmbeddingStore) -> StoreDescription:
     """What a store is and holds. Reads the bookkeeping and a sample of rows, not the whole."""
-    store = where if isinstance(where, EmbeddingStore) else open_store(where)
+    store = open_store(where)
     done = np.flatnonzero(store.status() == RowStatus.DONE)
     sample = done[np.unique(np.linspace(0, len(done) - 1, min(NORM_SAMPLE, len(done))).astype(int))]
     arrays, damage = [], []
@@ -134,7 +140,7 @@ def view_row(
 
     Reads all rows once; on a large store, name some `candidates` instead.
     """
-    store = where if isinstance(where, EmbeddingStore) else open_store(where)
+    store = open_store(where)
     array = array or next(iter(store.spec.arrays))
     key = f"{int(store.table('row_key')[row]):016x}"  # type: ignore[arg-type]
     status = RowStatus(int(store.table("row_status")[row]))  # type: ignore[arg-type]
@@ -172,7 +178,7 @@ def row_panel(view: RowView, label: Callable[[int], str] | None = None) -> RichT
     table = RichTable(
         "row", "cosine", "what", title=f"row {view.row} ({view.status}), by {view.array}"
     )
-    label = label or (lambda _: "")
+    label = label or _nothing
     norms = ", ".join(f"|{name}| = {norm:.4g}" for name, norm in view.norms.items())
     table.add_row(str(view.row), "", " ".join([label(view.row), view.reason or norms]).strip())
     for row, cosine in view.neighbours:
@@ -194,38 +200,28 @@ def write_page(
 
     label: row -> text; picture: row -> bytes of a PNG or JPEG, or None.
     """
-    store = where if isinstance(where, EmbeddingStore) else open_store(where)
+    store = open_store(where)
     description = describe(store)
     candidates = None if candidates is None else list(candidates)
-    views = [
-        view_row(store, row, num_neighbours=num_neighbours, candidates=candidates) for row in rows
-    ]
-    arrays = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell(a))}</td>" for _, cell in _ARRAY_COLUMNS) + "</tr>"
-        for a in description.arrays
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("page.html")
+    text = template.render(
+        store=description,
+        columns=_ARRAY_COLUMNS,
+        facts=_facts(description),
+        histograms=[_histogram(array) for array in description.arrays],
+        views=[
+            view_row(store, row, num_neighbours=num_neighbours, candidates=candidates)
+            for row in rows
+        ],
+        label=label or _nothing,
+        picture=lambda row: _picture_uri(picture(row)) if picture else None,
     )
-    facts = "".join(
-        f"<tr><th>{html.escape(name)}</th><td><pre>{html.escape(text)}</pre></td></tr>"
-        for name, text in _facts(description)
-    )
-    histograms = "".join(
-        f"<figure>{_histogram(a.norms)}"
-        f"<figcaption>norms of {html.escape(a.name)}</figcaption></figure>"
-        for a in description.arrays
-    )
-    sections = "".join(_row_section(view, label, picture) for view in views)
-    headings = "".join(f"<th>{name}</th>" for name, _ in _ARRAY_COLUMNS)
     Path(page).parent.mkdir(parents=True, exist_ok=True)
-    Path(page).write_text(
-        _PAGE.format(
-            title=html.escape(description.location),
-            headings=headings,
-            arrays=arrays,
-            facts=facts,
-            histograms=histograms,
-            sections=sections,
-        )
-    )
+    Path(page).write_text(text, encoding="utf-8")
 
 
 def _codec_text(compressor: str, level: int, share_first: bool) -> str:
@@ -277,59 +273,20 @@ def _norms(values: np.ndarray) -> NDArray[np.float32]:
     return np.linalg.norm(flat.astype(np.float32), axis=1)
 
 
-def _histogram(values: NDArray[np.float32], bins: int = 32) -> str:
-    """An SVG bar chart of how values are distributed."""
-    counts, edges = np.histogram(values, bins)
-    bars = "".join(
-        f'<rect x="{i * 10}" y="{100 - h:.1f}" width="9" height="{h:.1f}"/>'
-        for i, h in enumerate(100 * counts / max(1, counts.max()))
-    )
-    return (
-        f'<svg viewBox="0 0 {bins * 10} 120" width="{bins * 10}">{bars}'
-        f'<text y="115">{edges[0]:.4g}</text>'
-        f'<text y="115" x="{bins * 10}" text-anchor="end">{edges[-1]:.4g}</text></svg>'
-    )
+def _histogram(
+    array: ArrayDescription, bins: int = 32
+) -> tuple[str, NDArray[np.float64], float, float]:
+    """How an array's norms are distributed: name, bars of height 0 to 1, first and last edge."""
+    counts, edges = np.histogram(array.norms, bins)
+    return array.name, counts / max(1, counts.max()), edges[0], edges[-1]
 
 
-def _row_section(
-    view: RowView,
-    label: Callable[[int], str] | None,
-    picture: Callable[[int], bytes | None] | None,
-) -> str:
-    cells = []
-    for row, note in [
-        (view.row, view.reason or view.status),
-        *((row, f"cosine {cosine:.4f}") for row, cosine in view.neighbours),
-    ]:
-        content = picture(row) if picture else None
-        image = ""
-        if content:
-            kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-            image = f'<img src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
-        text = html.escape(label(row)) if label else ""
-        cells.append(
-            f"<figure>{image}<figcaption>{row}: {text}<br>{html.escape(note)}</figcaption></figure>"
-        )
-    heading = f"Row {view.row} and its neighbours by {html.escape(view.array)}"
-    return f"<h2>{heading}</h2><div>{''.join(cells)}</div>"
+def _picture_uri(content: bytes | None) -> str | None:
+    if not content:
+        return None
+    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; max-width: 75em; }}
-table {{ border-collapse: collapse; margin: 1em 0; }}
-td, th {{ border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top; }}
-pre {{ margin: 0; white-space: pre-wrap; }}
-figure {{ display: inline-block; margin: .5em; max-width: 20em; vertical-align: top; }}
-img {{ min-width: 96px; max-width: 100%; image-rendering: pixelated; }}
-rect {{ fill: #4a78b5; }}
-text {{ font-size: 12px; }}
-</style>
-<h1>{title}</h1>
-<table><tr>{headings}</tr>{arrays}</table>
-<table>{facts}</table>
-{histograms}
-{sections}
-</html>
-"""
+def _nothing(_row: int) -> str:
+    return ""

@@ -24,10 +24,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cache.codec import Codec
 from gill_errors import InputError
+from gill_records import Record
 
 MAX_FILES = 4000  # of one store: file systems, backups and object listings stay quick
 BOOKKEEPING_CHUNK = 131_072  # rows
@@ -36,10 +37,8 @@ REASON_CHUNK = 16_384  # rows
 INNER_CHUNK_BYTES = 2 << 20  # the smallest piece that plain Zarr reads: large enough to be quick
 
 
-class ArraySpec(BaseModel):
+class ArraySpec(Record):
     """One value per row: an array [N, *dims]."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dims: dict[str, int] = Field(
         description="Names and sizes of the axes after the row: {position: 77, channel: 768}"
@@ -75,10 +74,8 @@ class ArraySpec(BaseModel):
         return self
 
 
-class StoreSpec(BaseModel):
+class StoreSpec(Record):
     """Everything about a store that must not change under the rows in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     arrays: dict[str, ArraySpec] = Field(min_length=1)
     constants: dict[str, dict[str, int]] = Field(

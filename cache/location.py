@@ -3,24 +3,18 @@
 
 from __future__ import annotations
 
-import io
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 import zarr.abc.store
+from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import FsspecStore, LocalStore
 
-from gill_errors import GillError, InputError
-
-PARTIAL_SUFFIX = (
-    ".partial"  # what zarr's local store calls a file that is not yet renamed into place
-)
+from gill_errors import InputError
+from gill_files import PARTIAL_SUFFIX, remove_partial_files, written_whole
 
 
 @dataclass(frozen=True)
@@ -50,18 +44,12 @@ class Location:
 
     def exists(self) -> bool:
         """True where a file, or a folder with more than half-written files in it, lies here."""
-        if self.is_local:
-            return self.path.is_file() or not all(
-                n.endswith(PARTIAL_SUFFIX) for n in self.children()
-            )
-        return bool(self.children())
+        return not all(name.endswith(PARTIAL_SUFFIX) for name in self.children())
 
     def read_text(self) -> str | None:
         """The text of this file; None where there is none."""
+        fs, path = self._fs()
         try:
-            if self.is_local:
-                return self.path.read_text()
-            fs, path = self._fs()
             return fs.cat_file(path).decode()
         except FileNotFoundError:
             return None
@@ -73,49 +61,29 @@ class Location:
     def write_bytes(self, content: Sequence[bytes | memoryview], *inside: str) -> None:
         """Write pieces as this file, or the one named `inside` this folder, whole or not at all."""
         if self.is_local:
-            target = self.path.joinpath(*inside)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-            try:
-                with partial.open("wb", buffering=0) as f:
-                    for piece in content:
-                        _write_all(f, piece)
-                partial.replace(target)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+            with (
+                written_whole(self.path.joinpath(*inside)) as partial,
+                partial.open("wb") as file,
+            ):
+                file.writelines(content)
         else:
-            fs, path = self._fs()
-            fs.pipe_file("/".join([path, *inside]), b"".join(content))
+            fs, path = self._fs(*inside)
+            fs.pipe_file(path, b"".join(content))
 
     def create_text(self, text: str) -> None:
         """Write this file; raises FileExistsError where it exists already."""
-        if self.is_local:
-            with self.path.open("x") as f:
-                f.write(text)
-        else:
-            fs, path = self._fs()
-            with fs.open(path, "xb") as f:
-                f.write(text.encode())
+        fs, path = self._fs()
+        with fs.open(path, "xb") as f:
+            f.write(text.encode())
 
     def remove(self, *inside: str) -> None:
         """Remove this file or folder, or the one named `inside` it, if it exists."""
-        if self.is_local:
-            target = self.path.joinpath(*inside)
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-        else:
-            fs, path = self._fs()
-            target_path = "/".join([path, *inside])
-            if fs.exists(target_path):
-                fs.rm(target_path, recursive=True)
+        fs, path = self._fs(*inside)
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
 
     def children(self) -> list[str]:
-        """Names of what lies directly in this folder, sorted."""
-        if self.is_local:
-            return sorted(os.listdir(self.path)) if self.path.is_dir() else []
+        """Names of what lies directly in this folder, sorted; of a file its own."""
         fs, path = self._fs()
         if not fs.exists(path):
             return []
@@ -123,46 +91,24 @@ class Location:
 
     def bytes_stored(self, *inside: str) -> tuple[int, int]:
         """Bytes and number of files under the folder named `inside` this one."""
-        if self.is_local:
-            sizes = [
-                os.path.getsize(os.path.join(folder, name))
-                for folder, _, names in os.walk(self.path.joinpath(*inside))
-                for name in names
-            ]
-        else:
-            fs, path = self._fs()
-            found = fs.find("/".join([path, *inside]), detail=True)
-            sizes = [entry["size"] for entry in found.values()]
+        fs, path = self._fs(*inside)
+        sizes = [entry["size"] for entry in fs.find(path, detail=True).values()]
         return sum(sizes), len(sizes)
 
-    def remove_partial_files(self) -> int:
-        """Remove what a killed writer left half-written; returns how many files that were."""
-        if not self.is_local:
-            return 0  # an object store shows an object whole or not at all
-        leftovers = [
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(self.path)
-            for name in names
-            if name.endswith(PARTIAL_SUFFIX)
-        ]
-        for name in leftovers:
-            os.unlink(name)
-        return len(leftovers)
+    def remove_partial_files(self) -> None:
+        """Remove what a killed writer left half-written."""
+        if self.is_local:  # an object store shows an object whole or not at all
+            remove_partial_files(self.path)
 
-    def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        fs, path = fsspec.core.url_to_fs(self.url)
+    def _fs(self, *inside: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        fs, path = (
+            (LocalFileSystem(), self.url) if self.is_local else fsspec.core.url_to_fs(self.url)
+        )
         fs.invalidate_cache()  # other processes write here too
-        return fs, path
+        return fs, "/".join([path, *inside])
 
     def __str__(self) -> str:
         return self.url
-
-
-def _write_all(file: io.FileIO, piece: bytes | memoryview) -> None:
-    """Write a piece, however many calls the system takes for it."""
-    left = memoryview(piece)
-    while len(left):
-        left = left[file.write(left) :]
 
 
 def locate(where: str | Path | Location) -> Location:
@@ -175,22 +121,3 @@ def locate(where: str | Path | Location) -> Location:
     if "://" in text:
         return Location(text.rstrip("/"), is_local=False)
     return Location(os.path.abspath(text), is_local=True)
-
-
-class WriteFailedError(GillError, OSError):
-    """The store cannot be written: full disk, no permission, read-only."""
-
-
-@contextmanager
-def explained(location: Location) -> Iterator[None]:
-    """Say which store an operating-system error struck, and what to do about it."""
-    try:
-        yield
-    except OSError as e:
-        if isinstance(e, (WriteFailedError, FileExistsError)):
-            raise
-        raise WriteFailedError(
-            e.errno,
-            f"{location} cannot be written: {e.strerror or e}. Rows that are done stay done; "
-            "make room or give permission, and run again",
-        ) from e

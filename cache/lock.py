@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 import psutil
 
-from cache.location import Location, explained
+from cache.location import Location
 from gill_errors import GillError
+from gill_files import explained
 
 
 class StoreLockedError(GillError, RuntimeError):

@@ -38,7 +38,7 @@ def read_rows(
 
     Raises RowsUnavailableError or DamagedRowsError, naming rows and files.
     """
-    store = opened(where)
+    store = open_store(where)
     wanted = np.asarray(list(rows), np.int64)
     status = store.status()
     if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(status)):
@@ -67,7 +67,7 @@ def iterate_blocks(
 
     For indexes and evaluation. Raises DamagedRowsError, naming rows and files.
     """
-    store = opened(where)
+    store = open_store(where)
     done = np.flatnonzero(store.status() == RowStatus.DONE)
     if subset is not None:
         done = np.intersect1d(done, np.asarray(list(subset), np.int64))
@@ -102,10 +102,6 @@ def _read(
             raise DamagedRowsError(damage_report(store, name, damaged))
         result[name] = decode(store.fitted(name), stored, index)
     return result
-
-
-def opened(where: str | Path | EmbeddingStore) -> EmbeddingStore:
-    return where if isinstance(where, EmbeddingStore) else open_store(where)
 
 
 def read_sorted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,13 @@ READ_THREADS = 2  # that share the rows of a batch
 THREADED_BYTES = 4 << 20  # smaller batches are read in one thread
 
 
-class RowSource:
+class _Source:
     """One array of one store, taken from window by window.
 
-    `prepare(window)` runs in another thread, while rows are taken from the window before; `enter`
-    makes a window the one to take from, `take` reads rows of it, `release` ends an epoch.
+    `prepare(window)` runs in another thread, while rows are taken from the window before. `enter`
+    makes a window the one to take from. `take` decodes rows of it (int64 [k], offsets into
+    window.rows) into out [k, *shape], checked, and gives {damaged row: what is wrong with it}.
+    `release` ends an epoch.
     """
 
     def __init__(self, store: EmbeddingStore, name: str) -> None:
@@ -36,24 +39,8 @@ class RowSource:
         array = store.array_spec(name)
         self.values = Memory(array.shape, self.fitted.decoded_dtype)
 
-    def prepare(self, window: Window) -> None:
-        raise NotImplementedError
 
-    def enter(self, window: Window, prepared: Future[None]) -> None:
-        raise NotImplementedError
-
-    def take(self, offsets: NDArray[np.int64], out: np.ndarray) -> dict[int, str]:
-        """Decode rows (int64 [k], offsets into window.rows) into out [k, *shape], checked.
-
-        Returns {damaged row: what is wrong with it}.
-        """
-        raise NotImplementedError
-
-    def release(self) -> None:
-        raise NotImplementedError
-
-
-class StraightSource(RowSource):
+class StraightSource(_Source):
     """Local and uncompressed: rows are read from their files into the batch, with one copy.
 
     Preparing a window asks the system to read its blocks, so that the page cache is the buffer. A
@@ -150,7 +137,7 @@ class StraightSource(RowSource):
         return bad
 
 
-class BufferedSource(RowSource):
+class BufferedSource(_Source):
     """Remote or compressed: blocks are read through Zarr into one buffer, beside that in use."""
 
     def __init__(self, store: EmbeddingStore, name: str) -> None:
@@ -187,6 +174,9 @@ class BufferedSource(RowSource):
     def _buffer(self, size: int) -> np.ndarray:
         array = self.store.array_spec(self.name)
         return np.empty((size, *array.stored_row_shape), array.codec.dtype)
+
+
+RowSource: TypeAlias = StraightSource | BufferedSource
 
 
 def row_source(store: EmbeddingStore, name: str) -> RowSource:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gill_records import Record
 
 
-class FillingParams(BaseModel):
+class FillingParams(Record):
     """How a store is filled: one task is one shard.
 
     What is stored does not depend on it, save rounding on batch_size.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     batch_size: int = Field(default=64, ge=1, description="Rows per call of the encoder.")
     num_readers: int = Field(default=4, ge=1, description="Threads that read and decode rows.")
 
 
-class ReadingOrder(BaseModel):
+class ReadingOrder(Record):
     """What decides the order of an epoch, and which rows it has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     block_rows: int = Field(
         default=128, ge=1, description="Consecutive rows that are read at once."

@@ -120,16 +120,12 @@ class ShardFile:
         target, stop = out.reshape(-1).view(np.uint8).data, start + len(out)
         for chunk in range(start // self._inner, -(-stop // self._inner)):
             first, last = max(start, chunk * self._inner), min(stop, (chunk + 1) * self._inner)
-            self._read_inside(
+            self.read_row(
                 first, target[(first - start) * self._row_bytes : (last - start) * self._row_bytes]
             )
 
     def read_row(self, row: int, out: memoryview) -> None:
-        """One row, counted within the shard, into the bytes that are to hold it."""
-        self._read_inside(row, out)
-
-    def _read_inside(self, row: int, out: memoryview) -> None:
-        """Rows of one inner chunk, from `row` on."""
+        """One row, or several of one inner chunk, into the bytes that are to hold them."""
         if self._fd is None or (offset := self._offsets[row // self._inner]) == NOT_STORED:
             out[:] = bytes(len(out))
             return

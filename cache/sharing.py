@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
-from cache.location import PARTIAL_SUFFIX
 from cache.store import open_store
+from gill_files import PARTIAL_SUFFIX, link_or_copy
 
 
 def share_store(source: Path, target: Path) -> None:
@@ -19,21 +18,12 @@ def share_store(source: Path, target: Path) -> None:
     """
     arrays = set(open_store(source).spec.arrays)
     part = target.with_name(f"{target.name}.part")
+
+    def copy(file: str, to: str) -> None:
+        array, *inside = Path(file).relative_to(source).parts
+        (link_or_copy if array in arrays and len(inside) > 1 else shutil.copy2)(file, to)
+
     shutil.rmtree(part, ignore_errors=True)
-    for folder, _, names in os.walk(source):
-        inside = Path(folder).relative_to(source)
-        (part / inside).mkdir(parents=True, exist_ok=True)
-        is_data = len(inside.parts) > 1 and inside.parts[0] in arrays
-        for name in names:
-            if name.endswith(PARTIAL_SUFFIX):
-                continue
-            copy = _link if is_data else shutil.copy2
-            copy(os.path.join(folder, name), part / inside / name)
+    ignored = shutil.ignore_patterns(f"*{PARTIAL_SUFFIX}")
+    shutil.copytree(source, part, ignore=ignored, copy_function=copy)
     part.rename(target)
-
-
-def _link(source: str, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -8,23 +8,19 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.epoch_order import Window, plan_epoch
-from cache.reading import (
-    Batch,
-    DamagedRowsError,
-    RowsUnavailableError,
-    damage_report,
-    opened,
-)
+from cache.reading import Batch, DamagedRowsError, RowsUnavailableError, damage_report
 from cache.row_sources import RowSource, row_source
 from cache.settings import ReadingParams
-from cache.store import EmbeddingStore, RowStatus
+from cache.store import EmbeddingStore, RowStatus, open_store
 from gill_errors import InputError
+
+Item = TypeVar("Item")
 
 
 class StoresDifferError(InputError):
@@ -69,13 +65,13 @@ class ShuffledRows:
         stores: dict[str, EmbeddingStore] = {}
         self._sources: dict[str, RowSource] = {}
         for output, (where, name) in sources.items():
-            store = stores.setdefault(str(where), opened(where))
+            store = stores.setdefault(str(where), open_store(where))
             self._sources[output] = row_source(store, name)
         _check_same_rows(list(stores.values()))
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.rank, self.world_size = rank, world_size
         self.params = params or ReadingParams()
-        self._rows, self.num_failed = _usable_rows(list(stores.values()), subset)
+        self._rows, self.num_failed = usable_rows(list(stores.values()), subset)
         self.damaged: dict[int, str] = {}
         self.epoch, self.step = 0, 0
 
@@ -116,7 +112,7 @@ class ShuffledRows:
 
     def __iter__(self) -> Iterator[Batch]:
         windows, first = self.windows(self.epoch), self.step
-        batches = _in_background(lambda: self._batches(windows, first), self.params.prefetch)
+        batches = in_background(lambda: self._batches(windows, first), self.params.prefetch)
         try:
             for batch in batches:
                 self.step += 1
@@ -195,7 +191,7 @@ def _check_same_rows(stores: Sequence[EmbeddingStore]) -> None:
             )
 
 
-def _usable_rows(
+def usable_rows(
     stores: Sequence[EmbeddingStore], subset: Iterable[int] | None
 ) -> tuple[NDArray[np.int64], int]:
     """(sorted rows that are done in all stores, number of failed ones left out)."""
@@ -218,12 +214,12 @@ def _usable_rows(
     return rows[usable], int(np.count_nonzero(~usable))
 
 
-def _in_background(make: Callable[[], Iterator[Batch]], depth: int) -> Generator[Batch]:
+def in_background(make: Callable[[], Iterator[Item]], depth: int) -> Generator[Item]:
     """The items of an iterator that runs in a thread, at most `depth` ahead."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(depth)
     stopped = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> None:
+    def put(item: Item | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)

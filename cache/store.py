@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -26,9 +26,11 @@ from cache.layout import (
     error_name,
     fitted_name,
 )
-from cache.location import Location, explained, locate
+from cache.location import Location, locate
 from cache.shards import ShardFile, create_data_array, shard_path
 from gill_errors import InputError
+from gill_files import explained
+from gill_records import differences
 
 ATTRIBUTE = "embedding_cache"
 FORMAT = 1
@@ -107,15 +109,13 @@ class EmbeddingStore:
     def failures(self) -> dict[int, str]:
         """Row -> why it failed."""
         failed = np.flatnonzero(self.status() == RowStatus.FAILED)
-        table = self.table("row_reason")
-        reasons: dict[int, str] = {}
-        for block in np.split(failed, np.flatnonzero(np.diff(failed // table.chunks[0])) + 1):
-            if len(block):
-                texts = np.asarray(table[int(block[0]) : int(block[-1]) + 1])
-                for row in block:
-                    text = texts[row - block[0]].tobytes().rstrip(b"\0")
-                    reasons[int(row)] = text.decode(errors="replace")
-        return reasons
+        if len(failed) == 0:
+            return {}
+        texts = np.asarray(self.table("row_reason").oindex[failed])
+        return {
+            int(row): text.tobytes().rstrip(b"\0").decode(errors="replace")
+            for row, text in zip(failed, texts)
+        }
 
     def constant(self, name: str) -> NDArray[np.float32]:
         """A constant of the corpus, such as `empty_embedding`: float32 [*axes]."""
@@ -245,7 +245,7 @@ class EmbeddingStore:
 
     def commit(self, result: ShardResult) -> None:
         """Record a shard whose file is in place: checksums first, status last."""
-        rows = self.spec.shard_range(result.shard, self.num_rows)
+        rows = result.shard * self.spec.shard_rows + result.positions
         tables: dict[str, np.ndarray] = {}
         for name in self.spec.arrays:
             tables[checksum_name(name)] = result.checksums[name]
@@ -260,10 +260,7 @@ class EmbeddingStore:
         tables["row_status"] = result.status
         with explained(self.location):
             for name, values in tables.items():
-                table = self.table(name)
-                current = np.asarray(table[rows.start : rows.stop])
-                current[result.positions] = values
-                table[rows.start : rows.stop] = current
+                self.table(name).oindex[rows] = values
 
     def mark_pending(self, rows: NDArray[np.int64]) -> None:
         """Make rows (int64 [k]) pending again, and forget why they failed."""
@@ -272,14 +269,7 @@ class EmbeddingStore:
         with explained(self.location):
             # Status first: a stale reason of a pending row is harmless, the reverse would not be.
             for name in ("row_status", "row_reason"):
-                table = self.table(name)
-                step = table.chunks[0]
-                for chunk in np.unique(rows // step):
-                    inside = rows[rows // step == chunk] - chunk * step
-                    span = slice(int(chunk * step), int(min((chunk + 1) * step, table.shape[0])))
-                    current = np.asarray(table[span])
-                    current[inside] = 0
-                    table[span] = current
+                self.table(name).oindex[rows] = 0
 
     def match_rows(self, keys: NDArray[np.uint64]) -> list[str]:
         """Make the store's rows those of the table: keys uint64 [N] -> what changed, for people.
@@ -370,12 +360,16 @@ class EmbeddingStore:
         return self._arrays[name]
 
 
-def open_store(where: str | Path | Location, *, writable: bool = False) -> EmbeddingStore:
-    """Open a store, for reading or (under the run lock) for writing.
+def open_store(
+    where: str | Path | Location | EmbeddingStore, *, writable: bool = False
+) -> EmbeddingStore:
+    """Open a store, for reading or (under the run lock) for writing; one that is open is itself.
 
     Reads the attributes only, however many rows there are. Raises NotAStoreError where there is
     none.
     """
+    if isinstance(where, EmbeddingStore):
+        return where
     location = locate(where)
     try:
         group = zarr.open_group(
@@ -419,10 +413,11 @@ def open_for_writing(
                 ) from None
     store = EmbeddingStore(location, group)
     stored = {key: store.meta[key] for key in asked}
-    if differences := list(_differences(stored, asked)):
+    if unlike := list(differences(stored, asked)):
+        lines = [f"{key}: stored {there!r}, asked {here!r}" for key, there, here in unlike]
         raise StoreMismatchError(
             f"{location} was made otherwise and is left as it is:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(lines)
             + "\nRebuild it on purpose (rebuild), or give the new one another path."
         )
     if all_versions not in store.meta["versions"]:
@@ -461,16 +456,6 @@ def remove_store(location: Location) -> None:
             if name != "zarr.json":
                 location.remove(name)
         location.remove("zarr.json")
-
-
-def _differences(stored: Any, asked: Any, where: str = "") -> Iterable[str]:
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for key in sorted({*stored, *asked}):
-            yield from _differences(
-                stored.get(key, "nothing"), asked.get(key, "nothing"), f"{where}.{key}".lstrip(".")
-            )
-    elif stored != asked:
-        yield f"{where}: stored {stored!r}, asked {asked!r}"
 
 
 def _versions() -> dict[str, str]:

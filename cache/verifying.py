@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from cache.layout import bookkeeping, checksum_name
-from cache.location import explained, locate
+from cache.location import locate
 from cache.lock import run_lock
 from cache.manifest import make_manifest, manifest_location, read_manifest
-from cache.progress import Progress
 from cache.store import EmbeddingStore, NotAStoreError, RowStatus, open_store
+from gill_files import explained
 
 READ_ROWS = 256
 
@@ -73,8 +72,10 @@ class VerifyReport:
         return "\n".join(lines + [f"  {line}" for line in [*self.bad_shards, *self.manifest]])
 
 
-def verify(where: str | Path, progress: Callable[[Progress], None] | None = None) -> VerifyReport:
+def verify(where: str | Path, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Read everything again and compare it with the checksums; writes nothing.
+
+    progress: is told how many values were read, and how many there are.
 
     Names every shard file and row that differs, bookkeeping that cannot be read, and shards whose
     content is not what the manifest says.
@@ -85,7 +86,7 @@ def verify(where: str | Path, progress: Callable[[Progress], None] | None = None
     if report.damaged_tables:
         return report  # without it nothing can be said about rows: repair first, then verify again
     done = store.status() == RowStatus.DONE
-    total, started = int(done.sum()) * len(store.spec.arrays), time.monotonic()
+    total = int(done.sum()) * len(store.spec.arrays)
     for name, array in store.spec.arrays.items():
         sums = store.read_table(checksum_name(name))
         buffer = np.empty((READ_ROWS, *array.stored_row_shape), array.codec.dtype)
@@ -102,7 +103,7 @@ def verify(where: str | Path, progress: Callable[[Progress], None] | None = None
                 bad.update({start + offset: reason for offset, reason in found.items()})
                 report.checked += int(wanted.sum())
                 if progress:
-                    progress(Progress(total, report.checked, 0, time.monotonic() - started))
+                    progress(report.checked, total)
             if bad:
                 file = store.shard_file(name, rows.start)
                 report.bad_shards.append(BadShard(name, shard, file, bad))

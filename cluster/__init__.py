@@ -9,14 +9,3 @@ This room knows no store, no model and no picture, and is the only one that impo
 
 from cluster.crew import Crew, ScaleOutParams, SchedulerName, crew_for, map_in_order, map_tasks
 from gill_errors import TasksLostError, UnfitWorkerError
-
-__all__ = [
-    "Crew",
-    "ScaleOutParams",
-    "SchedulerName",
-    "TasksLostError",
-    "UnfitWorkerError",
-    "crew_for",
-    "map_in_order",
-    "map_tasks",
-]

@@ -11,18 +11,17 @@ so a task must be safe to repeat: write files whole or not at all, and to one pl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from cluster.jobs import Call, Job, Lost, OnResult, Work, do_task, forget
-from cluster.local_pool import LocalPool
 from gill_errors import InputError, TasksLostError
+from gill_records import Record
 
 WAVE = 64  # results that wait to be put in order
 
@@ -39,10 +38,8 @@ def _known(value: str) -> str:
 SchedulerName = Annotated[str, AfterValidator(_known)]
 
 
-class ScaleOutParams(BaseModel):
+class ScaleOutParams(Record):
     """Where tasks run. What comes out does not depend on it, on machines of one kind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     scheduler: SchedulerName = Field(
         default="single",
@@ -61,11 +58,9 @@ def crew_for(
     params: ScaleOutParams, versions: Mapping[str, str]
 ) -> Callable[[Callable[[], Work]], Crew] | None:
     """What opens a Crew for a work that is made later; None where there is this process alone."""
-    return None if params.scheduler == "single" else partial(_crew, params, versions)
-
-
-def _crew(params: ScaleOutParams, versions: Mapping[str, str], make: Callable[[], Work]) -> Crew:
-    return Crew(make, params, versions=versions)
+    if params.scheduler == "single":
+        return None
+    return lambda make: Crew(make, params, versions=versions)
 
 
 def map_tasks(
@@ -155,16 +150,12 @@ class Crew:
         self._run_calls((partial(do_task, self._job, task) for task in tasks), take)
         if lost:
             raise TasksLostError(
-                f"{sum(one.count for one in lost)} tasks are not done, as their workers died under "
-                f"them: {lost[0].reason}"
+                f"{len(lost)} tasks are not done, as their workers died under them: "
+                f"{lost[0].reason}"
             )
 
     def _start(self) -> Callable[[Iterable[Call], OnResult], None]:
-        scheduler, num_workers = self._params.scheduler, self._params.num_workers
-        if scheduler in ("threads", "processes"):
-            pool = LocalPool(scheduler, num_workers or os.cpu_count() or 1)
-            return self._held.enter_context(pool).run
         from cluster import dask_scheduler
 
-        client = self._held.enter_context(dask_scheduler.connected(scheduler, num_workers))
-        return partial(dask_scheduler.run_calls, client)
+        found = dask_scheduler.connected(self._params.scheduler, self._params.num_workers)
+        return partial(dask_scheduler.run_calls, self._held.enter_context(found))

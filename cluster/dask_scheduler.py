@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import socket
 import time
@@ -32,18 +33,27 @@ class SchedulerUnreachableError(GillError, RuntimeError):
 
 @contextmanager
 def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.Client]:
-    """A client of a local cluster that lives as long, or of a running scheduler.
+    """A client of workers on this machine that live as long, or of a running scheduler.
+
+    threads: in this process. processes: one thread each. local-cluster: as these, one per GPU
+    where there are GPUs.
 
     TLS: as Dask's own configuration says (DASK_DISTRIBUTED__COMM__TLS__...).
     Raises SchedulerUnreachableError.
     """
     with ExitStack() as stack:
         address: Any = _address(scheduler)
-        if scheduler == "local-cluster":
+        is_local = scheduler in ("threads", "processes", "local-cluster")
+        if is_local:
+            in_threads = scheduler == "threads"
+            workers = num_workers or os.cpu_count() or 1
+            if scheduler == "local-cluster":
+                workers = num_workers or len(visible_gpus()) or workers
             address = stack.enter_context(
                 distributed.LocalCluster(
-                    n_workers=num_workers or len(visible_gpus()) or None,
-                    threads_per_worker=1,
+                    n_workers=1 if in_threads else workers,
+                    threads_per_worker=workers if in_threads else 1,
+                    processes=not in_threads,
                     memory_limit=0,  # Dask would share it out evenly, and end what loads a model
                     dashboard_address=None,
                 )
@@ -57,7 +67,7 @@ def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.C
             ) from e
         stack.enter_context(client)
         _await_worker(client)
-        if scheduler != "local-cluster":
+        if not is_local:
             for warning in shared_gpus(client.run(_host_and_gpus, on_error="ignore")):
                 logger.warning(warning)
         yield client
@@ -121,7 +131,7 @@ def _result(client: distributed.Client, future: distributed.Future) -> Any:
     if future.status == "error":
         error = future.exception()
         if isinstance(error, distributed.KilledWorker):
-            return Lost(1, str(error))
+            return Lost(str(error))
         if isinstance(error, RuntimeError) and isinstance(error.__cause__, ImportError):
             raise UnfitWorkerError(
                 f"the Dask scheduler lacks what the run needs ({error.__cause__}): start it in the "

@@ -25,9 +25,8 @@ logger = logging.getLogger("cluster")
 
 @dataclass(frozen=True)
 class Lost:
-    """Tasks whose workers died under them, ATTEMPTS times."""
+    """What became of a task whose workers died under it, again and again."""
 
-    count: int
     reason: str
 
 

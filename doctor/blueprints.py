@@ -9,7 +9,8 @@ predicted.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from doctor.known_models import HUB_VISUAL_ENCODERS, known_generator, known_language_model
 from pipeline.frozen.backbones import BackboneError, Quantization, Role
 from pipeline.frozen.language_model import LanguageModel
+from pipeline.frozen.pinning import MODEL_FILE
 from pipeline.frozen.quantization import quantize
 from pipeline.frozen.visual_encoder import VisualEncoder, untrained_visual_encoder
 from pipeline.frozen.widths import read_json, read_widths
@@ -35,12 +37,6 @@ Place = Literal["local", "hub cache", "hub"]
 
 # Model types whose tokenizers begin a text with one id; the others add none.
 _WITH_START = ("opt", "llama", "mistral", "gemma", "gemma2", "phi3")
-_MARKER = {
-    "language_model": "config.json",
-    "visual_encoder": "open_clip_config.json",
-    "image_generator": "model_index.json",
-}
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -90,13 +86,13 @@ def find(role: Role, source: str, revision: str | None = None) -> Found:
     """
     folder = Path(source)
     if folder.is_dir():
-        if not (folder / _MARKER[role]).is_file():
-            raise BackboneError(f"{role} {source}: {_MARKER[role]} is missing in {folder}")
+        if not (folder / MODEL_FILE[role]).is_file():
+            raise BackboneError(f"{role} {source}: {MODEL_FILE[role]} is missing in {folder}")
         return Found(source, "local", folder, _has_weights(folder))
     if role == "visual_encoder" and ":" in source:
         return Found(source, "hub", None, False)
     try:
-        cached = try_to_load_from_cache(source, _MARKER[role], revision=revision)
+        cached = try_to_load_from_cache(source, MODEL_FILE[role], revision=revision)
     except HFValidationError:
         raise BackboneError(f"{role} {source}: no such directory here, nor a hub id") from None
     if isinstance(cached, str):
@@ -129,7 +125,8 @@ class LanguageModelBlueprint:
             text.num_hidden_layers = num_layers
             if getattr(text, "layer_types", None):
                 text.layer_types = text.layer_types[:num_layers]
-        model = _on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=self.dtype))
+        with born(self.dtype):
+            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         if self.quantization == "int8":
             quantize(model, "int8", "meta")
         elif self.quantization == "nf4":
@@ -158,7 +155,7 @@ def language_model_blueprint(
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(f"language_model {found.source}: {error}") from error
-    stored = _BYTES["float16" if known is None else known.stored]
+    stored = getattr(torch, "float16" if known is None else known.stored).itemsize
     parameters = count_parameters(plain.model)
     return LanguageModelBlueprint(config, dtype, quantization, parameters, stored * parameters)
 
@@ -194,14 +191,14 @@ def generator_blueprint(found: Found, dtype: torch.dtype) -> GeneratorBlueprint:
         known = known_generator(found.source)
         if known is None:
             raise _unknown("image_generator", found)
-        length, stored = known.length, _BYTES[known.stored]
-        unet = _on_meta(lambda: diffusers.UNet2DConditionModel(**known.unet), dtype)
-        vae = _on_meta(lambda: diffusers.AutoencoderKL(**known.vae), dtype)
+        length, stored = known.length, getattr(torch, known.stored).itemsize
         kinds = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
-        encoders = [
-            _on_meta(lambda k=kind, c=config: k(CLIPTextConfig(**c)), dtype)  # type: ignore[misc]
-            for kind, config in zip(kinds, known.text_encoders)
-        ]
+        with born(dtype):
+            unet = diffusers.UNet2DConditionModel(**known.unet)
+            vae = diffusers.AutoencoderKL(**known.vae)
+            encoders = [
+                kind(CLIPTextConfig(**config)) for kind, config in zip(kinds, known.text_encoders)
+            ]
     parts = [unet, vae, *encoders]
     for part in parts:
         part.eval().requires_grad_(False)
@@ -229,10 +226,11 @@ def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, li
     def make(name: str) -> Any:
         library, kind = index[name]
         config = read_json(folder / name / "config.json")
-        if library == "diffusers":
-            return _on_meta(lambda: getattr(diffusers, kind).from_config(config), dtype)
-        model_class = getattr(transformers, kind)
-        return _on_meta(lambda: model_class(model_class.config_class(**config)), dtype)
+        with born(dtype):
+            if library == "diffusers":
+                return getattr(diffusers, kind).from_config(config)
+            model_class = getattr(transformers, kind)
+            return model_class(model_class.config_class(**config))
 
     length = read_widths("image_generator", folder)["L"]
     try:
@@ -244,14 +242,16 @@ def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, li
         raise BackboneError(f"image_generator {folder}: cannot be built: {error}") from error
 
 
-def _on_meta(make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
-    before = torch.get_default_dtype()
+@contextmanager
+def born(dtype: torch.dtype, device: str = "meta") -> Iterator[None]:
+    """Modules that are built inside have their weights on `device`, in `dtype`."""
+    default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
-            return make()
+        with torch.device(device):
+            yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default)
 
 
 def _has_weights(folder: Path) -> bool:

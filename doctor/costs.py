@@ -39,41 +39,18 @@ class StageCost:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What one stage does, as its cost is reckoned."""
-
-    name: str
-    rows: int
-    memory: Memory
-    dtype: torch.dtype
-    written: int
-    buffers: int
-    """Bytes of main memory besides weights: rows read ahead, shards to be written."""
-    units: int
-    """How often `memory.flop` is done."""
-    share: float
-    note: str
-
-
 def stage_costs(params: Params, models: Models, machine: Machine, rows: Rows) -> list[StageCost]:
     """Every stage that computes, in order; stages whose models are unknown are left out."""
     held_out = params.captions.val_fraction + params.captions.test_fraction
     train_rows = int(rows.number * (1 - held_out))
-    works = [
-        _features(params, models, machine.device_type, rows.number),
-        _targets(params, models, machine.device_type, rows.number),
-        _train(params, models, machine.device_type, train_rows),
-        _generation(params, models, machine.device_type),
-    ]
-    costs = [_cost(work, machine) for work in works if work is not None]
-    index = index_bytes(params.index, params.model.p, train_rows)
-    memory = _held() + 2 * index
-    costs.insert(
-        sum(cost.name != "evaluate, talk" for cost in costs),
-        StageCost("build-index", train_rows, index, None, memory, None, "on the CPU; minutes"),
+    costs = (
+        _features(params, models, machine, rows.number),
+        _targets(params, models, machine, rows.number),
+        _train(params, models, machine, train_rows),
+        _index(params, train_rows),
+        _generation(params, models, machine),
     )
-    return costs
+    return [cost for cost in costs if cost is not None]
 
 
 def store_checks(params: Params, models: Models, rows: Rows) -> list[str]:
@@ -112,13 +89,14 @@ def index_bytes(settings: IndexSettings, p: int, rows: int) -> int:
     return rows * (per_row + 60)
 
 
-def _features(params: Params, models: Models, device: str, rows: int) -> _Work | None:
+def _features(params: Params, models: Models, machine: Machine, rows: int) -> StageCost | None:
     encoder = models.visual_encoder
     if encoder is None:
         return None
-    memory = features_memory(encoder, params.run.batch_sizes.features, device)
+    memory = features_memory(encoder, params.run.batch_sizes.features, machine.device_type)
     spec = features_spec(params, encoder.width)
-    return _Work(
+    return _cost(
+        machine,
         name="precompute-features",
         rows=rows,
         memory=memory,
@@ -131,16 +109,17 @@ def _features(params: Params, models: Models, device: str, rows: int) -> _Work |
     )
 
 
-def _targets(params: Params, models: Models, device: str, rows: int) -> _Work | None:
-    generator = models.generator
-    if generator is None or models.sizes is None:
+def _targets(params: Params, models: Models, machine: Machine, rows: int) -> StageCost | None:
+    generator, sizes = models.generator, models.sizes
+    if generator is None or sizes is None:
         return None
-    sizes, online = models.sizes, params.targets.source == "online"
+    online = params.targets.source == "online"
     spec = targets_spec(params, sizes.L, sizes.D, sizes.D_pooled)
-    return _Work(
+    return _cost(
+        machine,
         name="precompute-targets",
         rows=rows,
-        memory=targets_memory(generator, params.run.batch_sizes.targets, device),
+        memory=targets_memory(generator, params.run.batch_sizes.targets, machine.device_type),
         dtype=generator.unet.dtype,
         written=0 if online else store_bytes(spec, rows),
         buffers=0 if online else _shard_buffers(spec),
@@ -150,15 +129,16 @@ def _targets(params: Params, models: Models, device: str, rows: int) -> _Work | 
     )
 
 
-def _train(params: Params, models: Models, device: str, rows: int) -> _Work | None:
+def _train(params: Params, models: Models, machine: Machine, rows: int) -> StageCost | None:
     language_model, sizes, settings = models.language_model, models.sizes, params.training_settings
     if language_model is None or sizes is None or models.trained is None:
         return None
-    held_out = params.batches.validation_rows
+    held_out, device = params.batches.validation_rows, machine.device_type
     # A quantised model passes through main memory unquantised.
     quantised = weight_bytes(language_model.build().model)
-    whole = language_model.parameters * torch.empty((), dtype=language_model.dtype).element_size()
-    return _Work(
+    whole = language_model.parameters * language_model.dtype.itemsize
+    return _cost(
+        machine,
         name="train",
         rows=rows,
         memory=predict_training(params, models, device, language_model, settings, held_out),
@@ -172,45 +152,62 @@ def _train(params: Params, models: Models, device: str, rows: int) -> _Work | No
     )
 
 
-def _generation(params: Params, models: Models, device: str) -> _Work | None:
+def _index(params: Params, rows: int) -> StageCost:
+    written = index_bytes(params.index, params.model.p, rows)
+    memory = _held() + 2 * written
+    return StageCost("build-index", rows, written, None, memory, None, "on the CPU; minutes")
+
+
+def _generation(params: Params, models: Models, machine: Machine) -> StageCost | None:
     """All models side by side, as for talking; pictures of the generator alone beside GILL's."""
-    language_model, generator, encoder = (
-        models.language_model,
-        models.generator,
-        models.visual_encoder,
-    )
-    if language_model is None or generator is None or encoder is None:
+    language_model, generator = models.language_model, models.generator
+    if language_model is None or generator is None or models.visual_encoder is None:
         return None
-    memory = generation_memory(generator, params.generation_settings, device)
-    frozen = [language_model.build().model, encoder.model, *generator.text_encoders]
+    memory = generation_memory(generator, params.generation_settings, machine.device_type)
+    frozen = [language_model.build().model, models.visual_encoder.model, *generator.text_encoders]
     beside = sum(map(weight_bytes, frozen)) + 4 * (models.trained or 0)
     pictures = 2 * params.evaluation.captions
-    return _Work(
+    return _cost(
+        machine,
         name="evaluate, talk",
         rows=pictures,
         memory=replace(memory, weights=memory.weights + beside),
         dtype=generator.unet.dtype,
-        written=0,
-        buffers=0,
         units=pictures,
         share=TRAINING_SHARE,
         note="pictures of evaluation.captions",
     )
 
 
-def _cost(work: _Work, machine: Machine) -> StageCost:
-    """On a GPU the weights pass through main memory once; on a CPU everything is there."""
-    card, memory = machine.card, work.memory
-    rate = machine.cpu_rate if card is None else card.rate_of(work.dtype)
-    hours = None if rate is None else work.units * memory.flop / (work.share * rate) / 3600
+def _cost(
+    machine: Machine,
+    *,
+    name: str,
+    rows: int,
+    memory: Memory,
+    dtype: torch.dtype,
+    units: int,
+    share: float,
+    note: str,
+    written: int = 0,
+    buffers: int = 0,
+) -> StageCost:
+    """On a GPU the weights pass through main memory once; on a CPU everything is there.
+
+    Args:
+        units: how often `memory.flop` is done.
+        buffers: bytes of main memory besides weights: rows read ahead, shards to be written.
+    """
+    card = machine.card
+    rate = machine.cpu_rate if card is None else card.rate_of(dtype)
     return StageCost(
-        name=work.name,
-        rows=work.rows,
-        written=work.written,
+        name=name,
+        rows=rows,
+        written=written,
         device_memory=None if card is None else memory.peak + CONTEXT_BYTES,
-        host_memory=_held() + work.buffers + (memory.peak if card is None else memory.weights),
-        hours=hours,
-        note=work.note,
+        host_memory=_held() + buffers + (memory.peak if card is None else memory.weights),
+        hours=None if rate is None else units * memory.flop / (share * rate) / 3600,
+        note=note,
     )
 
 

@@ -14,13 +14,10 @@ from doctor.costs import StageCost, stage_costs, store_checks
 from doctor.machine import Library, Machine, look_at_libraries, look_at_machine
 from doctor.models import Models, outline_models
 from doctor.rows import Rows, count_rows
-from doctor.throughput import ENCODING_SHARE, TRAINING_SHARE
-from doctor.training import CAPTION_TOKENS, Variant, training_variants
+from doctor.training import Variant, training_variants
 from gill.artifacts import ARTIFACTS
 from pipeline.devices import quieten_libraries
 from settings.params import Params
-
-CARD_SIZES = (8, 12, 16, 24, 48, 80)
 
 
 @dataclass(frozen=True)
@@ -85,25 +82,6 @@ def examine(
     return Findings(name, libraries, machine, models, counted, costs, variants, problems, warnings)
 
 
-def assumptions(findings: Findings) -> list[str]:
-    """What the numbers rest on, one line each."""
-    machine = findings.machine
-    if machine.card is None:
-        rate = f"{machine.cpu_rate / 1e9:.0f} GFLOP/s, measured on one thread in float32"
-    elif machine.card.rate is None:
-        rate = "unknown for this card, so no hours; name one, or run the doctor where it is"
-    else:
-        how = "measured" if machine.card_is_here else "published"
-        rate = f"{machine.card.rate / 1e12:.0f} TFLOP/s in 16 bits, {how}"
-    return [
-        f"hours = operations / (share * rate); rate {rate}",
-        f"share {TRAINING_SHARE} training and generation, {ENCODING_SHARE} encoding: assumed; "
-        "reading and decoding pictures not counted",
-        f"captions of {sum(CAPTION_TOKENS) / len(CAPTION_TOKENS):.0f} tokens on average; memory by "
-        "running the step without contents; a GPU's driver 0.6 GB besides",
-    ]
-
-
 def _too_large(
     params: Params, machine: Machine, costs: list[StageCost], variants: list[Variant]
 ) -> list[str]:
@@ -164,4 +142,4 @@ def show(findings: Findings, as_json: bool) -> str:
         return json.dumps(findings.as_json(), indent=2)
     from doctor.page import page
 
-    return page(findings, assumptions(findings), CARD_SIZES)
+    return page(findings)

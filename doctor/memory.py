@@ -247,7 +247,7 @@ def generation_memory(
     decode(lambda: vae.decode(zeros(*shape, dtype=wide)))
     # Slices and tiles that are done wait to be put together.
     waiting = 0 if (at_once, tile) == (count, size) else 2 * count * 3 * generator.picture_size**2
-    waiting *= torch.empty((), dtype=wide).element_size()
+    waiting *= wide.itemsize
     weights, working = (
         [weight_bytes(unet), weight_bytes(vae)],
         [denoise.ledger.peak, decode.ledger.peak + waiting],

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import yaml
 
 TRAINING_SHARE = 0.5
 ENCODING_SHARE = 0.7
@@ -31,26 +33,17 @@ class Card:
         return self.float32_rate if dtype == torch.float32 else self.rate
 
 
-def _card(
-    name: str, gigabytes: int | float, half: int, single: int | float, bfloat16: bool = True
-) -> Card:
-    return Card(name, int(gigabytes * 1e9), half * 1e12, single * 1e12, bfloat16)
-
-
-# Memory as the driver reports it, in 10^9 bytes; published TFLOP/s in 16 and in 32 bits.
 _CARDS = [
-    _card("RTX 3060", 12.6, 25, 13),
-    _card("RTX 3090", 25.3, 71, 36),
-    _card("RTX 4090", 25.3, 165, 83),
-    _card("T4", 15.8, 65, 8, bfloat16=False),
-    _card("V100", 34, 125, 16, bfloat16=False),
-    _card("A10", 24, 125, 31),
-    _card("L4", 24, 121, 30),
-    _card("A6000", 51, 155, 39),
-    _card("L40S", 48, 362, 92),
-    _card("A100", 85, 312, 19.5),
-    _card("H100", 85, 989, 67),
-    _card("H200", 150, 989, 67),
+    Card(
+        name,
+        int(known["gigabytes"] * 1e9),
+        known["half"] * 1e12,
+        known["single"] * 1e12,
+        known.get("bfloat16", True),
+    )
+    for name, known in yaml.safe_load(
+        Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    ).items()
 ]
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evaluation.published import TABLE_6
+from evaluation.published import DECISION_METHODS
 from evaluation.results import Result
 from evaluation.scores import Found, Rows
 
@@ -29,7 +29,7 @@ def table_6(folder: Path, seed: int) -> list[Result]:
         why = metrics.get("why", f"{folder} holds no fitted classifier: run `stages fit-decision`")
         return [rows.absent("linear", "macro_f1", why)]
     results = []
-    for method in TABLE_6:
+    for method in DECISION_METHODS:
         if method not in metrics:
             why = "votes of several people are needed" if method == "human" else "not measured"
             results.append(rows.absent(method, "macro_f1", why))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.cell_scores import CellScores, Term
-from evaluation.finding_claims import FINDINGS, MARGINS, RULE, Finding, Part
+from evaluation.finding_claims import CLAIMED, Finding, Part
 from evaluation.metrics.basic import mean_and_deviation
 from evaluation.metrics.paired import (
     all_of,
@@ -47,8 +47,8 @@ def run(
     scores = CellScores(finished)
     content = {
         "cells": _cells(wanted, finished, stale, scores),
-        "rule": RULE,
-        "findings": [_judged(finding, scores) for finding in FINDINGS],
+        "rule": CLAIMED.rule,
+        "findings": [_judged(finding, scores) for finding in CLAIMED.findings],
         "numbers": _numbers(study, scores),
     }
     _write(artifacts.findings / "findings.json", content)
@@ -62,8 +62,8 @@ def of_main_run(artifacts: Artifacts) -> dict[str, Any]:
     scores = CellScores([MainRun(BASELINE, 0, artifacts.root)])
     return {
         "cells": {"seeds": [0], "notes": []},
-        "rule": RULE,
-        "findings": [_judged(finding, scores) for finding in FINDINGS],
+        "rule": CLAIMED.rule,
+        "findings": [_judged(finding, scores) for finding in CLAIMED.findings],
         "numbers": [],
     }
 
@@ -121,7 +121,7 @@ def _measured(part: Part, scores: CellScores) -> dict[str, Any]:
     return {
         "title": part.title,
         "claim": part.claim,
-        "paper": part.paper,
+        "paper": part.printed,
         "beside": part.beside,
         "metrics": list(part.metrics),
         "by": by,
@@ -154,7 +154,7 @@ def _compare(part: Part, metric: str, scores: CellScores) -> dict[str, Any] | No
     difference = seed_difference(first, second) if per_run else paired_difference(first, second)
     found |= {"low": difference.low, "high": difference.high}
     if seeds > 1:
-        found["verdict"] = judge(part.claim, difference, MARGINS[metric])
+        found["verdict"] = judge(part.claim, difference, CLAIMED.margins[metric])
     return found
 
 
@@ -182,22 +182,10 @@ def _over(results: Sequence[Result]) -> dict[str, Any]:
     one = results[0]
     values = [result.value for result in results if result.value is not None]
     mean, deviation = mean_and_deviation(values) if values else (None, None)
-    return {
-        "table": one.table,
-        "set": one.set,
-        "title": one.title,
-        "method": one.method,
-        "metric": one.metric,
-        "mean": mean,
-        "deviation": deviation,
-        "low": None,
-        "high": None,
-        "values": values,
-        "examples": one.examples,
-        "of": one.of,
-        "published": one.published,
-        "absent": one.absent,
-    }
+    said = ("table", "set", "title", "method", "metric", "examples", "of", "published", "absent")
+    return {key: getattr(one, key) for key in said} | {
+        "mean": mean, "deviation": deviation, "low": None, "high": None, "values": values
+    }  # fmt: skip
 
 
 def _cells(

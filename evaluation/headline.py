@@ -1,4 +1,4 @@
-"""The few numbers that `dvc metrics show` and `dvc exp show` have columns for."""
+"""The numbers that git compares, and the few of them that `dvc exp show` has columns for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 from evaluation.results import Result
 
+MAIN = (
+    "oracle_attributes", "clip_similarity", "fid", "recall_at_1", "macro_f1", "bleu_4", "meteor",
+    "vqa_accuracy",
+)  # fmt: skip
 PICTURES = ("oracle_attributes", "clip_similarity")
 COLUMNS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("caption", "captions", "gill", PICTURES),
@@ -31,3 +35,13 @@ def headline(results: Sequence[Result]) -> dict[str, float]:
         if values:
             numbers[column] = round(values[0], 3)
     return numbers
+
+
+def of_every_set(results: Sequence[Result]) -> dict[str, float]:
+    """SET.METHOD -> the first of `MAIN` that there is."""
+    short: dict[str, float] = {}
+    for metric in MAIN:
+        for row in results:
+            if row.metric == metric and row.value is not None:
+                short.setdefault(f"{row.set}.{row.method}", round(row.value, 4))
+    return short

@@ -9,25 +9,24 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from PIL import Image
 
 from cluster import Crew
 from cluster.versions import library_versions
 from corpora.pictures import open_picture, read_picture
+from evaluation.progress import Meter
 from evaluation.sets import EvaluationSet, Example, Picture
 from evaluation.store import EvaluationStore, key_for
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill.loading import Gill, load_encoder, load_generator, load_model, read_empty_prompt
 from gill_errors import StageError
-from gill_progress import Ticker
 from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import set_up
@@ -79,14 +78,14 @@ class PictureMaker:
             )
             for span in todo
         ]
-        with Ticker(f"{one.title}, {METHODS[method]}") as ticker:
-            meter = Meter(sum(map(len, todo)), "pictures")
+        what = f"{one.title}, {METHODS[method]}"
+        with Meter(what, sum(map(len, todo)), "pictures") as meter:
 
             def save(made: tuple[int, list[Image.Image]]) -> None:
                 first_seed, pictures = made
                 for i, picture in enumerate(pictures, first_seed - self._seed):
                     self._store.save_picture(method, one.name, i, keys[i], picture)
-                ticker.show(meter.after(len(pictures)))
+                meter.add(len(pictures))
 
             if batches:
                 self._crew(batches, save)
@@ -110,23 +109,9 @@ class PictureMaker:
         return key_for(read, seed, sampling)
 
 
-class PictureModels(Protocol):
-    """What pictures are made with: a Gill has it loaded, a worker loads what it comes to use."""
-
-    @property
-    def model(self) -> MultimodalLanguageModel: ...
-    @property
-    def encoder(self) -> VisualEncoder: ...
-    @property
-    def generator(self) -> ImageGenerator | None: ...
-    @property
-    def empty_prompt(self) -> Conditioning: ...
-    @property
-    def conditioner(self) -> Callable[[], TextConditioner] | None: ...
-
-
 class WorkerModels:
-    """The models of a worker: the baseline alone needs no language model, so none is loaded."""
+    """What a Gill has loaded, as a worker comes to use it: the baseline alone loads no language
+    model."""
 
     def __init__(self, artifacts: Artifacts, params: Params) -> None:
         self._artifacts, self._checkpoint = artifacts, params.training.checkpoint
@@ -157,7 +142,7 @@ class WorkerModels:
 class PictureWorker:
     """PictureBatch -> (first seed, pictures)."""
 
-    def __init__(self, models: PictureModels) -> None:
+    def __init__(self, models: Gill | WorkerModels) -> None:
         self._models = models
         self._alone = threading.Lock()  # a diffusion pipeline keeps the state of one run
 
@@ -213,24 +198,6 @@ def picture_crew(gill: Gill, artifacts: Artifacts, params: Params, heads: str) -
     )
 
 
-class Meter:
-    """How far long work is, how fast, and how long it will still take."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self._total, self._unit, self._done = total, unit, 0
-        self._start = time.monotonic()
-
-    def after(self, number: int) -> str:
-        """The state after `number` more: `96 of 100 pictures, 12.3 per second, 1 s left`."""
-        self._done += number
-        rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        left = (self._total - self._done) / rate
-        return (
-            f"{self._done} of {self._total} {self._unit}, {rate:.1f} per second, "
-            f"{_duration(left)} left"
-        )
-
-
 def opened(context: Sequence[str | Picture]) -> list[str | Image.Image]:
     """A context with its pictures decoded."""
     return [part if isinstance(part, str) else open_picture(part.reference) for part in context]
@@ -240,11 +207,3 @@ def opened(context: Sequence[str | Picture]) -> list[str | Image.Image]:
 def content_of(reference: str) -> str:
     """A hash of a picture's bytes, taken once per run."""
     return hashlib.blake2b(read_picture(reference), digest_size=16).hexdigest()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

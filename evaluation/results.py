@@ -8,7 +8,6 @@ in its place, and where it is absent, why. Shares (recall, accuracy, F1, BLEU) l
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gill_errors import StageError
+from gill_files import written_whole
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,13 @@ class Record:
 
 
 _FOLDED = ("pictures", "texts", "scores")
+_AS_JSON = ("context", "references")
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write results.json, whole or not at all."""
-    _replace(path, (json.dumps([asdict(r) for r in results], indent=1) + "\n").encode())
+    with written_whole(path) as part:
+        part.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n", encoding="utf-8")
 
 
 def read_results(path: Path) -> list[Result]:
@@ -102,9 +104,8 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     text = [name for name in names if not name.startswith("scores.")]
     schema = pa.schema([(name, pa.string() if name in text else pa.float64()) for name in names])
     columns = {name: [row.get(name) for row in rows] for name in names}
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=schema), sink)
-    _replace(path, sink.getvalue().to_pybytes())
+    with written_whole(path) as part:
+        pq.write_table(pa.table(columns, schema=schema), part)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -117,40 +118,21 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _flat(record: Record) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "set": record.set,
-        "id": record.id,
-        "prompt": record.prompt,
-        "context": json.dumps(record.context, ensure_ascii=False),
-        "real": record.real,
-        "scene": record.scene,
-        "references": json.dumps(record.references, ensure_ascii=False),
-    }
+    row = dict(vars(record))
+    row |= {name: json.dumps(row[name], ensure_ascii=False) for name in _AS_JSON}
     for name in _FOLDED:
-        row |= {f"{name}.{key}": value for key, value in getattr(record, name).items()}
+        row |= {f"{name}.{key}": value for key, value in row.pop(name).items()}
     return row
 
 
 def _unfolded(row: dict[str, Any]) -> Record:
-    folded: dict[str, dict[str, Any]] = {name: {} for name in _FOLDED}
+    values: dict[str, Any] = {name: {} for name in _FOLDED}
     for column, value in row.items():
         name, dot, key = column.partition(".")
-        if dot and value is not None:
-            folded[name][key] = value
-    return Record(
-        set=row["set"],
-        id=row["id"],
-        prompt=row["prompt"],
-        context=tuple(json.loads(row["context"])),
-        real=row["real"],
-        scene=row["scene"],
-        references=tuple(json.loads(row["references"])),
-        **folded,
-    )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+        if name in _AS_JSON:
+            values[name] = tuple(json.loads(value))
+        elif not dot:
+            values[name] = value
+        elif value is not None:
+            values[name][key] = value
+    return Record(**values)

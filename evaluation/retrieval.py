@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,25 +12,26 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from corpora.records import Story
 from evaluation.metrics.basic import truth_ranks
-from evaluation.pictures import Meter, opened
+from evaluation.pictures import opened
+from evaluation.progress import in_batches
 from evaluation.results import Result
 from evaluation.scores import Found, Rows, pooled_of
-from evaluation.sets import EvaluationSet, caption_set, story_set
-from evaluation.sources import Sources, StorySource
+from evaluation.sets import Picture, caption_set, story_set
+from evaluation.sources import Source, Sources
 from gill.loading import Gill
-from gill_progress import Ticker
 from miniature.language import EVERYTHING, caption
 from miniature.world import SCENES, SCENES_OF, Scene, render
 from pipeline.talking.reading import read_contexts
 from settings.evaluation import EvaluationParams
 
 KS = (1, 5, 10)
-_BATCH = 64
+_VECTORS = 4096  # at a time
 
 
 @torch.no_grad()
-def table_5(gill: Gill, source: StorySource, section: EvaluationParams) -> list[Result]:
+def table_5(gill: Gill, source: Source[Story], section: EvaluationParams) -> list[Result]:
     """VIST: the last picture of a story, found among the pictures of all stories by its context.
 
     Section 5, "Contextual Image Retrieval": "the VIST retrieval evaluation from [31]", which is
@@ -45,11 +47,11 @@ def table_5(gill: Gill, source: StorySource, section: EvaluationParams) -> list[
     A limit shortens the stories that ask, not the candidates. Ties count against the truth.
     """
     pictures = {
-        one.id: [p.image for p in one.pictures if p.image is not None] for one in source.stories
+        one.id: [p.image for p in one.pictures if p.image is not None] for one in source.examples
     }
     candidates = list(dict.fromkeys(name for shown in pictures.values() for name in shown))
     place = {name: row for row, name in enumerate(candidates)}
-    asked = list(source.stories[: section.vist.limit])
+    asked = list(source.examples[: section.vist.limit])
     truth = torch.tensor([place[pictures[one.id][-1]] for one in asked])
     shown = [
         [place[name] for name in pictures[one.id][:-1] if name != pictures[one.id][-1]]
@@ -57,13 +59,16 @@ def table_5(gill: Gill, source: StorySource, section: EvaluationParams) -> list[
     ]
     encoder, model = gill.encoder, gill.model
     pooled = pooled_of(encoder, candidates, "candidates of the stories")
-    keys, joint = _in_batches(model.image_key, pooled), _in_batches(encoder.project, pooled)
-    last = _texts(gill, [one.captions[-1] for one in asked]) @ joint.T
-    whole = _texts(gill, [" ".join(one.captions) for one in asked]) @ joint.T
+    keys = in_batches(model.image_key, pooled, size=_VECTORS)
+    joint = in_batches(encoder.project, pooled, size=_VECTORS)
+    last = in_batches(encoder.encode_text, [one.captions[-1] for one in asked]) @ joint.T
+    whole = in_batches(encoder.encode_text, [" ".join(one.captions) for one in asked]) @ joint.T
     rows: list[Result] = []
     for captions, with_pictures in ((1, False), (5, False), (5, True)):
         one = story_set(source, captions, pictures=with_pictures, limit=section.vist.limit)
-        by_method = {"gill": _queries(gill, one) @ keys.T, "clip": last}
+        contexts = [example.context for example in one.examples]
+        queries = in_batches(partial(_queries, gill), contexts, f"{one.title}, retrieval")
+        by_method = {"gill": queries @ keys.T, "clip": last}
         if captions > 1:
             by_method["clip_captions"] = whole
         for method, similarities in by_method.items():
@@ -71,7 +76,8 @@ def table_5(gill: Gill, source: StorySource, section: EvaluationParams) -> list[
             for query, seen in enumerate(shown):
                 scores[query, seen] = -torch.inf
             found = Found(values=recalls(scores, truth))
-            rows += _rows(one, section.seed).results(method, found)
+            made = Rows(one.name, one.title, len(one.examples), one.of, section.seed)
+            rows += made.results(method, found)
     return rows
 
 
@@ -114,14 +120,15 @@ def _both_ways(
     gill: Gill, captions: Sequence[str], pooled: Float[Tensor, "N d"], rows: Rows
 ) -> list[Result]:
     model, encoder = gill.model, gill.encoder
-    hidden = [
-        read_contexts(model, encoder, [[text] for text in captions[i : i + _BATCH]])
-        for i in range(0, len(captions), _BATCH)
-    ]
-    queries = torch.cat([model.text_query(part).float().cpu() for part in hidden])
     sides = {
-        "gill": (queries, _in_batches(model.image_key, pooled)),
-        "clip": (_texts(gill, captions), _in_batches(encoder.project, pooled)),
+        "gill": (
+            in_batches(partial(_queries, gill), [[text] for text in captions]),
+            in_batches(model.image_key, pooled, size=_VECTORS),
+        ),
+        "clip": (
+            in_batches(encoder.encode_text, captions),
+            in_batches(encoder.project, pooled, size=_VECTORS),
+        ),
     }
     truth = torch.arange(len(captions))
     results = []
@@ -136,41 +143,11 @@ def _drawn(gill: Gill, scenes: Sequence[Scene], seed: int) -> tuple[list[str], T
     """Complete captions and pooled vectors of scenes drawn anew."""
     rng = random.Random(seed)
     pictures = [Image.fromarray(pixels) for pixels in render(scenes, seed + 1)]
-    encoder = gill.encoder
-    pooled = [
-        encoder.encode_pictures(pictures[i : i + _BATCH]).float().cpu()
-        for i in range(0, len(pictures), _BATCH)
-    ]
-    return [caption(scene, rng, EVERYTHING) for scene in scenes], torch.cat(pooled)
+    captions = [caption(scene, rng, EVERYTHING) for scene in scenes]
+    return captions, in_batches(gill.encoder.encode_pictures, pictures)
 
 
-def _queries(gill: Gill, one: EvaluationSet) -> Float[Tensor, "B p"]:
-    """W_t2i of the [IMG1] after each context; pictures are opened a batch at a time."""
-    parts: list[Tensor] = []
-    with Ticker(f"{one.title}, retrieval") as ticker:
-        meter = Meter(len(one.examples), "stories")
-        for first in range(0, len(one.examples), _BATCH):
-            examples = one.examples[first : first + _BATCH]
-            hidden = read_contexts(
-                gill.model, gill.encoder, [opened(example.context) for example in examples]
-            )
-            parts.append(gill.model.text_query(hidden).float().cpu())
-            ticker.show(meter.after(len(examples)))
-    return torch.cat(parts)
-
-
-def _texts(gill: Gill, texts: Sequence[str]) -> Float[Tensor, "B c"]:
-    """CLIP's own text vectors."""
-    encoder = gill.encoder
-    parts = [encoder.encode_text(texts[i : i + _BATCH]).cpu() for i in range(0, len(texts), _BATCH)]
-    return torch.cat(parts)
-
-
-def _in_batches(
-    project: Callable[[Tensor], Tensor], vectors: Float[Tensor, "N d"]
-) -> Float[Tensor, "N p"]:
-    return torch.cat([project(part).float().cpu() for part in vectors.split(4096)])
-
-
-def _rows(one: EvaluationSet, seed: int) -> Rows:
-    return Rows(one.name, one.title, len(one.examples), one.of, seed)
+def _queries(gill: Gill, contexts: Sequence[Sequence[str | Picture]]) -> Float[Tensor, "B p"]:
+    """W_t2i of the [IMG1] after each context."""
+    hidden = read_contexts(gill.model, gill.encoder, [opened(context) for context in contexts])
+    return gill.model.text_query(hidden)

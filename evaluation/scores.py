@@ -9,7 +9,7 @@ opened a batch at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,18 +29,16 @@ from evaluation.metrics.basic import (
 from evaluation.metrics.images import (
     InceptionFeatures,
     LearnedPerceptualDistance,
-    frechet_inception_distance,
+    frechet_distance,
 )
-from evaluation.pictures import Meter
+from evaluation.progress import BATCH, Meter, in_batches
 from evaluation.results import Result
 from evaluation.sets import EvaluationSet
-from gill_progress import Ticker
 from miniature import oracle
 from pipeline.frozen.visual_encoder import VisualEncoder
 from settings.evaluation import EvaluationParams
 
 T = TypeVar("T")
-BATCH = 64
 
 
 @dataclass
@@ -62,24 +60,19 @@ class PictureScorer:
         self._encoder = encoder
         self._real: dict[str, Tensor] = {}
         device = encoder.device
-        self._lpips = _loaded(
-            lambda: LearnedPerceptualDistance(_path(section.lpips_weights), device)
-        )
-        self._inception = _loaded(
-            lambda: InceptionFeatures(_path(section.inception_weights), device)
-        )
+        self._lpips = _loaded(LearnedPerceptualDistance, section.lpips_weights, device)
+        self._inception = _loaded(InceptionFeatures, section.inception_weights, device)
 
     def score(self, one: EvaluationSet, pictures: Mapping[str, Sequence[Path]]) -> dict[str, Found]:
         """What each method's pictures are worth."""
         found = {method: Found() for method in pictures}
         features: dict[str, list[Tensor]] = {}
         total = len(one.examples)
-        with Ticker(f"{one.title}, scores") as ticker:
-            meter = Meter(total, "examples")
+        with Meter(f"{one.title}, scores", total, "examples") as meter:
             for first in range(0, total, BATCH):
                 part = slice(first, first + BATCH)
                 self._score_batch(one, pictures, part, found, features)
-                ticker.show(meter.after(len(one.examples[part])))
+                meter.add(len(one.examples[part]))
         for method, scores in found.items():
             self._finish(scores, features.get(method), features.get("real"))
         return found
@@ -125,7 +118,7 @@ class PictureScorer:
             scores.absent["fid"] = self._inception
         elif made is not None and real is not None:
             try:
-                scores.whole["fid"] = frechet_inception_distance(torch.cat(made), torch.cat(real))
+                scores.whole["fid"] = frechet_distance(torch.cat(made), torch.cat(real))
             except ValueError as error:
                 scores.absent["fid"] = str(error)
 
@@ -141,14 +134,11 @@ class PictureScorer:
 
 def pooled_of(encoder: VisualEncoder, references: Sequence[str], what: str) -> Float[Tensor, "N d"]:
     """v_phi of pictures by reference, float32 on the CPU, a batch at a time."""
-    batches = []
-    with Ticker(what) as ticker:
-        meter = Meter(len(references), "pictures")
-        for first in range(0, len(references), BATCH):
-            pictures = [open_picture(name) for name in references[first : first + BATCH]]
-            batches.append(encoder.encode_pictures(pictures).float().cpu())
-            ticker.show(meter.after(len(pictures)))
-    return torch.cat(batches)
+
+    def pooled(batch: Sequence[str]) -> Tensor:
+        return encoder.encode_pictures([open_picture(reference) for reference in batch])
+
+    return in_batches(pooled, references, what)
 
 
 @dataclass(frozen=True)
@@ -171,49 +161,25 @@ class Rows:
         """A mean over examples, with its standard error and bootstrap interval."""
         mean, error = mean_and_standard_error(values)
         low, high = bootstrap_interval(values, self.seed) if len(values) > 1 else (None, None)
-        return self._row(method, metric, mean, error, low, high)
+        return replace(self.whole(method, metric, mean), standard_error=error, low=low, high=high)
 
-    def whole(self, method: str, metric: str, value: float) -> Result:
+    def whole(self, method: str, metric: str, value: float | None) -> Result:
         """A number of the whole set, which no example has of its own."""
-        return self._row(method, metric, value, None, None, None)
+        return Result(
+            "", self.set, self.title, method, metric, value, None, None, None,
+            self.examples, self.of,
+        )  # fmt: skip
 
     def absent(self, method: str, metric: str, why: str) -> Result:
         """A number that there is not, and why."""
-        return self._row(method, metric, None, None, None, None, why)
-
-    def _row(
-        self,
-        method: str,
-        metric: str,
-        value: float | None,
-        error: float | None,
-        low: float | None,
-        high: float | None,
-        absent: str | None = None,
-    ) -> Result:
-        return Result(
-            table="",
-            set=self.set,
-            title=self.title,
-            method=method,
-            metric=metric,
-            value=value,
-            standard_error=error,
-            low=low,
-            high=high,
-            examples=self.examples,
-            of=self.of,
-            absent=absent,
-        )
+        return replace(self.whole(method, metric, None), absent=why)
 
 
-def _loaded(load: Callable[[], T]) -> T | str:
+def _loaded(
+    network: Callable[[Path | None, torch.device], T], weights: str | None, device: torch.device
+) -> T | str:
     """A metric's network, or why there is none."""
     try:
-        return load()
+        return network(None if weights is None else Path(weights), device)
     except MetricUnavailable as error:
         return str(error)
-
-
-def _path(name: str | None) -> Path | None:
-    return None if name is None else Path(name)

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from corpora.prompts import story_prompt
-from corpora.records import Story
-from evaluation.sources import CaptionSource, CocoSource, DialogueSource, StorySource
+from corpora.records import CaptionedImage, Dialogue, Story
+from evaluation.sources import CaptionSource, Source
 from gill_errors import StageError
 from miniature.world import Scene
 from settings.evaluation import EvaluationParams
@@ -88,7 +88,7 @@ def caption_set(source: CaptionSource, limit: int) -> EvaluationSet:
     return EvaluationSet("captions", "One caption", examples, of)
 
 
-def table_1(source: StorySource, limit: int | None) -> list[EvaluationSet]:
+def table_1(source: Source[Story], limit: int | None) -> list[EvaluationSet]:
     """VIST: the last picture of a story from its last caption, its five captions, and the five
     captions with the four pictures before.
 
@@ -106,7 +106,7 @@ def table_1(source: StorySource, limit: int | None) -> list[EvaluationSet]:
     ]
 
 
-def figure_6(source: StorySource, limit: int | None) -> list[EvaluationSet]:
+def figure_6(source: Source[Story], limit: int | None) -> list[EvaluationSet]:
     """VIST: the last n captions of a story, n from 1 to 5, without and with their n - 1 pictures.
 
     Section 5, "The Effect of Context", whose example is "2 captions and 1 image". That the context
@@ -117,12 +117,12 @@ def figure_6(source: StorySource, limit: int | None) -> list[EvaluationSet]:
 
 
 def story_set(
-    source: StorySource, captions: int, *, pictures: bool, limit: int | None
+    source: Source[Story], captions: int, *, pictures: bool, limit: int | None
 ) -> EvaluationSet:
     """The last picture of each story from its last `captions` captions; see `table_1`."""
     examples = [
         replace(_story_example(story, captions, pictures), scene=source.scenes.get(story.id))
-        for story in source.stories[:limit]
+        for story in source.examples[:limit]
     ]
     plural = "caption" if captions == 1 else "captions"
     name, title = f"story_{captions}", f"Story, {captions} {plural}"
@@ -146,7 +146,7 @@ def _story_example(story: Story, captions: int, with_pictures: bool) -> Example:
     return Example(story.id, (*parts, last.caption), words, last.image)
 
 
-def table_2(source: DialogueSource, limit: int | None) -> list[EvaluationSet]:
+def table_2(source: Source[Dialogue], limit: int | None) -> list[EvaluationSet]:
     """VisDial: the picture that a dialogue is about, from its first 1, 5 and 10 rounds.
 
     Section 4.1, "Generating from Visual Dialogue"; evals/generate_visdial_images.py of the released
@@ -157,15 +157,15 @@ def table_2(source: DialogueSource, limit: int | None) -> list[EvaluationSet]:
     return [dialogue_set(source, rounds, limit) for rounds in (1, 5, 10)]
 
 
-def figure_8(source: DialogueSource, limit: int | None) -> list[EvaluationSet]:
+def figure_8(source: Source[Dialogue], limit: int | None) -> list[EvaluationSet]:
     """VisDial from the first n rounds, n from 1 to 10 (appendix E.2): otherwise as Table 2."""
     return [dialogue_set(source, rounds, limit) for rounds in range(1, 11)]
 
 
-def dialogue_set(source: DialogueSource, rounds: int, limit: int | None) -> EvaluationSet:
+def dialogue_set(source: Source[Dialogue], rounds: int, limit: int | None) -> EvaluationSet:
     """The picture of each dialogue from its first `rounds` rounds; see `table_2`."""
     examples = []
-    for dialogue in source.dialogues[:limit]:
+    for dialogue in source.examples[:limit]:
         assert dialogue.image is not None, "dialogues are read with their pictures"
         prompt = source.prompt(dialogue.questions_and_answers[:rounds])
         scene = source.scenes.get(dialogue.id)
@@ -174,18 +174,18 @@ def dialogue_set(source: DialogueSource, rounds: int, limit: int | None) -> Eval
     return EvaluationSet(f"dialogue_{rounds}", f"Dialogue, {rounds} {plural}", examples, source.of)
 
 
-def table_8(source: CocoSource, section: EvaluationParams) -> EvaluationSet:
+def table_8(source: Source[CaptionedImage], section: EvaluationParams) -> EvaluationSet:
     """COCO: pictures from random captions, whose FID is measured.
 
     Appendix E.3: "30,000 randomly sampled captions from the MS-COCO (2014) validation set",
-    guidance 3.0, 250 DDIM steps (`evaluation_params.PAPER_GENERATION`). Captions are drawn without
-    replacement from those of all usable pictures, with `evaluation.seed`; each is compared with
-    its own picture, so that both sides of FID have as many. Which captions the paper drew, and
+    guidance 3.0, 250 DDIM steps (`settings.evaluation.PAPER_GENERATION`). Captions are drawn
+    without replacement from those of all usable pictures, with `evaluation.seed`; each is compared
+    with its own picture, so that both sides of FID have as many. Which captions the paper drew, and
     which real pictures it compared with, it does not say.
     """
     captions = [
         (f"{one.id}:{number}", caption, one.image)
-        for one in source.images
+        for one in source.examples
         for number, caption in enumerate(one.captions)
         if one.image is not None
     ]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from corpora.caption_table import CaptionTable
 from corpora.coco import read_captioned_images
@@ -25,45 +26,21 @@ from miniature.language import question_prompt
 from miniature.world import Scene
 from settings.params import Params, ParamsError
 
+T = TypeVar("T")
 Truth = dict[str, Scene]
 
 
 @dataclass(frozen=True)
-class StorySource:
-    """Stories whose five pictures are all there."""
+class Source(Generic[T]):
+    """Examples of one set whose pictures are all there."""
 
-    stories: Sequence[Story]
+    examples: Sequence[T]
     of: int
+    """How many the files offer."""
     scenes: Truth = field(default_factory=dict)
-    """Story id to the scene of its last picture, where the truth is known."""
-
-
-@dataclass(frozen=True)
-class DialogueSource:
-    """Dialogues whose picture is there, and how their rounds are put into words."""
-
-    dialogues: Sequence[Dialogue]
-    of: int
-    prompt: Callable[[Sequence[tuple[str, str]]], str]
-    scenes: Truth = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class CocoSource:
-    """Pictures with people's captions."""
-
-    images: Sequence[CaptionedImage]
-    of: int
-    scenes: Truth = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class QuestionSource:
-    """Questions about pictures that are there; `prompt` puts one up to its answer."""
-
-    questions: Sequence[Question]
-    of: int
-    prompt: Callable[[str], str]
+    """Story, dialogue or picture to the scene of its (last) picture, where the truth is known."""
+    prompt: Callable[[Any], str] = str
+    """Puts the rounds of a dialogue, or a question up to its answer, into words."""
 
 
 @dataclass(frozen=True)
@@ -95,54 +72,50 @@ class Sources:
         _refuse_absent_files(params)
 
     @cached_property
-    def stories(self) -> StorySource:
+    def stories(self) -> Source[Story]:
         """VIST, or the miniature's stories."""
         files, folder = self._section.vist, self._folder
         if files.stories is not None and files.images is not None:
-            stories, report = read_stories(files.stories, files.images, self._section.check)
-            return StorySource(stories, _reported(report))
-        stories, report = read_stories(folder / "stories.json", folder / "story_images")
+            return _source(read_stories(files.stories, files.images, self._section.check))
         scenes = {id_: Scene(*told[-1]) for id_, told in self._truth["stories"].items()}
-        return StorySource(stories, _reported(report), scenes)
+        return _source(read_stories(folder / "stories.json", folder / "story_images"), scenes)
 
     @cached_property
-    def dialogues(self) -> DialogueSource:
+    def dialogues(self) -> Source[Dialogue]:
         """VisDial, or the miniature's dialogues."""
         files, folder = self._section.visdial, self._folder
         if files.dialogues is not None and files.images is not None:
-            found, report = read_dialogues(
+            read = read_dialogues(
                 files.dialogues, images_dir=files.images, check=self._section.check
             )
-            return DialogueSource(found, _reported(report), released_dialogue_prompt)
-        found, report = read_dialogues(
-            folder / "dialogues.json", images_dir=folder / "dialogue_images"
-        )
+            return _source(read, prompt=released_dialogue_prompt)
         scenes = {id_: Scene(*scene) for id_, scene in self._truth["dialogues"].items()}
-        return DialogueSource(found, _reported(report), dialogue_prompt, scenes)
+        read = read_dialogues(folder / "dialogues.json", images_dir=folder / "dialogue_images")
+        return _source(read, scenes, dialogue_prompt)
 
     @cached_property
-    def coco(self) -> CocoSource:
+    def coco(self) -> Source[CaptionedImage]:
         """The pictures that are captioned (Table 7)."""
         return self._coco(self._section.coco.captions, self._section.coco.images)
 
     @cached_property
-    def coco_2014(self) -> CocoSource:
+    def coco_2014(self) -> Source[CaptionedImage]:
         """The captions that are drawn (Table 8)."""
         return self._coco(self._section.coco_2014.captions, self._section.coco_2014.images)
 
     @cached_property
-    def questions(self) -> QuestionSource:
+    def questions(self) -> Source[Question]:
         """VQAv2, or the miniature's questions."""
         files, folder = self._section.vqa, self._folder
         if files.questions is not None:
-            found, report = read_questions(
+            read = read_questions(
                 files.questions, files.annotations, files.images, self._section.check
             )
-            return QuestionSource(found, _reported(report), released_question_prompt)
-        found, report = read_questions(
+            return _source(read, prompt=released_question_prompt)
+        read = read_questions(
             folder / "questions.json", folder / "annotations.json", folder / "images" / "test"
         )
-        return QuestionSource(found, _reported(report), lambda q: question_prompt("", q))
+        return _source(read, prompt=lambda question: question_prompt("", question))
 
     @cached_property
     def captions(self) -> CaptionSource:
@@ -164,17 +137,16 @@ class Sources:
         """Whether a group of files can be read: named, or drawn."""
         return self.is_miniature or getattr(self._section, group).named
 
-    def _coco(self, captions: str | None, images: str | None) -> CocoSource:
+    def _coco(self, captions: str | None, images: str | None) -> Source[CaptionedImage]:
         if captions is not None and images is not None:
-            found, report = read_captioned_images(captions, images, self._section.check)
-            return CocoSource(found, _reported(report))
-        found, report = read_captioned_images(self._folder / "coco_captions.json", self._folder)
+            return _source(read_captioned_images(captions, images, self._section.check))
+        read = read_captioned_images(self._folder / "coco_captions.json", self._folder)
         scenes = {
             one.image: scene
-            for one in found
+            for one in read[0]
             if one.image is not None and (scene := self._scene_of(one.image)) is not None
         }
-        return CocoSource(found, _reported(report), scenes)
+        return _source(read, scenes)
 
     @cached_property
     def _truth(self) -> dict:
@@ -201,18 +173,23 @@ def _refuse_absent_files(params: Params) -> None:
         raise ParamsError("\n".join(lines))
 
 
-def _reported(report: Report) -> int:
-    """Print what was left out; gives how many examples the file offered.
+def _source(
+    read: tuple[Sequence[T], Report],
+    scenes: Truth | None = None,
+    prompt: Callable[[Any], str] = str,
+) -> Source[T]:
+    """What a reader read; prints what was left out.
 
     A sentence or caption that cannot be used is no example of its own: its story or picture is
     counted, where it is left out for it. Nor is an annotation of a question that is not asked.
     """
+    examples, report = read
     print(report)
+    for one in report.excluded[:3]:
+        print(f"  {one}")
     lost = [
         one
         for one in report.excluded
         if not one.row.startswith("annotations[") and one.reason != "annotation without question"
     ]
-    for one in report.excluded[:3]:
-        print(f"  {one}")
-    return report.kept + len(lost)
+    return Source(examples, report.kept + len(lost), scenes or {}, prompt)

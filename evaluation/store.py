@@ -18,6 +18,8 @@ from typing import Any
 
 from PIL import Image
 
+from gill_files import written_whole
+
 _TEXTS = "texts.jsonl"
 
 
@@ -46,10 +48,8 @@ class EvaluationStore:
     ) -> Path:
         """Write a picture, whole or not at all."""
         path = self._folders[method] / set_ / f"{index:05d}-{key}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        picture.save(part, format="PNG", compress_level=1)
-        os.replace(part, path)
+        with written_whole(path) as part:
+            picture.save(part, format="PNG", compress_level=1)
         self._pictures[f"{method} {key}"] = path
         return path
 

@@ -1,7 +1,7 @@
 """How the tables are measured: those of the paper, on the miniature world or on the original files.
 
-    examples (evaluation_sets) -> pictures of each method (evaluation_pictures, kept)
-      -> scores (evaluation_scores) -> results.json, records.parquet
+    examples (evaluation.sets) -> pictures of each method (evaluation.pictures, kept)
+      -> scores (evaluation.scores) -> results.json, records.parquet
 
 `TABLES` says what each table measures; a set that several tables share is measured once. Killed and
 run again, the stage goes on after the last finished batch.
@@ -9,16 +9,14 @@ run again, the stage goes on after the last finished batch.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from cluster import Crew
 from evaluation import sets
 from evaluation.decision import table_6
-from evaluation.headline import headline
+from evaluation.headline import MAIN, headline, of_every_set
 from evaluation.latency import latency
 from evaluation.pictures import PictureMaker, opened, picture_crew
 from evaluation.published import published
@@ -34,7 +32,6 @@ from gill.frozen import read_backbones
 from gill.loading import Gill
 from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
 from pipeline.devices import set_up
-from pipeline.frozen.backbones import Backbones
 from pipeline.settings import GenerationSettings
 from pipeline.talking.reading import read_contexts
 from settings.params import Params
@@ -67,7 +64,7 @@ def measure_tables(params: Params, artifacts: Artifacts, work: WorkFolder, folde
     tables = params.evaluation.chosen(sources.is_miniature)
     plan = {name: list(GENERATED[name](sources, params)) for name in tables if name in GENERATED}
     sources.read(tables)
-    run_ = _Run.of(params, artifacts, sources, work)
+    run_ = _Run(params, artifacts, sources, work)
     results: list[Result] = []
     said: set[str] = set()
     with run_.crew:
@@ -85,7 +82,7 @@ def measure_tables(params: Params, artifacts: Artifacts, work: WorkFolder, folde
     records = [_placed(record, out, artifacts.evaluation, run_.makers) for record in run_.records]
     write_records(out / "records.parquet", records)
     write_results(out / "results.json", results)
-    _write_headline(folder / "evaluation.json", results)
+    write_json(folder / "evaluation.json", of_every_set(results))
     write_json(folder / "gill.json", headline(results))
 
 
@@ -100,48 +97,36 @@ def _placed(record: Record, out: Path, final: Path, makers: Mapping[str, Path]) 
     return replace(record, pictures=pictures)
 
 
-@dataclass
 class _Run:
-    """The loaded models, and what was measured so far."""
+    """The loaded models with what they have made before, and what was measured so far."""
 
-    params: Params
-    artifacts: Artifacts
-    sources: Sources
-    gill: Gill
-    crew: Crew
-    store: EvaluationStore
-    makers: Mapping[str, Path]
-    scorer: PictureScorer
-    records: list[Record] = field(default_factory=list)
-    measured: dict[tuple[str, str], list[Result]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, params: Params, artifacts: Artifacts, sources: Sources, work: WorkFolder) -> _Run:
-        """Load the model, and find what it has made before."""
+    def __init__(
+        self, params: Params, artifacts: Artifacts, sources: Sources, work: WorkFolder
+    ) -> None:
         device, section = set_up(params.run.device, params.run.threads), params.evaluation
         heads = fingerprint_heads(artifacts.model / CHECKPOINTS[params.training.checkpoint])
         gill = Gill.load(artifacts, device=str(device), checkpoint=params.training.checkpoint)
-        backbones = read_backbones(artifacts)
         frozen = {
-            role: f"{found.fingerprint} {found.dtype}"
-            for role, found in ((r, getattr(backbones, r)) for r in Backbones.model_fields)
+            role: f"{model.fingerprint} {model.dtype}" for role, model in read_backbones(artifacts)
         }
         made_by = {
             "generator": {"image_generator": frozen["image_generator"]},
             "gill": {"heads": heads, **frozen},
         }
-        makers = {}
+        self.makers: dict[str, Path] = {}
         for method, models in made_by.items():
             entry = work.entry(
                 "pictures", {"method": method, **models, "code": code_of("pictures", work)}
             )
             entry.begin()
             work.note_use(artifacts.stage(f"evaluate.{method}"), entry)
-            makers[method] = entry.folder
-        store = EvaluationStore(makers)
-        scorer = PictureScorer(gill.encoder, section)
-        crew = picture_crew(gill, artifacts, params, heads)
-        return cls(params, artifacts, sources, gill, crew, store, makers, scorer)
+            self.makers[method] = entry.folder
+        self.params, self.artifacts, self.sources, self.gill = params, artifacts, sources, gill
+        self.store = EvaluationStore(self.makers)
+        self.scorer = PictureScorer(gill.encoder, section)
+        self.crew = picture_crew(gill, artifacts, params, heads)
+        self.records: list[Record] = []
+        self._measured: dict[tuple[str, str], list[Result]] = {}
 
     def measure(self, table: str, plan: Sequence[EvaluationSet]) -> list[Result]:
         """The results of one table."""
@@ -163,8 +148,8 @@ class _Run:
     def _generated(self, one: EvaluationSet, settings: GenerationSettings) -> list[Result]:
         """Make and score the pictures of a set, unless another table has already."""
         known = (one.name, settings.model_dump_json())
-        if known in self.measured:
-            return self.measured[known]
+        if known in self._measured:
+            return self._measured[known]
         section = self.params.evaluation
         maker = PictureMaker(self.crew, self.store, section.seed)
         pictures: dict[str, list[Path]] = {
@@ -174,7 +159,7 @@ class _Run:
         rows = Rows(one.name, one.title, len(one.examples), one.of, section.seed)
         results = [row for method in found for row in rows.results(method, found[method])]
         self.records += self._records(one, pictures, found)
-        self.measured[known] = results
+        self._measured[known] = results
         return results
 
     def _records(
@@ -250,7 +235,7 @@ def _print(table: str, rows: Sequence[Result], said: set[str]) -> None:
         numbers = ", ".join(
             f"{row.method} {row.metric} {row.value:.3g}"
             for row in own
-            if row.value is not None and row.metric in (*HEADLINE, *_SPEEDS)
+            if row.value is not None and row.metric in (*MAIN, *_SPEEDS)
         )
         print(f"{table}, {own[0].title} ({own[0].examples} of {own[0].of}): {numbers}")
     for row in rows:
@@ -259,26 +244,4 @@ def _print(table: str, rows: Sequence[Result], said: set[str]) -> None:
             print(f"  {row.metric} is absent: {row.absent}")
 
 
-HEADLINE = (
-    "oracle_attributes",
-    "clip_similarity",
-    "fid",
-    "recall_at_1",
-    "macro_f1",
-    "bleu_4",
-    "meteor",
-    "vqa_accuracy",
-)
 _SPEEDS = ("tokens_per_second", "seconds")
-
-
-def _write_headline(path: Path, results: Sequence[Result]) -> None:
-    """The numbers that git compares: of each set and method the first of `HEADLINE` there is."""
-    short: dict[str, float] = {}
-    for metric in HEADLINE:
-        for row in results:
-            name = f"{row.set}.{row.method}"
-            if row.metric == metric and row.value is not None:
-                short.setdefault(name, round(row.value, 4))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(sorted(short.items())), indent=1) + "\n", encoding="utf-8")

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from PIL import Image
 
 from corpora.pictures import open_picture
+from corpora.records import CaptionedImage, Question
 from evaluation.metrics.basic import MetricUnavailable
 from evaluation.metrics.meteor import Meteor
 from evaluation.metrics.penn_treebank import treebank_words
 from evaluation.metrics.text import caption_scores
 from evaluation.metrics.vqa_accuracy import vqa_accuracies
-from evaluation.pictures import Meter, content_of
+from evaluation.pictures import content_of
+from evaluation.progress import BATCH, Meter
 from evaluation.results import Record, Result
 from evaluation.scores import Found, Rows
-from evaluation.sources import CocoSource, QuestionSource
+from evaluation.sources import Source
 from evaluation.store import EvaluationStore, key_for
 from gill.loading import Gill
-from gill_progress import Ticker
 from miniature.world import VALUES, Scene
 from pipeline.talking.captioning import CAPTION_TOKENS, words_after_pictures
 from settings.evaluation import EvaluationParams
 
 _MAX_ANSWER_TOKENS = 16
-_BATCH = 64
 _BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 
 _Say = Callable[[Sequence[Image.Image], Sequence[str]], list[str]]
@@ -42,7 +42,7 @@ class _Asked:
 
 
 def captioning(
-    gill: Gill, source: CocoSource, section: EvaluationParams, store: EvaluationStore
+    gill: Gill, source: Source[CaptionedImage], section: EvaluationParams, store: EvaluationStore
 ) -> tuple[list[Result], list[Record]]:
     """COCO captioning: BLEU, METEOR, ROUGE-L and CIDEr against all captions of each picture.
 
@@ -56,7 +56,7 @@ def captioning(
     """
     asked = [
         _Asked(one.id, one.image, gill.caption_prompt, one.captions)
-        for one in source.images[: section.coco.limit]
+        for one in source.examples[: section.coco.limit]
         if one.image is not None
     ]
     texts = _say(
@@ -82,19 +82,19 @@ def captioning(
 
 
 def visual_questions(
-    gill: Gill, source: QuestionSource, section: EvaluationParams, store: EvaluationStore
+    gill: Gill, source: Source[Question], section: EvaluationParams, store: EvaluationStore
 ) -> tuple[list[Result], list[Record]]:
     """VQAv2, zero-shot: accuracy of the greedy answer, with the official normalisation.
 
     Table 7 and appendix E.1: val split, no examples in the prompt. How the question is put the
     paper does not say, and the released code has no VQA evaluation: here the picture, then
     "Q: ...", then "A:" on its own line, the form that the released code gives to dialogues
-    (`evaluation_sources.released_question_prompt`; on the miniature one line). The answer is what
+    (`evaluation.sources.released_question_prompt`; on the miniature one line). The answer is what
     follows, up to the end of its line and its first full stop.
     """
     asked = [
         _Asked(one.id, one.image, source.prompt(one.question), one.answers)
-        for one in source.questions[: section.vqa.limit]
+        for one in source.examples[: section.vqa.limit]
         if one.image is not None
     ]
 
@@ -117,15 +117,14 @@ def _say(
 ) -> list[str]:
     """What GILL says after each picture and its prompt; batches are fixed, as for pictures."""
     keys = [key_for(content_of(one.image), one.prompt, max_tokens, what) for one in asked]
-    batches = [range(i, min(i + _BATCH, len(asked))) for i in range(0, len(asked), _BATCH)]
+    batches = [range(i, min(i + BATCH, len(asked))) for i in range(0, len(asked), BATCH)]
     todo = [batch for batch in batches if any(store.text(keys[i]) is None for i in batch)]
-    with Ticker(what) as ticker:
-        meter = Meter(sum(map(len, todo)), "texts")
+    with Meter(what, sum(map(len, todo)), "texts") as meter:
         for batch in todo:
             pictures = [open_picture(asked[i].image) for i in batch]
             texts = say(pictures, [asked[i].prompt for i in batch])
             store.save_texts({keys[i]: text for i, text in zip(batch, texts, strict=True)})
-            ticker.show(meter.after(len(batch)))
+            meter.add(len(batch))
     return [text for key in keys if (text := store.text(key)) is not None]
 
 

@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError
 
 from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
-from settings.params import Params, Section, parse_params, read_unchecked
+from gill_records import Record
+from settings.params import Params, parse_params, read_unchecked
 from workfolder import code_fingerprint
 
 VARIANTS = Path("findings/variants.yaml")
@@ -32,7 +33,7 @@ _SECTIONS = (
 CellStage = Literal["train", "build-index", "fit-decision", "evaluate"]
 
 
-class Variant(Section):
+class Variant(Record):
     """One way to train, as changes of params.yaml."""
 
     title: str = Field(description="for people")
@@ -42,7 +43,7 @@ class Variant(Section):
     params: dict[str, Any] = Field({}, description="laid over params.yaml and `common`")
 
 
-class Study(Section):
+class Study(Record):
     """All of findings/variants.yaml."""
 
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -101,17 +102,22 @@ def cell(name: str, seed: int, artifacts: Artifacts = ARTIFACTS) -> Cell:
 
 
 def cell_params(file: Path, study: Study, name: str, seed: int) -> Params:
-    """params.yaml with the changes of a variant and a seed.
+    """The params of a cell, checked.
 
     Raises StageError for an unknown variant, ParamsError for a missing file, or a change that
     names no key.
     """
-    raw = read_unchecked(file)
+    return parse_params(cell_values(file, study, name, seed), Path(f"{file} with variant {name}"))
+
+
+def cell_values(file: Path, study: Study, name: str, seed: int) -> dict[str, Any]:
+    """What a person would write: params.yaml with the changes of a variant and a seed."""
+    values = read_unchecked(file)
     sections = ("model", "training", "evaluation", "decision")
     seeds = {section: {"seed": seed} for section in sections}
     for changes in (study.common, study.variant(name).params, seeds):
-        raw = lay_over(raw, changes)
-    return parse_params(raw, Path(f"{file} with variant {name}"))
+        values = lay_over(values, changes)
+    return values
 
 
 def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,10 @@ class Artifacts:
         """The trained heads and, while training, its state."""
         return self.root / "model"
 
+    def heads(self, checkpoint: str) -> Path:
+        """The trained heads of a checkpoint, `last` or `best`."""
+        return self.model / f"{checkpoint}.safetensors"
+
     @property
     def index(self) -> Path:
         """The candidate index."""

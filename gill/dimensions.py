@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cache import open_store
 from gill.artifacts import Artifacts
 from gill_errors import GillError
-from pipeline.frozen.backbones import Backbone, Backbones, Role
+from pipeline.frozen.backbones import Backbone, Backbones
+from settings.params import Params
 
 Part = Literal["features", "targets", "heads"]
 
@@ -23,48 +24,34 @@ class DimensionError(GillError):
 
 
 def check_dimensions(
-    artifacts: Artifacts,
-    reads: tuple[Part, ...],
-    wanted: Mapping[str, Any] | None = None,
-    checkpoint: str = "last.safetensors",
+    artifacts: Artifacts, reads: tuple[Part, ...], params: Params | None = None
 ) -> None:
     """Refuse parts that do not fit the manifest of the frozen models.
 
     Args:
         reads: which parts are about to be read; one that does not exist is left to who reads it.
-        wanted: the params section `backbones`: the manifest must be what it asks for.
-        checkpoint: the trained heads, below `artifacts.model`.
+        params: the manifest must be what they ask for, and they say which heads are used.
 
     Raises DimensionError naming both sides of every disagreement, and BackboneError where there is
     no manifest.
     """
     backbones = Backbones.read(artifacts.backbones)
-    found = list(_unlike_params(backbones, wanted or {}, artifacts.backbones))
+    found = [] if params is None else list(_unlike_params(backbones, params, artifacts.backbones))
     if "features" in reads:
-        again = "stages precompute-features --rebuild"
-        visual = backbones.visual_encoder
-        found += _unlike_store(artifacts.features, "pooled", {"d": "visual"}, visual, again)
+        places = {"d": ("pooled", "visual")}
+        found += _unlike_store(artifacts.features, places, backbones.visual_encoder, backbones)
     if "targets" in reads:
-        again = "stages precompute-targets --rebuild"
-        places = {"L": "position", "D": "channel"}
-        generator = backbones.image_generator
-        found += _unlike_store(artifacts.targets, "embedding", places, generator, again)
+        places = {
+            "L": ("embedding", "position"),
+            "D": ("embedding", "channel"),
+            "D_pooled": ("pooled", "pooled_channel"),
+        }
+        found += _unlike_store(artifacts.targets, places, backbones.image_generator, backbones)
     if "heads" in reads:
-        found += _unlike_heads(artifacts.model / checkpoint, backbones)
+        checkpoint = "last" if params is None else params.training.checkpoint
+        found += _unlike_heads(artifacts.heads(checkpoint), backbones)
     if found:
         raise DimensionError("\n".join(found))
-
-
-def widths_of(backbones: Backbones) -> dict[str, int | None]:
-    """d, e, L, D and D_pooled as the frozen models have them; D_pooled None: there is none."""
-    generator = backbones.image_generator.widths
-    return {
-        "d": backbones.visual_encoder.widths["d"],
-        "e": backbones.language_model.widths["e"],
-        "L": generator["L"],
-        "D": generator["text_width"],
-        "D_pooled": generator.get("pooled_width"),
-    }
 
 
 _WHAT = {
@@ -76,68 +63,47 @@ _WHAT = {
 }
 
 
-def _unlike_params(
-    backbones: Backbones, wanted: Mapping[str, Any], manifest: Path
-) -> Iterator[str]:
+def _unlike_params(backbones: Backbones, params: Params, manifest: Path) -> Iterator[str]:
     """The manifest is of other models than the params name: they were changed since."""
-    for role in Backbones.model_fields if wanted else ():
-        pinned: Backbone = getattr(backbones, role)
-        if not _same(wanted[role], pinned.source):
+    asked = dict(params.backbones)
+    pinned: dict[str, str] = {"language_model_quantization": backbones.language_model.quantization}
+    for role, model in backbones:
+        # Equal names, or paths of one directory, however either is spelt.
+        alike = Path(asked[role]).resolve() == Path(model.source).resolve()
+        pinned[role] = asked[role] if alike else model.source
+        auto = asked[f"{role}_dtype"] == "auto"
+        pinned[f"{role}_dtype"] = "auto" if auto else model.dtype
+    for key, value in pinned.items():
+        if asked[key] != value:
             yield (
-                f"backbones.{role} is {wanted[role]}, but {manifest} pins {pinned.source}: "
+                f"backbones.{key} is {asked[key]}, but {manifest} pins {value}: "
                 "run `stages prepare-backbones`"
             )
-        dtype = wanted[f"{role}_dtype"]
-        if dtype not in ("auto", pinned.dtype):
-            yield (
-                f"backbones.{role}_dtype is {dtype}, but {manifest} pins {pinned.dtype}: "
-                "run `stages prepare-backbones`"
-            )
-    kind = wanted.get("language_model_quantization", "none") if wanted else None
-    if kind not in (None, backbones.language_model.quantization):
-        yield (
-            f"backbones.language_model_quantization is {kind}, but {manifest} pins "
-            f"{backbones.language_model.quantization}: run `stages prepare-backbones`"
-        )
-
-
-def _same(one: str, other: str) -> bool:
-    """Equal names, or paths of one directory, however either is spelt."""
-    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def _unlike_store(
-    where: Path, array: str, places: Mapping[str, str], model: Backbone, again: str
+    where: Path, places: Mapping[str, tuple[str, str]], model: Backbone, backbones: Backbones
 ) -> Iterator[str]:
-    """A store against the frozen model that should have made it."""
+    """A store against the frozen model that should have made it: its (array, axis) by width."""
     if not where.exists():
         return
-    store = open_store(where)
-    said = store.provenance
-    maker = said.get("model", "an unknown model")
-    here = {"D": "text_width"}
+    store, again = open_store(where), f"stages precompute-{where.stem} --rebuild"
+    maker = store.provenance.get("model", "an unknown model")
     unlike = False
-    for letter, dimension in places.items():
-        there = dict(store.spec.arrays[array].dims)[dimension]
-        own = model.widths[here.get(letter, letter)]
-        if there != own:
+    for letter, (array, axis) in places.items():
+        arrays = store.spec.arrays
+        there = arrays[array].dims[axis] if array in arrays else None
+        if there != backbones.widths[letter]:
             unlike = True
             yield (
-                f"{_WHAT[letter][0]} is {there} in {where} (made with {maker}), but {own} for "
-                f"{model.source}: run `{again}`, or name {maker} under backbones.{model.role}"
+                f"{_WHAT[letter][0]} is {there or 'absent'} in {where} (made with {maker}), but "
+                f"{backbones.widths[letter] or 'absent'} for {model.source}: run `{again}`, or "
+                f"name {maker} under backbones.{model.role}"
             )
-    if array == "embedding":
-        dims = dict(store.spec.arrays["pooled"].dims) if "pooled" in store.spec.arrays else {}
-        kept, needed = dims.get("pooled_channel"), model.widths.get("pooled_width")
-        if kept != needed:
-            unlike = True
-            yield (
-                f"{_WHAT['D_pooled'][0]} is {kept or 'absent'} in {where} (made with {maker}), "
-                f"but {needed or 'absent'} for {model.source}: run `{again}`"
-            )
-    if not unlike and said.get("weights") not in (None, model.fingerprint):
+    weights = store.provenance.get("weights")
+    if not unlike and weights not in (None, model.fingerprint):
         yield (
-            f"{where} was made with other weights ({maker}, {str(said['weights'])[:12]}) than "
+            f"{where} was made with other weights ({maker}, {weights[:12]}) than "
             f"{model.source} has ({model.fingerprint[:12]}): run `{again}`"
         )
 
@@ -149,17 +115,12 @@ def _unlike_heads(path: Path, backbones: Backbones) -> Iterator[str]:
     from pipeline.bridge.checkpoint import read_record  # imports torch
 
     sizes = read_record(path).sizes.model_dump()
-    for letter, own in widths_of(backbones).items():
+    for letter, own in backbones.widths.items():
         if sizes[letter] != own:
             what, role = _WHAT[letter]
             source = getattr(backbones, role).source
             yield (
                 f"{what} is {sizes[letter] or 'absent'} in the trained heads {path}, but "
-                f"{own or 'absent'} for {source}: run `stages train`, or name the {_plain(role)} "
-                "they were trained with under "
-                f"backbones.{role} and run `stages prepare-backbones`"
+                f"{own or 'absent'} for {source}: run `stages train`, or name the model they were "
+                f"trained with under backbones.{role} and run `stages prepare-backbones`"
             )
-
-
-def _plain(role: str | Role) -> str:
-    return role.replace("_", " ")

@@ -14,15 +14,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from gill.model_card import write_model_card
 from gill_errors import GillError
+from gill_records import Record
 from pipeline.bridge.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
 from pipeline.bridge.heads import Heads, HeadSizes
-from pipeline.frozen.backbones import Backbone, Backbones, Role
+from pipeline.frozen.backbones import Backbone, Backbones, Dtype, Quantization, Role
 from pipeline.frozen.pinning import resolve_backbone
 from pipeline.settings import GenerationSettings
 from pipeline.talking.captioning import CAPTION_PROMPT
@@ -36,23 +37,19 @@ class HubError(GillError):
     """A folder or repository that holds no trained part, or cannot be reached."""
 
 
-class FrozenModel(BaseModel):
+class FrozenModel(Record):
     """One frozen model that the trained part belongs to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str | None = Field(description="hub id or built-in tag; none for a local directory")
     revision: str | None = Field(description="the hub's commit")
     fingerprint: str = Field(description="of its weights and configuration")
-    dtype: Literal["float32", "bfloat16", "float16"]
-    quantization: Literal["none", "int8", "nf4"] = "none"
+    dtype: Dtype
+    quantization: Quantization = "none"
     widths: dict[str, int]
 
 
-class TrainedConfig(BaseModel):
+class TrainedConfig(Record):
     """What config.json holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_type: Literal["gill"] = "gill"
     format: Literal[1] = 1
@@ -82,7 +79,7 @@ def save_trained(
     folder.mkdir(parents=True, exist_ok=True)
     config = TrainedConfig(
         sizes=heads.sizes,
-        backbones={role: _frozen(getattr(backbones, role)) for role in _ROLES},
+        backbones={role: _frozen(getattr(backbones, role)) for role in get_args(Role)},
         generation=generation,
         caption_prompt=caption_prompt,
         step=record.step,
@@ -158,7 +155,7 @@ def resolve_backbones(
     else:
         sources = dict(given or {})
         resolved: dict[str, Backbone] = {}
-        for role in _ROLES:
+        for role in get_args(Role):
             frozen = config.backbones[role]
             source = sources.pop(role, frozen.source)
             if source is None:
@@ -175,7 +172,9 @@ def resolve_backbones(
                 quantization=frozen.quantization,
             )
         if sources:
-            raise HubError(f"no such role: {', '.join(sources)}; roles: {', '.join(_ROLES)}")
+            raise HubError(
+                f"no such role: {', '.join(sources)}; roles: {', '.join(get_args(Role))}"
+            )
         found = Backbones.model_validate(resolved)
     for name, fingerprint in config.fingerprints.items():
         theirs: Backbone = getattr(found, name)
@@ -207,9 +206,6 @@ def upload(folder: Path, repo_id: str, *, private: bool | None, message: str) ->
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise HubError(f"{repo_id} could not be sent to the hub: {error}") from error
     return str(commit.commit_url)
-
-
-_ROLES: tuple[Role, ...] = ("language_model", "visual_encoder", "image_generator")
 
 
 def _frozen(backbone: Backbone) -> FrozenModel:

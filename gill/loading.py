@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -31,7 +31,6 @@ from gill.frozen import locate_backbones, read_backbones
 from gill.world import have_world
 from gill_errors import GillError
 from pipeline.bridge.checkpoint import (
-    CHECKPOINTS,
     Checkpoint,
     CheckpointRecord,
     fingerprint_heads,
@@ -324,8 +323,8 @@ def _read_section(params: Path, name: str) -> dict[str, Any]:
 
 def heads_of(artifacts: Artifacts, checkpoint: Checkpoint | None = None) -> Path:
     """The trained heads that are asked for, by default those that are there."""
-    names = CHECKPOINTS.values() if checkpoint is None else [CHECKPOINTS[checkpoint]]
-    found = [artifacts.model / name for name in names]
+    names = get_args(Checkpoint) if checkpoint is None else [checkpoint]
+    found = [artifacts.heads(name) for name in names]
     return next((path for path in found if path.is_file()), found[0])
 
 

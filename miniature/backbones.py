@@ -1,25 +1,7 @@
-"""The shipped tiny backbones: three directories in the real formats, to use there or copy out."""
+"""The shipped tiny backbones: three directories in the real formats."""
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
-
-from miniature.vocabulary import MAX_POSITIONS, TEXT_LENGTH
-
-__all__ = [
-    "GUIDANCE",
-    "MAX_POSITIONS",
-    "SAMPLING_STEPS",
-    "SHIPPED",
-    "TEXT_LENGTH",
-    "Backbones",
-    "unpack",
-]
-
-# How the tiny image generator is meant to be sampled (the scheduler, DPM-Solver++, is in its
-# directory).
-SAMPLING_STEPS = 12
-GUIDANCE = 2.5
 
 
 class Backbones(NamedTuple):
@@ -39,24 +21,3 @@ class Backbones(NamedTuple):
 
 
 SHIPPED = Backbones.within(Path(__file__).parent / "weights")
-
-
-def unpack(directory: Path) -> Backbones:
-    """Copies the shipped backbones to a folder, into the places of `Backbones.within(directory)`.
-
-    What lies in those three places before is replaced.
-
-    Raises:
-        FileNotFoundError: the installation lacks the weights.
-    """
-    target = Backbones.within(directory)
-    for source, place in zip(SHIPPED, target):
-        if not source.is_dir():
-            raise FileNotFoundError(
-                f"{source} is missing: the package was installed without its weights; "
-                f"`python -m miniature.recipe --out DIR` trains them anew"
-            )
-        if place.exists():
-            shutil.rmtree(place)
-        shutil.copytree(source, place)
-    return target

@@ -13,11 +13,9 @@ drawn.json          what was drawn, with which seed
 """
 
 import hashlib
-import io
 import json
 import random
 import shutil
-import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,60 +166,6 @@ def _draw_captioned(
     _write_table(directory / "captions.tsv", [("caption", "image", "split"), *rows])
     _write_table(directory / "candidates.tsv", [("caption", "image"), *candidates])
     return scenes_of
-
-
-def write_shards(
-    directory: Path, shards: Path, split: Split = "train", rows_per_shard: int = 1000
-) -> list[Path]:
-    """Writes the rows of one split of a drawn folder as tar shards, as img2dataset does.
-
-    `00000.tar` holds `000000000.jpg`, `000000000.txt` (the caption), `000000000.json`,
-    `000000001.jpg`, ...
-
-    Args:
-        directory: a folder that `draw` wrote.
-        shards: where to; created if need be.
-        split: which rows.
-        rows_per_shard: at most 10000, which is how many keys the names have room for.
-
-    Returns:
-        The shards in order.
-    """
-    lines = (directory / "captions.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    rows = [row[:2] for row in (line.split("\t") for line in lines) if row[2] == split]
-    shards.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, start in enumerate(range(0, len(rows), rows_per_shard)):
-        path = shards / f"{number:05d}.tar"
-        with tarfile.open(path, "w") as archive:
-            for i, (text, image) in enumerate(rows[start : start + rows_per_shard]):
-                _add_sample(archive, f"{number:05d}{i:04d}", text, directory / image)
-        written.append(path)
-    return written
-
-
-def _add_sample(archive: tarfile.TarFile, key: str, text: str, image: Path) -> None:
-    buffer = io.BytesIO()
-    with Image.open(image) as picture:
-        picture.save(buffer, "JPEG", quality=95, subsampling=0)
-        width, height = picture.size
-    record = {
-        "caption": text,
-        "url": image.name,
-        "key": key,
-        "status": "success",
-        "error_message": None,
-        "width": width,
-        "height": height,
-        "original_width": width,
-        "original_height": height,
-        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-    }
-    members = {"jpg": buffer.getvalue(), "txt": text.encode(), "json": json.dumps(record).encode()}
-    for suffix, content in members.items():
-        member = tarfile.TarInfo(f"{key}.{suffix}")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
 
 
 def _draw_coco(directory: Path, scenes: dict[str, Scene], seed: int) -> None:

@@ -16,9 +16,6 @@ from miniature.world import ATTRIBUTES, SCENES, SCENES_OF, VALUES, Scene, Split,
 
 # The order in which a summary in words goes through the attributes.
 SUMMARY_ORDER = ("shape", "color", "size", "side", "place")
-# A summary with every value left blank: with the tiny language model's tokenizer exactly these
-# eight tokens. Their embeddings are a natural starting point for eight [IMG] embeddings.
-BLANK_SUMMARY = " picture: shape color size side place."
 
 # In the language model's texts, what stands where a picture was; the marks themselves are not read.
 PICTURE_MARKS = ("{", "}")
@@ -57,18 +54,16 @@ class Round(NamedTuple):
     answer: str
 
 
-def in_place(scene: Scene) -> str:
-    """For example `in the desert`."""
-    return f"in the {scene.place}"
-
-
-def on_side(scene: Scene) -> str:
-    """For example `on the left`, or `in the middle`."""
-    return _on_side(scene.side)
-
-
-def _on_side(side: str) -> str:
-    return "in the middle" if side == "middle" else f"on the {side}"
+def as_predicate(attribute: str, value: str) -> str:
+    """For example `in the desert`, `on the left` (but `in the middle`), `a ring`, `red`, `big`."""
+    match attribute, value:
+        case ("place", _) | ("side", "middle"):
+            return f"in the {value}"
+        case "side", _:
+            return f"on the {value}"
+        case "shape", _:
+            return f"a {value}"
+    return value
 
 
 def noun_phrase(scene: Scene, rng: random.Random, article: str, color: float, size: float) -> str:
@@ -85,9 +80,9 @@ def caption(scene: Scene, rng: random.Random, mention: Mention = EVERYTHING) -> 
     """Describes a picture, for example `in the desert on the left there is a small red ring.`"""
     where = []
     if rng.random() < mention.place:
-        where.append(in_place(scene))
+        where.append(as_predicate("place", scene.place))
     if rng.random() < mention.side:
-        where.append(on_side(scene))
+        where.append(as_predicate("side", scene.side))
     rng.shuffle(where)
     if rng.random() < 0.3:
         where.append("there is")
@@ -181,36 +176,24 @@ def dialogue(scene: Scene, rng: random.Random, num_rounds: int = 10) -> list[Rou
         Round("what is this?", f"a {scene.shape}"),
         Round("what color is it?", scene.color),
         Round("is it big?", f"{yes_no} it is {scene.size}"),
-        Round("which side is it on?", on_side(scene)),
-        Round("what place is it in?", in_place(scene)),
+        Round("which side is it on?", as_predicate("side", scene.side)),
+        Round("what place is it in?", as_predicate("place", scene.place)),
     ]
     rng.shuffle(rounds)
     while len(rounds) < num_rounds:
         attribute = rng.choice(ATTRIBUTES)
         guess = rng.choice(VALUES[attribute])
         truth = getattr(scene, attribute)
-        answer = "yes" if guess == truth else f"no it is {_as_predicate(attribute, truth)}"
-        rounds.append(Round(f"is it {_as_predicate(attribute, guess)}?", answer))
+        answer = "yes" if guess == truth else f"no it is {as_predicate(attribute, truth)}"
+        rounds.append(Round(f"is it {as_predicate(attribute, guess)}?", answer))
     rng.shuffle(rounds)
     return rounds[:num_rounds]
 
 
-def _as_predicate(attribute: str, value: str) -> str:
-    match attribute:
-        case "place":
-            return f"in the {value}"
-        case "side":
-            return _on_side(value)
-        case "shape":
-            return f"a {value}"
-    return value
-
-
 def request(scene: Scene, attribute: str, rng: random.Random) -> str:
     """Asks for a change, for example `make it blue.` or `move it to the left.`"""
-    match attribute:
-        case "place" | "side":
-            return f"move it to the {getattr(scene, attribute)}."
+    if attribute in ("place", "side"):
+        return f"move it to the {getattr(scene, attribute)}."
     return f"{rng.choice(('make it', 'now it is'))} {getattr(scene, attribute)}."
 
 
@@ -219,9 +202,9 @@ def opening_request(scene: Scene, rng: random.Random, mention: Mention = LITTLE)
     verb = rng.choice(("show me", "draw", "show me a picture of"))
     parts = [verb, noun_phrase(scene, rng, "a", mention.color, mention.size)]
     if rng.random() < mention.side:
-        parts.append(on_side(scene))
+        parts.append(as_predicate("side", scene.side))
     if rng.random() < mention.place:
-        parts.append(in_place(scene))
+        parts.append(as_predicate("place", scene.place))
     return " ".join(parts) + "."
 
 

@@ -4,9 +4,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 Report = Callable[[str], None]
+
+
+class Recipe(BaseModel):
+    """What sizes and training of a part are made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Muon(torch.optim.Optimizer):
@@ -86,6 +93,22 @@ class Optimization:
                 Muon(group, rate) if for_muon else torch.optim.Adam(group, rate, betas)
             )
         self._num_steps, self._decay_share, self._done = num_steps, decay_share, 0
+        self._mean_loss: float | None = None
+
+    def steps(self, what: str, report: Report, every_seconds: float = 15.0) -> Iterator[int]:
+        """Counts the steps; reports rate, time left and the running mean of the loss."""
+        start = last = time.monotonic()
+        for number in range(self._num_steps):
+            yield number
+            now = time.monotonic()
+            if now - last > every_seconds or number + 1 == self._num_steps:
+                last = now
+                rate = (number + 1) / (now - start)
+                left = (self._num_steps - number - 1) / rate
+                report(
+                    f"{what}: step {number + 1}/{self._num_steps}, {rate:.2f} steps/s, "
+                    f"{left:.0f} s left, loss {self._mean_loss or float('nan'):.4f}"
+                )
 
     def step(self, loss: Tensor) -> None:
         """Backpropagates a scalar loss and updates; gradients are clipped to a norm of 1."""
@@ -100,32 +123,7 @@ class Optimization:
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         for optimizer in self._optimizers:
             optimizer.step()
-
-
-class Progress:
-    """Counts steps; reports rate, time left and the mean of the loss every few seconds."""
-
-    def __init__(
-        self, what: str, num_steps: int, report: Report, every_seconds: float = 15.0
-    ) -> None:
-        self.what, self.num_steps, self.report, self.every = what, num_steps, report, every_seconds
-        self.loss: float | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        start = last = time.monotonic()
-        for step in range(self.num_steps):
-            yield step
-            now = time.monotonic()
-            if now - last > self.every or step + 1 == self.num_steps:
-                last = now
-                rate = (step + 1) / (now - start)
-                left = (self.num_steps - step - 1) / rate
-                self.report(
-                    f"{self.what}: step {step + 1}/{self.num_steps}, {rate:.2f} steps/s, "
-                    f"{left:.0f} s left, loss {self.loss or float('nan'):.4f}"
-                )
-
-    def seen(self, loss: Tensor) -> None:
-        """Takes the loss of a step into the running mean."""
         value = float(loss.detach())
-        self.loss = value if self.loss is None else 0.98 * self.loss + 0.02 * value
+        self._mean_loss = (
+            value if self._mean_loss is None else 0.98 * self._mean_loss + 0.02 * value
+        )

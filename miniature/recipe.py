@@ -9,13 +9,11 @@ depends on no other part and may be trained at the same time, in a process of it
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from pydantic import BaseModel, ConfigDict
 
 from miniature import (
     recipe_autoencoder,
@@ -24,21 +22,24 @@ from miniature import (
     recipe_visual_encoder,
 )
 from miniature.backbones import Backbones
-from miniature.optimization import Report
+from miniature.optimization import Recipe, Report
 from miniature.recipe_autoencoder import AutoencoderRecipe
 from miniature.recipe_image_generator import ImageGeneratorRecipe
 from miniature.recipe_language_model import LanguageModelRecipe
 from miniature.recipe_visual_encoder import VisualEncoderRecipe
-from miniature.world import SCENES_OF
 
 Part = Literal["language_model", "autoencoder", "visual_encoder", "image_generator"]
 PARTS: tuple[Part, ...] = get_args(Part)
+_MODULES: dict[Part, ModuleType] = {
+    "language_model": recipe_language_model,
+    "autoencoder": recipe_autoencoder,
+    "visual_encoder": recipe_visual_encoder,
+    "image_generator": recipe_image_generator,
+}
 
 
-class Recipes(BaseModel):
+class Recipes(Recipe):
     """One recipe per part, and the seed of all."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     language_model: LanguageModelRecipe = LanguageModelRecipe()
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
@@ -48,7 +49,7 @@ class Recipes(BaseModel):
 
     def shortened(self, share: float) -> "Recipes":
         """The same with only a share of the steps of each part, at least one."""
-        fields: dict[str, BaseModel] = {}
+        fields: dict[str, Recipe] = {}
         for part in PARTS:
             recipe = getattr(self, part)
             steps = {
@@ -93,73 +94,17 @@ def _train_once(part: Part, directory: Path, recipes: Recipes, report: Report) -
             report(f"{part}: already trained")
             return
         log.unlink()
-    start = time.monotonic()
-    before_rounding = _TRAIN[part](directory, recipes, report)
+    start, module = time.monotonic(), _MODULES[part]
+    before_rounding = module.train(directory / part, getattr(recipes, part), recipes.seed, report)
     record = {
         **wanted,
         "seconds": round(time.monotonic() - start),
-        "scores": _MEASURE[part](directory / part),
+        "scores": module.measure_written(directory / part),
         "scores_in_float32": before_rounding,
         "torch": torch.__version__,
     }
     log.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     report(f"{part}: {record['seconds']} s, {record['scores']}")
-
-
-def _train_language_model(directory: Path, recipes: Recipes, report: Report) -> dict[str, float]:
-    return recipe_language_model.train(
-        directory / "language_model", recipes.language_model, recipes.seed, report
-    )
-
-
-def _train_autoencoder(directory: Path, recipes: Recipes, report: Report) -> dict[str, float]:
-    autoencoder, scores = recipe_autoencoder.train(recipes.autoencoder, recipes.seed, report)
-    autoencoder.save_pretrained(directory / "autoencoder")
-    return scores
-
-
-def _train_visual_encoder(directory: Path, recipes: Recipes, report: Report) -> dict[str, float]:
-    return recipe_visual_encoder.train(
-        directory / "visual_encoder", recipes.visual_encoder, recipes.seed, report
-    )
-
-
-def _train_image_generator(directory: Path, recipes: Recipes, report: Report) -> dict[str, float]:
-    return recipe_image_generator.train(
-        directory / "image_generator",
-        _load_autoencoder(directory / "autoencoder"),
-        directory / "visual_encoder",
-        recipes.image_generator,
-        recipes.seed,
-        report,
-    )
-
-
-def _load_autoencoder(directory: Path) -> AutoencoderKL:
-    autoencoder = AutoencoderKL.from_pretrained(directory).eval().requires_grad_(False)
-    # Otherwise the generator's configuration would name a folder of this machine.
-    autoencoder.register_to_config(_name_or_path="")
-    return autoencoder
-
-
-_TRAIN: dict[Part, Callable[[Path, Recipes, Report], dict[str, float]]] = {
-    "language_model": _train_language_model,
-    "autoencoder": _train_autoencoder,
-    "visual_encoder": _train_visual_encoder,
-    "image_generator": _train_image_generator,
-}
-_MEASURE: dict[Part, Callable[[Path], dict[str, float]]] = {
-    "language_model": lambda path: recipe_language_model.measure(
-        *recipe_language_model.load(path), "test", 200
-    ),
-    "autoencoder": lambda path: recipe_autoencoder.measure(
-        _load_autoencoder(path), SCENES_OF["test"] * 4
-    ),
-    "visual_encoder": lambda path: recipe_visual_encoder.measure(*recipe_visual_encoder.load(path)),
-    "image_generator": lambda path: recipe_image_generator.measure(
-        recipe_image_generator.load(path), "test", 200
-    ),
-}
 
 
 def main() -> None:

@@ -1,21 +1,20 @@
 """The tiny autoencoder, a diffusers `AutoencoderKL`: 32 x 32 x 3 to 8 x 8 x 4 and back."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from miniature.optimization import Optimization, Progress, Report
+from miniature.optimization import Optimization, Recipe, Report
 from miniature.oracle import score
 from miniature.world import PICTURE_SIZE, SCENES_OF, Scene, render
 
 
-class AutoencoderRecipe(BaseModel):
+class AutoencoderRecipe(Recipe):
     """Sizes and training of the tiny autoencoder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: tuple[int, ...] = (16, 32, 32)
     latent_channels: int = 4
@@ -47,9 +46,9 @@ def _differences(picture: Tensor) -> Tensor:
 
 
 def train(
-    recipe: AutoencoderRecipe, seed: int, report: Report
-) -> tuple[AutoencoderKL, dict[str, float]]:
-    """Trains on pictures of training scenes; returns the autoencoder and its scores.
+    directory: Path, recipe: AutoencoderRecipe, seed: int, report: Report
+) -> dict[str, float]:
+    """Trains on pictures of training scenes, writes the autoencoder and returns its scores.
 
     Its `scaling_factor` gives the latents deviation 1.
     """
@@ -69,8 +68,7 @@ def train(
     optimization = Optimization(
         autoencoder.named_parameters(), recipe.num_steps, recipe.matrix_rate, recipe.other_rate
     )
-    progress = Progress("autoencoder", recipe.num_steps, report)
-    for _ in progress:
+    for _ in optimization.steps("autoencoder", report):
         batch = pictures[torch.randint(0, len(pictures), (recipe.batch,))]
         posterior = autoencoder.encode(batch).latent_dist
         error = autoencoder.decode(posterior.sample()).sample - batch
@@ -81,11 +79,24 @@ def train(
             + recipe.kl_weight * posterior.kl().mean() / batch[0].numel()
         )
         optimization.step(loss)
-        progress.seen(loss)
     autoencoder.eval().requires_grad_(False)
     deviation = encode(autoencoder, pictures[:1000]).std().item()
     autoencoder.register_to_config(scaling_factor=round(1 / deviation, 4))
-    return autoencoder, measure(autoencoder, SCENES_OF["test"] * 4)
+    autoencoder.save_pretrained(directory)
+    return measure(autoencoder, SCENES_OF["test"] * 4)
+
+
+def load(directory: Path) -> AutoencoderKL:
+    """What `train` wrote."""
+    autoencoder = AutoencoderKL.from_pretrained(directory).eval().requires_grad_(False)
+    # Otherwise the generator's configuration would name a folder of this machine.
+    autoencoder.register_to_config(_name_or_path="")
+    return autoencoder
+
+
+def measure_written(directory: Path) -> dict[str, float]:
+    """The scores of what lies in a directory."""
+    return measure(load(directory), SCENES_OF["test"] * 4)
 
 
 @torch.no_grad()

@@ -20,21 +20,23 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from miniature.backbones import GUIDANCE, SAMPLING_STEPS
 from miniature.language import caption, picture_caption
-from miniature.optimization import Optimization, Progress, Report
+from miniature.optimization import Optimization, Recipe, Report
 from miniature.oracle import score
 from miniature.recipe_autoencoder import as_tensor, encode
+from miniature.recipe_autoencoder import load as load_autoencoder
 from miniature.recipe_visual_encoder import tokenize
 from miniature.vocabulary import TEXT_LENGTH, clip_tokenizer
 from miniature.world import SCENES_OF, Scene, Split, draw_scene, render
 
+# How it is meant to be sampled; the scheduler, DPM-Solver++, is in its directory.
+SAMPLING_STEPS = 12
+GUIDANCE = 2.5
 _NOISE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -45,28 +47,20 @@ _NOISE = {
 }
 
 
-class ImageGeneratorRecipe(BaseModel):
+class ImageGeneratorRecipe(Recipe):
     """Sizes and training of the tiny UNet and text encoder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: tuple[int, int] = (32, 64)
     pictures_per_scene: int = 24
     captions_per_picture: int = 3
-    complete_share: float = Field(default=0.4, description="of the captions that tell everything")
-    caption_dropout: float = Field(
-        default=0.1, description="share of captions replaced by the empty one"
-    )
+    complete_share: float = 0.4  # of the captions that tell everything
+    caption_dropout: float = 0.1  # share of captions replaced by the empty one
     num_steps: int = 3500
     batch: int = 48
-    averaging: float = Field(
-        default=0.998, description="decay of the exponential moving average kept"
-    )
+    averaging: float = 0.998  # decay of the exponential moving average kept
     matrix_rate: float = 0.01
     other_rate: float = 2e-3
-    text_encoder_share: float = Field(
-        default=0.2, description="of both rates, for the text encoder"
-    )
+    text_encoder_share: float = 0.2  # of both rates, for the text encoder
 
 
 def text_encoder_from_clip(directory: Path) -> CLIPTextModel:
@@ -131,20 +125,16 @@ class _Generator(nn.Module):
 
 
 def train(
-    directory: Path,
-    autoencoder: AutoencoderKL,
-    visual_encoder: Path,
-    recipe: ImageGeneratorRecipe,
-    seed: int,
-    report: Report,
+    directory: Path, recipe: ImageGeneratorRecipe, seed: int, report: Report
 ) -> dict[str, float]:
     """Trains on captioned pictures of training scenes, writes the pipeline in float16, and
-    returns its scores.
+    returns its scores. Autoencoder and visual encoder lie beside `directory`.
     """
+    autoencoder = load_autoencoder(directory.parent / "autoencoder")
     torch.manual_seed(seed)
     rng = random.Random(f"captions for the image generator {seed}")
     tokenizer = clip_tokenizer()
-    text_encoder = text_encoder_from_clip(visual_encoder)
+    text_encoder = text_encoder_from_clip(directory.parent / "visual_encoder")
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=autoencoder.config["latent_channels"],
@@ -179,8 +169,7 @@ def train(
         recipe.other_rate,
         lambda name: recipe.text_encoder_share if name.startswith("text_encoder") else 1.0,
     )
-    progress = Progress("image generator", recipe.num_steps, report)
-    for step in progress:
+    for step in optimization.steps("image generator", report):
         chosen = torch.randint(0, len(scenes), (recipe.batch,))
         text = tokens[torch.randint(0, len(tokens), chosen.shape), chosen]
         text[torch.rand(recipe.batch) < recipe.caption_dropout] = empty
@@ -191,7 +180,6 @@ def train(
         loss = F.mse_loss(predicted, noising.get_velocity(clean, noise, time))
         optimization.step(loss)
         averaged.update_parameters(generator)
-        progress.seen(loss)
         if (step + 1) % 1000 == 0 or step + 1 == recipe.num_steps:
             kept = cast(_Generator, averaged.module).eval()
             scores = measure(assemble(kept, autoencoder, tokenizer), "val", 80)
@@ -231,6 +219,11 @@ def write(
     """Writes a directory that `StableDiffusionPipeline.from_pretrained` loads, in float16."""
     halves = deepcopy(generator).half(), deepcopy(autoencoder).half()
     assemble(*halves, tokenizer).save_pretrained(directory)
+
+
+def measure_written(directory: Path) -> dict[str, float]:
+    """The scores of what lies in a directory."""
+    return measure(load(directory), "test", 200)
 
 
 def generate(

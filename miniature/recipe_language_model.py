@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import GPT2Tokenizer, OPTConfig, OPTForCausalLM
 
@@ -26,7 +25,7 @@ from miniature.language import (
     story,
     story_prompt,
 )
-from miniature.optimization import Optimization, Progress, Report
+from miniature.optimization import Optimization, Recipe, Report
 from miniature.texts import Read, document, first_document, illustrated_document, read
 from miniature.vocabulary import MAX_POSITIONS, language_model_tokenizer
 from miniature.world import ATTRIBUTES, VALUES, Scene, Split, draw_scene
@@ -37,18 +36,14 @@ LOUDNESS = (-0.3, 2.0)
 BLUR = 1.0
 
 
-class LanguageModelRecipe(BaseModel):
+class LanguageModelRecipe(Recipe):
     """Sizes and training of the tiny language model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    width: int = Field(default=96, description="e")
+    width: int = 96  # e
     num_layers: int = 4
     num_heads: int = 4
-    num_steps: int = Field(default=2600, description="of `batch_tokens` tokens each")
-    num_illustrated_steps: int = Field(
-        default=600, description="of as many tokens, on texts with pictures, after the others"
-    )
+    num_steps: int = 2600  # of `batch_tokens` tokens each
+    num_illustrated_steps: int = 600  # of as many, on texts with pictures, after the others
     batch_tokens: int = 4096
     matrix_rate: float = 0.01
     other_rate: float = 3e-3
@@ -117,8 +112,7 @@ def _train_on_words(
     lessons = {0.0: (first_document, 64), 0.1: (document, 128), 0.25: (document, MAX_POSITIONS)}
     windows: Iterator[Read] = iter(())
     length = 0
-    progress = Progress("language model", recipe.num_steps, report)
-    for step in progress:
+    for step in optimization.steps("language model", report):
         lesson = max(share for share in lessons if step >= share * recipe.num_steps)
         if lessons[lesson][1] != length:
             write_text, length = lessons[lesson]
@@ -128,7 +122,6 @@ def _train_on_words(
         )
         loss = model(input_ids=batch, labels=batch).loss
         optimization.step(loss)
-        progress.seen(loss)
         if (step + 1) % 250 == 0:
             report(f"language model: {measure(model, tokenizer, 'val', 60)}")
 
@@ -158,9 +151,8 @@ def _train_on_pictures(
     windows = _windows(tokenizer, illustrated_document, MAX_POSITIONS, f"{seed} illustrated")
     number = recipe.batch_tokens // MAX_POSITIONS
     rows = model.get_input_embeddings().weight
-    progress = Progress("language model, pictures", recipe.num_illustrated_steps, report)
     model.train()
-    for _ in progress:
+    for _ in optimization.steps("language model, pictures", report):
         texts = [next(windows) for _ in range(number)]
         ids = torch.tensor([text.ids for text in texts])
         of_picture = torch.tensor([text.of_picture for text in texts])[..., None]
@@ -170,7 +162,6 @@ def _train_on_pictures(
         shown = loudness * (embeddings + blur * torch.randn_like(embeddings))
         loss = model(inputs_embeds=torch.where(of_picture, shown, embeddings), labels=ids).loss
         optimization.step(loss)
-        progress.seen(loss)
     model.eval()
 
 
@@ -243,6 +234,11 @@ def measure(
                 scores[f"{kind}.{name}"] = round(float(np.mean(of_name)), 4)
     scores["answers"] = _answers(model, tokenizer, texts["caption"], rng)
     return scores
+
+
+def measure_written(directory: Path) -> dict[str, float]:
+    """The scores of what lies in a directory."""
+    return measure(*load(directory), "test", 200)
 
 
 @torch.no_grad()

@@ -8,22 +8,19 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from miniature.language import caption, picture_caption
-from miniature.optimization import Optimization, Progress, Report
+from miniature.optimization import Optimization, Recipe, Report
 from miniature.recipe_autoencoder import as_tensor
 from miniature.vocabulary import TEXT_LENGTH, clip_tokenizer
 from miniature.world import PICTURE_SIZE, SCENES, SCENES_OF, SPLIT_OF, render
 
 
-class VisualEncoderRecipe(BaseModel):
+class VisualEncoderRecipe(Recipe):
     """Sizes and training of the tiny CLIP."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = 96  # d
     num_layers: int = 3
@@ -98,8 +95,7 @@ def train(
 
     named = [(n, p) for n, p in model.named_parameters() if n != "logit_bias"]
     optimization = Optimization(named, recipe.num_steps, recipe.matrix_rate, recipe.other_rate)
-    progress = Progress("visual encoder", recipe.num_steps, report)
-    for step in progress:
+    for step in optimization.steps("visual encoder", report):
         # Different scenes only: two pictures of one scene would be each other's wrong negatives.
         chosen = torch.randperm(len(scenes))[: recipe.batch]
         images = pictures[torch.randint(0, number, chosen.shape), chosen]
@@ -109,7 +105,6 @@ def train(
         target = torch.arange(len(chosen))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         optimization.step(loss)
-        progress.seen(loss)
         if (step + 1) % 500 == 0:
             report(f"visual encoder: {measure(model.eval(), tokenizer)}")
             model.train()
@@ -162,3 +157,8 @@ def measure(model: CLIP, tokenizer: CLIPTokenizer, seed: int = 1) -> dict[str, f
         "recall_at_1_held_out": round(right[held_out].mean().item(), 4),
         "attributes": round((codes[found] == codes).float().mean().item(), 4),
     }
+
+
+def measure_written(directory: Path) -> dict[str, float]:
+    """The scores of what lies in a directory."""
+    return measure(*load(directory))

@@ -8,23 +8,24 @@ or GILL is trained on.
 import random
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 Split = Literal["train", "val", "test"]
 
 PICTURE_SIZE = 32  # pixels, both ways
 
-VALUES: dict[str, tuple[str, ...]] = {
-    "place": ("desert", "meadow", "sea", "night"),
-    "color": ("red", "yellow", "purple", "white", "green", "blue"),
-    "shape": ("ring", "square", "triangle", "cross"),
-    "size": ("small", "big"),
-    "side": ("left", "middle", "right"),
-}
+_LOOKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+VALUES: dict[str, tuple[str, ...]] = {name: tuple(looks) for name, looks in _LOOKS.items()}
 ATTRIBUTES = tuple(VALUES)
+RARE_PAIRS = frozenset(
+    (color, shape) for shape, colors in _LOOKS["shape"].items() for color in colors
+)
+"""Colours and shapes that seldom occur together."""
 
 
 class Scene(NamedTuple):
@@ -47,22 +48,7 @@ class Scene(NamedTuple):
         return (self.color, self.shape) in RARE_PAIRS
 
 
-RARE_PAIRS = frozenset(
-    {
-        ("red", "cross"),
-        ("yellow", "ring"),
-        ("purple", "triangle"),
-        ("white", "square"),
-        ("green", "ring"),
-        ("blue", "triangle"),
-    }
-)
 SCENES: tuple[Scene, ...] = tuple(Scene(*values) for values in product(*VALUES.values()))
-
-
-def scene_from_codes(codes: Sequence[int]) -> Scene:
-    """The scene whose `codes` these are."""
-    return Scene(*(VALUES[name][code] for name, code in zip(ATTRIBUTES, codes)))
 
 
 def _split_scenes() -> dict[Split, tuple[Scene, ...]]:
@@ -101,28 +87,9 @@ def draw_scene(
 
 # --- how a scene looks --------------------------------------------------------------------------
 
-COLOR_RGB = np.array(
-    [
-        [215, 30, 30],
-        [250, 225, 40],
-        [150, 40, 200],
-        [245, 245, 245],
-        [0, 125, 40],
-        [25, 45, 235],
-    ],
-    np.float32,
+PLACE_RGB, COLOR_RGB, SIZE_RADIUS, SIDE_X = (
+    np.array(list(_LOOKS[name].values()), np.float32) for name in ("place", "color", "size", "side")
 )
-PLACE_RGB = np.array(  # above the horizon, below it
-    [
-        [[238, 208, 165], [205, 160, 105]],
-        [[175, 215, 238], [150, 195, 115]],
-        [[185, 210, 225], [85, 150, 185]],
-        [[22, 22, 50], [62, 62, 85]],
-    ],
-    np.float32,
-)
-SIDE_X = np.array([8.5, 16.0, 23.5], np.float32)  # centre of the object, pixels
-SIZE_RADIUS = np.array([5.0, 8.0], np.float32)  # half the extent of the object, pixels
 _SUPERSAMPLING = 3
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gill_records import Record
 
 MapperKind = Literal["gill_mapper", "linear", "mlp", "encoder"]
 
 
-class MapperSizes(BaseModel):
+class MapperSizes(Record):
     """Kind and depth of the mapping network."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: MapperKind = Field(
         default="gill_mapper",
@@ -39,11 +39,9 @@ class MapperSizes(BaseModel):
     )
 
 
-class Objective(BaseModel):
+class Objective(Record):
     """What is minimised. The defaults are `Objective.paper()`; `Objective.released()` is the code
     that produced the published numbers. Numbers in brackets are items of UPSTREAM.md."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     captioning_weight: float = Field(
         default=1.0, ge=0, description="weight of l_c (Eq. 5); 0 leaves its pass out"
@@ -152,20 +150,18 @@ class Objective(BaseModel):
 _KIND = "constant; linear: down to zero; step: one drop, as released"
 
 
-class Constant(BaseModel):
+class Constant(Record):
     """No change after the warm-up."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["constant"] = Field(default="constant", description=_KIND)
 
     def factor(self, step: int, steps: int) -> float:
         return 1.0
 
 
-class LinearDecay(BaseModel):
+class LinearDecay(Record):
     """Straight down to zero over the last part of the run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["linear"] = Field(default="linear", description=_KIND)
     begin: float = Field(default=0.5, ge=0, lt=1, description="where it begins, of all steps")
 
@@ -174,10 +170,9 @@ class LinearDecay(BaseModel):
         return min(1.0, (steps - step) / (steps - begin))
 
 
-class StepDecay(BaseModel):
+class StepDecay(Record):
     """One drop, as released: to a tenth at step 12008 of 20000 (UPSTREAM 30)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["step"] = Field(default="step", description=_KIND)
     at: int = Field(default=12008, ge=0, description="first step with the lower rate")
     to: float = Field(default=0.1, gt=0, description="factor from there on")
@@ -186,10 +181,8 @@ class StepDecay(BaseModel):
         return self.to if step >= self.at else 1.0
 
 
-class TrainingNumbers(BaseModel):
+class TrainingNumbers(Record):
     """How the objective is minimised: what decides the trained weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(default=20000, ge=1, description="optimiser steps")
     batch_size: int = Field(default=200, ge=1, description="examples per step, over all processes")
@@ -216,10 +209,8 @@ class TrainingNumbers(BaseModel):
     seed: int = Field(default=0, description="of the packing coins")
 
 
-class TrainingRun(BaseModel):
+class TrainingRun(Record):
     """How a training runs: memory, speed, what is written when. The same weights either way."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     log_every: int = Field(default=10, ge=1, description="steps between points of the curve")
     checkpoint_every: int = Field(
@@ -250,7 +241,7 @@ class TrainingSettings(TrainingNumbers, TrainingRun):
     @property
     def numbers(self) -> TrainingNumbers:
         """What decides the weights: a run goes on from a state with the same of these."""
-        return TrainingNumbers(**{n: getattr(self, n) for n in TrainingNumbers.model_fields})
+        return TrainingNumbers.part_of(self)
 
     @classmethod
     def paper(cls) -> TrainingSettings:
@@ -275,10 +266,8 @@ class TrainingSettings(TrainingNumbers, TrainingRun):
         return self.learning_rate * warm * self.schedule.factor(step, self.steps)
 
 
-class IndexSettings(BaseModel):
+class IndexSettings(Record):
     """How candidate vectors are stored and searched."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["flat", "hnsw", "ivf-sq8", "ivf-pq"] = Field(
         default="flat",
@@ -315,10 +304,8 @@ class IndexSettings(BaseModel):
     )
 
 
-class DecisionSettings(BaseModel):
+class DecisionSettings(Record):
     """What the classifier reads and how it is fitted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     img_tokens: Literal["first", "all"] = Field(
         default="first", description="hidden states it reads: of [IMG1], or of all r tokens"
@@ -338,10 +325,8 @@ class DecisionSettings(BaseModel):
     seed: int = Field(default=0, ge=0, description="seed of the split, the folds and the draws")
 
 
-class GenerationNumbers(BaseModel):
+class GenerationNumbers(Record):
     """How the generator samples: what decides a picture."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(50, ge=1, description="denoising steps")
     guidance: float = Field(7.5, ge=1, description="classifier-free guidance scale; 1 turns it off")
@@ -355,10 +340,8 @@ class GenerationNumbers(BaseModel):
     )
 
 
-class GenerationRun(BaseModel):
+class GenerationRun(Record):
     """How sampling runs: memory and speed. Pictures differ by rounding at most."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     preview_every: int = Field(
         default=0, ge=0, description="decode a half-made picture every so many steps; 0: never"

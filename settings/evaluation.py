@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from gill_records import Record
 from pipeline.settings import GenerationSettings
 
 TableName = Literal[
@@ -25,11 +26,7 @@ TableName = Literal[
 ]
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EvaluationFiles(Section):
+class EvaluationFiles(Record):
     """A data set on its original files; on the miniature world null means the drawn ones."""
 
     limit: int | None = Field(None, ge=1, description="examples to take; null: all there are")
@@ -83,7 +80,7 @@ class VqaFiles(EvaluationFiles):
     images: str | None = Field(None, description="folder of COCO pictures")
 
 
-class GenerationOverride(Section):
+class GenerationOverride(Record):
     """What one table samples differently from `generation`."""
 
     steps: int | None = Field(None, ge=1, description="null: generation.steps")
@@ -106,7 +103,7 @@ TABLE_FILES: dict[str, tuple[str, ...]] = {
 _ABLATIONS = ("table_3", "table_4")
 
 
-class EvaluationParams(Section):
+class EvaluationParams(Record):
     """Which tables of the paper are measured, on which files, and where pictures are generated."""
 
     tables: tuple[TableName, ...] | None = Field(

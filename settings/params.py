@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from cache import Codec, FillingParams, ReadingOrder, ReadingParams
 from cluster import ScaleOutParams, SchedulerName
 from corpora.caption_params import CaptionParams
 from gill_errors import GillError, InputError
+from gill_records import Record
 from pipeline.settings import (
     DecisionSettings,
     GenerationNumbers,
@@ -55,11 +56,7 @@ MOVED = {
 """Keys of earlier versions, and where they went."""
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BatchSizes(Section):
+class BatchSizes(Record):
     """Rows that a frozen model takes at once. They change rounding at most."""
 
     features: int = Field(64, ge=1, description="pictures per call of the visual encoder")
@@ -97,7 +94,7 @@ class RunParams(TrainingRun, GenerationRun):
         return FillingParams(batch_size=batch_size, num_readers=self.readers)
 
 
-class MiniatureParams(Section):
+class MiniatureParams(Record):
     """How much of the miniature world is drawn."""
 
     pictures: int = Field(6000, ge=1, description="training pictures to draw")
@@ -120,8 +117,7 @@ class CaptionsParams(CaptionParams):
 
     def for_table(self, table: str) -> CaptionParams:
         """The same checks for the table that was drawn, or named."""
-        fields = {name: getattr(self, name) for name in CaptionParams.model_fields}
-        return CaptionParams(**{**fields, "table": table})
+        return CaptionParams(**self.model_dump(exclude={"miniature", "table"}), table=table)
 
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
@@ -135,7 +131,7 @@ _COMPUTES_IN: DtypeChoice = Field(
 _REVISION: str | None = Field(None, description="hub revision; null: main, pinned when it is found")
 
 
-class BackbonesParams(Section):
+class BackbonesParams(Record):
     """The frozen models."""
 
     language_model: str = Field("miniature", description="`miniature`, a directory, or a hub id")
@@ -157,7 +153,7 @@ class BackbonesParams(Section):
     )
 
 
-class PrecomputeParams(Section):
+class PrecomputeParams(Record):
     """How a store is laid out."""
 
     shard_rows: int = Field(1024, ge=1, description="rows per shard file, written by one writer")
@@ -173,7 +169,7 @@ class TargetsParams(PrecomputeParams):
     )
 
 
-class ImageTokenInit(Section):
+class ImageTokenInit(Record):
     """First values of the [IMG] rows."""
 
     kind: Literal["mean", "words"] = Field(
@@ -182,7 +178,7 @@ class ImageTokenInit(Section):
     text: str = Field("", description="for `words`: text of at least r tokens")
 
 
-class ModelParams(Section):
+class ModelParams(Record):
     """Sizes and first values of the trained parts."""
 
     k: int = Field(4, ge=1, description="visual tokens per picture")
@@ -193,8 +189,13 @@ class ModelParams(Section):
     image_token_init: ImageTokenInit = ImageTokenInit()
     seed: int = Field(0, description="of the trained parts' first values")
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What the sizes of the heads take of these; the frozen models give the rest."""
+        return self.model_dump(exclude={"image_token_init", "seed"})
 
-class BatchesParams(Section):
+
+class BatchesParams(Record):
     """What a training batch is made of."""
 
     max_caption_tokens: int = Field(23, ge=1, description="longer captions are cut, [IMG] kept")
@@ -224,11 +225,6 @@ class IndexParams(IndexSettings):
         description="caption table of the pictures to retrieve from; null: the training pictures",
     )
 
-    @property
-    def settings(self) -> IndexSettings:
-        """What the index itself takes of these."""
-        return IndexSettings(**{name: getattr(self, name) for name in IndexSettings.model_fields})
-
 
 class DecisionParams(DecisionSettings):
     """What the retrieve-or-generate classifier is fitted to, and how."""
@@ -239,15 +235,8 @@ class DecisionParams(DecisionSettings):
         "or on the miniature world the oracle's",
     )
 
-    @property
-    def settings(self) -> DecisionSettings:
-        """What the classifier itself takes of these."""
-        return DecisionSettings(
-            **{name: getattr(self, name) for name in DecisionSettings.model_fields}
-        )
 
-
-class Params(Section):
+class Params(Record):
     """All of params.yaml."""
 
     run: RunParams = RunParams()
@@ -283,21 +272,19 @@ class Params(Section):
     @property
     def training_settings(self) -> TrainingSettings:
         """What is minimised how, and how the run goes."""
-        numbers = self.training.model_dump(exclude={"checkpoint", "weights", "start_from"})
-        how = {name: getattr(self.run, name) for name in TrainingRun.model_fields}
-        return TrainingSettings(**numbers, **how)
+        numbers, how = TrainingNumbers.part_of(self.training), TrainingRun.part_of(self.run)
+        return TrainingSettings(**dict(numbers), **dict(how))
 
     @property
     def generation_settings(self) -> GenerationSettings:
         """How pictures are sampled, and with how much memory."""
-        how = {name: getattr(self.run, name) for name in GenerationRun.model_fields}
-        batch = self.run.batch_sizes.pictures
-        return GenerationSettings(**self.generation.model_dump(), **how, batch_size=batch)
+        how, batch = GenerationRun.part_of(self.run), self.run.batch_sizes.pictures
+        return GenerationSettings(**dict(self.generation), **dict(how), batch_size=batch)
 
     @property
     def reading(self) -> ReadingParams:
         """How training rows are read."""
-        return ReadingParams(**self.batches.reading.model_dump(), prefetch=self.run.prefetch)
+        return ReadingParams(**dict(self.batches.reading), prefetch=self.run.prefetch)
 
     def contradictions(self) -> list[str]:
         """What two sections say differently, a line each."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from evaluation.variants import VARIANTS, Study, cell, cell_params, read_study
+from evaluation.variants import VARIANTS, Study, cell, cell_values, read_study
 from gill.artifacts import METRICS
 from gill_errors import StageError
 from stages import run_variants
@@ -36,7 +36,8 @@ def run(params_file: Path, *, seed: int, jobs: int) -> None:
         )
         return
     numbers = METRICS / "gill.json"
-    before = {path: path.read_bytes() for path in (params_file, numbers) if path.is_file()}
+    written = (params_file, numbers, Path("dvc.lock"))  # the last by DVC itself
+    before = {path: path.read_bytes() for path in written if path.is_file()}
     try:
         for name in study.variants:
             _save(params_file, study, name, seed, numbers)
@@ -48,8 +49,7 @@ def run(params_file: Path, *, seed: int, jobs: int) -> None:
 
 def _save(params_file: Path, study: Study, name: str, seed: int, numbers: Path) -> None:
     """One experiment; one of the same name is replaced."""
-    params = cell_params(params_file, study, name, seed)
-    text = yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+    text = yaml.safe_dump(cell_values(params_file, study, name, seed), sort_keys=False)
     params_file.write_text(text, encoding="utf-8")
     write_json(numbers, cell_headline(cell(name, seed)))
     words = ["exp", "save", "--quiet", "--force", "--name", f"ablation-{name}"]

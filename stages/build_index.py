@@ -10,18 +10,10 @@ from gill.artifacts import ARTIFACTS, INPUTS, Artifacts
 from gill.dimensions import check_dimensions
 from gill.world import have_world
 from settings.params import Params
-from stages.precompute_features import features_entry
 from stages.prepare_captions import check_table, watch_table
 from stages.required import required
-from stages.stores import link_store, settle
-from workfolder import (
-    WorkFolder,
-    bring_from_repository,
-    code_of,
-    file_md5,
-    place,
-    watch_files,
-)
+from stages.stores import link_store, settle, store_entry
+from workfolder import WorkFolder, bring_from_repository, code_of, file_md5, watch_files
 
 if TYPE_CHECKING:
     from cache import FillReport
@@ -29,9 +21,9 @@ if TYPE_CHECKING:
 
 def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFACTS) -> None:
     """Make artifacts/index, unless exactly this index is in the work folder."""
-    check_dimensions(artifacts, (), params.backbones.model_dump())
+    check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
-    heads = required(artifacts.model / f"{params.training.checkpoint}.safetensors", "train")
+    heads = required(artifacts.heads(params.training.checkpoint), "train")
     own = _own_candidates(work, params, artifacts, rebuild)
     table = artifacts.candidates if own else artifacts.captions
     store = artifacts.candidate_features if own else artifacts.features
@@ -44,7 +36,7 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
             ),
             "captions": file_md5(required(table, "prepare-captions")),
             "training_only": not own,
-            "index": params.index.settings.model_dump(mode="json"),
+            "index": params.index.model_dump(mode="json", exclude={"candidates"}),
             "code": code_of("index", work),
         },
     )
@@ -54,15 +46,11 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
 
         if not own:
             link_store(work, store)
-        wanted = params.backbones.model_dump()
-        check_dimensions(artifacts, ("features", "heads"), wanted, heads.name)
+        check_dimensions(artifacts, ("features", "heads"), params)
         out, rows = entry.folder / "index", CaptionTable(table)
         make_index(rows, store, out, params, artifacts, training_only=not own)
 
-    if entry.make_once(["index"], make):
-        print(f"nothing to do: indexed before, in {entry.folder}")
-    place(entry.folder / "index", artifacts.index)
-    work.note_use(artifacts.stage("build-index"), entry)
+    entry.provide(artifacts.stage("build-index"), {"index": artifacts.index}, make)
 
 
 def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebuild: bool) -> bool:
@@ -91,6 +79,6 @@ def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebu
 
         return fill_features(store, table, params)
 
-    entry = features_entry(work, "candidates", artifacts.candidates, params)
+    entry = store_entry(work, "candidates", artifacts.candidates, "visual_encoder", params.features)
     settle(entry, artifacts.candidate_features, fill, rebuild=rebuild)
     return True

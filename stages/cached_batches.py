@@ -7,14 +7,12 @@ that costs less than a store of all targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from cache import ReadingParams, ShuffledRows, open_store, read_rows
+from cache import ReadingParams, ShuffledRows, in_background, open_store, read_rows, usable_rows
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
@@ -53,6 +51,11 @@ class BatchMaker:
                 sources[name] = (self._artifacts.targets, name)
         return sources
 
+    def usable(self, rows: Iterable[int]) -> np.ndarray:
+        """Those of `rows`, in order, that no store failed to encode: int64."""
+        stores = {str(where): open_store(where) for where, _ in self.sources.values()}
+        return usable_rows(list(stores.values()), rows)[0]
+
     def read(self, rows: Iterable[int]) -> CaptionBatch:
         """Given rows, in the order asked for."""
         wanted = np.asarray(list(rows), np.int64)
@@ -68,8 +71,8 @@ class BatchMaker:
             name: sent(torch.from_numpy(values), device).float() for name, values in arrays.items()
         }
         if self._encode_captions is not None:
-            targets = self._encode_captions(captions)
-            tensors |= _as_float32(targets)
+            targets = vars(self._encode_captions(captions))
+            tensors |= {name: t.float() for name, t in targets.items() if t is not None}
         ids = self._language_model.tokenizer(captions, add_special_tokens=False)["input_ids"]
         return CaptionBatch.from_lists(
             ids,
@@ -121,19 +124,14 @@ class CachedBatches:
         self._state = self._rows.state_dict()
 
     def __iter__(self) -> Iterator[CaptionBatch]:
-        made = self._made()
-        with ThreadPoolExecutor(1, "batches") as thread:
-            ahead = thread.submit(next, made)
-            try:
-                while True:
-                    batch, state = ahead.result()
-                    ahead = thread.submit(next, made)
-                    self._state = state
-                    yield batch
-            finally:
-                wait([ahead])
-                made.close()
-                self._rows.load_state_dict(self._state)  # what was made ahead is made again
+        made = in_background(self._made, depth=1)
+        try:
+            for batch, state in made:
+                self._state = state
+                yield batch
+        finally:
+            made.close()
+            self._rows.load_state_dict(self._state)  # what was made ahead is made again
 
     def _made(self) -> Generator[tuple[CaptionBatch, dict[str, int]]]:
         """Batches, each with the position after it."""
@@ -149,10 +147,3 @@ class CachedBatches:
         """Go on from an earlier position."""
         self._rows.load_state_dict(state)
         self._state = dict(state)
-
-
-def _as_float32(targets: Conditioning) -> dict[str, Tensor]:
-    found = {"embedding": targets.embedding.float()}
-    if targets.pooled is not None:
-        found["pooled"] = targets.pooled.float()
-    return found

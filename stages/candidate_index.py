@@ -21,9 +21,10 @@ from corpora.caption_table import CaptionTable
 from gill.artifacts import Artifacts
 from gill_errors import StageError
 from gill_progress import Ticker
-from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads, load_heads
+from pipeline.bridge.checkpoint import fingerprint_heads, load_heads
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbones
+from pipeline.settings import IndexSettings
 from pipeline.talking.index_files import save_index
 from pipeline.talking.retrieval import build_index
 from settings.params import Params, RunParams
@@ -91,22 +92,22 @@ def make_index(
     training_only: of the table's rows only those of the split train.
     """
     set_up(params.run.device, params.run.threads)
-    checkpoint = artifacts.model / CHECKPOINTS[params.training.checkpoint]
+    checkpoint = artifacts.heads(params.training.checkpoint)
     fingerprint = fingerprint_heads(checkpoint)
     features = open_store(store)
     rows = _first_of_each_picture(table, training_only)
     rows = rows[features.status()[rows] == RowStatus.DONE]
     make = partial(make_projection, store, checkpoint, fingerprint, artifacts.backbones, params.run)
-    with Ticker("index") as ticker:
+    with Ticker("index", unit="pictures") as ticker:
         index = build_index(
             _Blocks(rows, make, params.run.scale_out),
-            params.index.settings,
+            IndexSettings.part_of(params.index),
             heads=fingerprint,
             features=features.meta["rows_fingerprint"],
             candidates=pa.table(
                 {"row": rows, "image": table.images(rows), "caption": table.captions(rows)}
             ),
-            progress=lambda done: ticker.show(f"{done} of {len(rows)} pictures"),
+            progress=lambda done: ticker.count(done, len(rows)),
         )
     save_index(index, folder)
     print(f"{len(index)} pictures in a {params.index.kind} index of width {index.width}")

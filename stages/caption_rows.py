@@ -1,11 +1,18 @@
-"""Columns of the caption table as sequences, read in blocks however many rows there are."""
+"""Columns of the caption table as sequences, and stores of what a frozen model makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
+from cache import FillReport, Roles, StoreSpec, fill
+from cluster import crew_for
+from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
+from gill_progress import Ticker
+from pipeline.frozen.backbones import Backbone
+from settings.params import RunParams
 
 _BLOCK = 8192
 
@@ -21,7 +28,7 @@ class KeyedRow(NamedTuple):
 
 
 class KeyedRows(Sequence[KeyedRow]):
-    """The captions or the picture references of a table, with the rows' keys."""
+    """The captions or the picture references of a table, with the rows' keys; read in blocks."""
 
     def __init__(self, table: CaptionTable, column: Literal["captions", "images"]) -> None:
         self._read = table.captions if column == "captions" else table.images
@@ -46,3 +53,42 @@ class KeyedRows(Sequence[KeyedRow]):
     def __iter__(self) -> Iterator[KeyedRow]:
         for start in range(0, len(self), _BLOCK):
             yield from self[start : start + _BLOCK]
+
+
+def fill_store(
+    store: Path,
+    rows: Sequence[KeyedRow],
+    spec: StoreSpec,
+    make_roles: Callable[[], Roles],
+    backbone: Backbone,
+    run: RunParams,
+    batch_size: int,
+    *,
+    libraries: Sequence[str],
+    **provenance: str,
+) -> FillReport:
+    """Fill a store with what a frozen model makes of rows, wherever `run.scheduler` says.
+
+    libraries: distributions of which workers must have the same versions, besides torch and zarr.
+    """
+    versions = library_versions("torch", "zarr", *libraries)
+    with Ticker(store.stem) as ticker:
+        return fill(
+            store,
+            rows,
+            spec,
+            make_roles,
+            provenance={
+                "model": backbone.source,
+                "revision": backbone.revision,
+                "weights": backbone.fingerprint,
+                "dtype": backbone.dtype,
+                **provenance,
+            },
+            params=run.filling(batch_size),
+            key=lambda row: row.key,
+            crew=crew_for(run.scale_out, versions),
+            versions=versions,
+            retry_failed=True,  # whoever runs again may have mended a picture
+            progress=ticker.count,
+        )

@@ -5,25 +5,30 @@ Imports that cost seconds wait until a command runs, so that `--help` is quick.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gill_errors import GillError
+from stages.command_line import CommandLine, OneLineErrors
 
-# Nothing calls home: hub ids are fetched only where backbones.allow_download says so.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    add_completion=False,
+class _Stoppable(OneLineErrors):
+    """A command that goes on where it was stopped."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.secho("stopped; the next run goes on from here", err=True)
+            raise typer.Exit(130) from None
+
+
+app = CommandLine(
     help="The stages of dvc.yaml, each a command that runs alone. Numbers come from params.yaml.",
+    kind=_Stoppable,
 )
 
 ParamsFile = Annotated[
@@ -32,17 +37,11 @@ ParamsFile = Annotated[
 PARAMS = Path("params.yaml")
 
 
-def _run(stage: Callable[[], None]) -> None:
-    """Run a stage; what a person can mend is one clear line and exit code 1, not a traceback."""
-    try:
-        stage()
-    except GillError as failure:
-        hint = " (here: --rebuild)" if type(failure).__name__ == "StoreMismatchError" else ""
-        typer.secho(f"error: {failure}{hint}", fg="red", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.secho("stopped; the next run goes on from here", err=True)
-        raise typer.Exit(130) from None
+def _run(stage: str, params: Path, **options: Any) -> None:
+    """Run the stage of this name (its module here) with the numbers of a params file."""
+    from settings.params import read_params
+
+    import_module(f"stages.{stage}").run(read_params(params), **options)
 
 
 @app.command()
@@ -53,7 +52,7 @@ def check_params(params: ParamsFile = PARAMS) -> None:
     """
     from settings.params import read_params
 
-    _run(lambda: typer.echo(f"{params} is good: {read_params(params).captions.table}"))
+    typer.echo(f"{params} is good: {read_params(params).captions.table}")
 
 
 @app.command()
@@ -68,7 +67,7 @@ def init(
     """
     from stages import init as command
 
-    _run(lambda: command.run(preset, table))
+    command.run(preset, table)
 
 
 @app.command()
@@ -96,14 +95,11 @@ def doctor(
     from settings.params import read_params
     from stages.init import preset_file
 
-    def work() -> None:
-        file = params if preset is None else preset_file(preset)
-        findings = command.examine(read_params(file), str(file), rows=rows, card=card)
-        typer.echo(command.show(findings, as_json))
-        if findings.problems:
-            raise typer.Exit(1)
-
-    _run(work)
+    file = params if preset is None else preset_file(preset)
+    findings = command.examine(read_params(file), str(file), rows=rows, card=card)
+    typer.echo(command.show(findings, as_json))
+    if findings.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -115,10 +111,7 @@ def prepare_captions(params: ParamsFile = PARAMS) -> None:
     and captions.report.json and captions.excluded.tsv with every row left out and why; and for the
     miniature world artifacts/miniature.
     """
-    from settings.params import read_params
-    from stages import prepare_captions as stage
-
-    _run(lambda: stage.run(read_params(params)))
+    _run("prepare_captions", params)
 
 
 @app.command()
@@ -132,10 +125,7 @@ def prepare_backbones(
 
     Reads the sources that `backbones` names. Writes artifacts/backbones/backbones.json.
     """
-    from settings.params import read_params
-    from stages import prepare_backbones as stage
-
-    _run(lambda: stage.run(read_params(params), retrain=retrain))
+    _run("prepare_backbones", params, retrain=retrain)
 
 
 @app.command()
@@ -148,10 +138,7 @@ def precompute_features(
     Reads artifacts/captions and the pictures. Writes artifacts/features.zarr and its manifest
     artifacts/features.manifest.json.
     """
-    from settings.params import read_params
-    from stages import precompute_features as stage
-
-    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
+    _run("precompute_features", params, rebuild=rebuild)
 
 
 @app.command()
@@ -164,10 +151,7 @@ def precompute_targets(
     Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest
     artifacts/targets.manifest.json.
     """
-    from settings.params import read_params
-    from stages import precompute_targets as stage
-
-    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
+    _run("precompute_targets", params, rebuild=rebuild)
 
 
 @app.command()
@@ -180,10 +164,7 @@ def train(
     Goes on where a killed run stopped; a finished one with the same inputs is not made again. Reads
     both stores and artifacts/captions. Writes artifacts/model and metrics/train.
     """
-    from settings.params import read_params
-    from stages import train as stage
-
-    _run(lambda: stage.run(read_params(params), anew=anew))
+    _run("train", params, anew=anew)
 
 
 @app.command()
@@ -196,10 +177,7 @@ def build_index(
     Reads artifacts/model, and artifacts/features.zarr or the table `index.candidates`, whose own
     features go to artifacts/candidates.zarr. Writes artifacts/index.
     """
-    from settings.params import read_params
-    from stages import build_index as stage
-
-    _run(lambda: stage.run(read_params(params), rebuild=rebuild))
+    _run("build_index", params, rebuild=rebuild)
 
 
 @app.command()
@@ -209,10 +187,7 @@ def fit_decision(params: ParamsFile = PARAMS) -> None:
     Reads artifacts/model, artifacts/index and the labelled prompts. Writes artifacts/decision and
     metrics/decision.json.
     """
-    from settings.params import read_params
-    from stages import fit_decision as stage
-
-    _run(lambda: stage.run(read_params(params)))
+    _run("fit_decision", params)
 
 
 @app.command()
@@ -222,10 +197,7 @@ def evaluate(params: ParamsFile = PARAMS) -> None:
     Reads artifacts/model, artifacts/index and the test split. Writes artifacts/evaluation,
     metrics/evaluation.json and the headline numbers metrics/gill.json.
     """
-    from settings.params import read_params
-    from stages import evaluate as stage
-
-    _run(lambda: stage.run(read_params(params)))
+    _run("evaluate", params)
 
 
 @app.command()
@@ -234,10 +206,7 @@ def report(params: ParamsFile = PARAMS) -> None:
 
     Reads artifacts/evaluation, metrics and artifacts/captions. Writes artifacts/report/index.html.
     """
-    from settings.params import read_params
-    from stages import report as stage
-
-    _run(lambda: stage.run(read_params(params)))
+    _run("report", params)
 
 
 @app.command()
@@ -258,13 +227,10 @@ def work(
     from settings.params import read_params
     from stages import work as command
 
-    def act() -> None:
-        if restore is not None:
-            command.restore(read_params(params), restore)
-        else:
-            command.show(read_params(params), delete=prune)
-
-    _run(act)
+    if restore is not None:
+        command.restore(read_params(params), restore)
+    else:
+        command.show(read_params(params), delete=prune)
 
 
 @app.command()
@@ -275,7 +241,7 @@ def plots_page() -> None:
     """
     from stages import plots_page as command
 
-    _run(command.write)
+    command.write()
 
 
 @app.command()
@@ -287,7 +253,7 @@ def accept(params: ParamsFile = PARAMS) -> None:
     from settings.params import read_params
     from stages import work as command
 
-    _run(lambda: command.accept(read_params(params)))
+    command.accept(read_params(params))
 
 
 StudyFile = Annotated[
@@ -312,10 +278,7 @@ def run_variant(
     from evaluation.variants import read_study
     from stages import run_variant as stage
 
-    def work() -> None:
-        stage.run(params, read_study(variants), name, seed, metrics)
-
-    _run(work)
+    stage.run(params, read_study(variants), name, seed, metrics)
 
 
 @app.command()
@@ -332,10 +295,7 @@ def run_variants(
     """
     from stages import run_variants as stage
 
-    def work() -> None:
-        stage.run(params, variants, jobs=jobs, seeds=seeds, names=only)
-
-    _run(work)
+    stage.run(params, variants, jobs=jobs, seeds=seeds, names=only)
 
 
 @app.command()
@@ -350,7 +310,7 @@ def ablations(
     """
     from stages import ablations as stage
 
-    _run(lambda: stage.run(params, seed=seed, jobs=jobs))
+    stage.run(params, seed=seed, jobs=jobs)
 
 
 @app.command()
@@ -362,7 +322,7 @@ def findings(variants: StudyFile = STUDY, params: ParamsFile = PARAMS) -> None:
     from evaluation import findings as stage
     from evaluation.variants import read_study
 
-    _run(lambda: stage.run(params, read_study(variants)))
+    stage.run(params, read_study(variants))
 
 
 @app.command()
@@ -382,17 +342,15 @@ def inspect_cache(
     """
     from stages import inspect_cache as command
 
-    _run(
-        lambda: command.inspect(
-            store, row=row, caption=caption, image=image, html=html, table=table
-        )
-    )
+    command.inspect(store, row=row, caption=caption, image=image, html=html, table=table)
 
 
 @app.command()
 def verify_cache(
     store: Annotated[str, typer.Argument(help="A store: a folder, or an fsspec URL.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Encode bad rows again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Encode bad and failed rows again.")
+    ] = False,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Read a whole store again, name every bad shard and row, and exit with 1 if there is one.
@@ -402,11 +360,8 @@ def verify_cache(
     from settings.params import read_params
     from stages import inspect_cache as command
 
-    def work() -> None:
-        if not command.check(store, read_params(params), mend=repair):
-            raise typer.Exit(1)
-
-    _run(work)
+    if not command.check(store, read_params(params), mend=repair):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -423,7 +378,7 @@ def import_released(
     """
     from stages import released_checkpoint as command
 
-    _run(lambda: command.import_released(directory, params))
+    command.import_released(directory, params)
 
 
 @app.command()
@@ -438,7 +393,7 @@ def export_released(
     from settings.params import read_params
     from stages import released_checkpoint as command
 
-    _run(lambda: command.export_released(directory, read_params(params)))
+    command.export_released(directory, read_params(params))
 
 
 @app.command()
@@ -452,10 +407,7 @@ def make_pairs(
     Reads the prompts, artifacts/model and artifacts/index. Writes the pictures and pairs.json to
     --out; `gill annotate` shows them.
     """
-    from settings.params import read_params
-    from stages import make_pairs as command
-
-    _run(lambda: command.run(prompts, out, read_params(params)))
+    _run("make_pairs", params, prompts=prompts, folder=out)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from corpora.parti_prompts import (
 )
 from corpora.pictures import open_picture
 from evaluation.metrics.basic import mean_and_deviation
-from evaluation.published import TABLE_6
+from evaluation.published import DECISION_METHODS
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill.loading import Gill
@@ -36,7 +36,7 @@ from gill_errors import StageError
 from gill_progress import Ticker
 from miniature import oracle
 from miniature.world import Scene
-from pipeline.bridge.checkpoint import CHECKPOINTS, fingerprint_heads
+from pipeline.bridge.checkpoint import fingerprint_heads
 from pipeline.devices import set_up
 from pipeline.settings import DecisionSettings
 from pipeline.talking.decision_fitting import fit_decision
@@ -56,7 +56,7 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
     device = set_up(params.run.device, params.run.threads)
     folder.mkdir(parents=True, exist_ok=True)
     votes_file = params.decision.votes
-    heads = fingerprint_heads(artifacts.model / CHECKPOINTS[params.training.checkpoint])
+    heads = fingerprint_heads(artifacts.heads(params.training.checkpoint))
     if votes_file is None and params.training.weights is not None:
         found = read_weights(params.training.weights, params, read_backbones(artifacts)).decision
         if found is not None:
@@ -100,18 +100,18 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
         hidden[kept],
         similarity[kept],
         [labels[i] for i in kept],
-        params.decision.settings,
+        params.decision,
         test=None if test_rows is None else torch.tensor([i in test_rows for i in kept]),
         votes=[voted[i].votes for i in kept] if by == "people" else None,
         heads=heads,
     )
     model.save(folder)
     scores["over_seeds"] = _over_seeds(
-        hidden[kept], similarity[kept], [labels[i] for i in kept], params.decision.settings
+        hidden[kept], similarity[kept], [labels[i] for i in kept], params.decision
     )
     counts = {name: labels.count(name) for name in ("gen", "ret", "same")}
     _write_metrics(folder, metrics, {"fitted": True, "labels_by": by, "labels": counts, **scores})
-    for name in TABLE_6:
+    for name in DECISION_METHODS:
         if name in scores:
             print(f"{name}: macro F1 {scores[name]['macro_f1']:.3f}")
 
@@ -128,7 +128,7 @@ def _over_seeds(
         _, found = fit_decision(
             hidden, similarity, labels, settings.model_copy(update={"seed": seed})
         )
-        for name in TABLE_6:
+        for name in DECISION_METHODS:
             if name in found:
                 scores.setdefault(name, []).append(found[name]["macro_f1"])
     return {
@@ -161,14 +161,14 @@ def _oracle_labels(
     queries = gill.model.text_query(hidden).float().cpu()
     found = [hits[0] for hits in index.search(queries, 1)]
     retrieved = [open_picture(hit.image) for hit in found if hit.image is not None]
-    with Ticker("pictures to judge") as ticker:
+    with Ticker("pictures to judge", unit="pictures") as ticker:
         generated = generate_pictures(
             gill.generator,
             gill.model.conditioning(hidden),
             gill.empty_prompt,
             params.generation_settings,
             params.decision.seed,
-            lambda done, total: ticker.show(f"{done} of {total}"),
+            ticker.count,
         )
     gen = (oracle.read_scenes(generated) == codes).sum(1)
     ret = (oracle.read_scenes(retrieved) == codes).sum(1)
@@ -185,7 +185,7 @@ def _write_metrics(folder: Path, metrics: Path, scores: dict[str, Any]) -> None:
     """Everything beside the classifier; one number per method for `dvc metrics show`."""
     metrics.parent.mkdir(parents=True, exist_ok=True)
     short = {
-        name: round(scores[name]["macro_f1"], 4) for name in TABLE_6 if name in scores
+        name: round(scores[name]["macro_f1"], 4) for name in DECISION_METHODS if name in scores
     } or scores
     for path, content in (
         (folder / "evaluation.json", scores),

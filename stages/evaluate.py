@@ -13,7 +13,6 @@ from workfolder import (
     bring_from_repository,
     code_of,
     content_of,
-    place,
     signature,
     watch_files,
 )
@@ -24,8 +23,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
 
     Pictures and texts that were made before, for whichever evaluation, are taken from there.
     """
-    wanted, heads = params.backbones.model_dump(), f"{params.training.checkpoint}.safetensors"
-    check_dimensions(artifacts, (), wanted)
+    check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
     files = params.evaluation.files()
     bring_from_repository(files.values())
@@ -43,15 +41,12 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     def make() -> None:
         from evaluation.tables import measure_tables
 
-        check_dimensions(artifacts, ("heads",), wanted, heads)
+        check_dimensions(artifacts, ("heads",), params)
         work.note_use(artifacts.stage("evaluate"), entry)
         measure_tables(params, artifacts, work, entry.folder)
 
-    if entry.make_once(["evaluation", "evaluation.json", "gill.json"], make):
-        print(f"nothing to do: evaluated before, in {entry.folder}")
-    place(entry.folder / "evaluation", artifacts.evaluation)
-    for name in ("evaluation.json", "gill.json"):
-        place(entry.folder / name, metrics / name)
-    work.note_use(artifacts.stage("evaluate"), entry)
+    numbers = {name: metrics / name for name in ("evaluation.json", "gill.json")}
+    places = {"evaluation": artifacts.evaluation, **numbers}
+    entry.provide(artifacts.stage("evaluate"), places, make)
     for note in notes:
         print(note)

@@ -9,45 +9,33 @@ from typing import Any
 
 import torch
 
-from cache import FillReport, Roles, fill
-from cluster import crew_for
-from cluster.versions import library_versions
+from cache import FillReport, Roles
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill.store_specs import features_spec
-from gill_progress import Ticker
 from pipeline.devices import Arriving, sent, set_up
 from pipeline.frozen.backbones import Backbone
 from pipeline.frozen.visual_encoder import load_visual_encoder
 from settings.params import Params, RunParams
-from stages.caption_rows import KeyedRow, KeyedRows
+from stages.caption_rows import KeyedRow, KeyedRows, fill_store
 
 
 def fill_features(store: Path, table: CaptionTable, params: Params) -> FillReport:
     """Fill any feature store from any caption table: the training pictures, or other candidates."""
     encoder = read_backbones(ARTIFACTS).visual_encoder
-    versions = library_versions("torch", "open_clip_torch", "pillow", "zarr")
-    with Ticker("features") as ticker:
-        return fill(
-            store,
-            KeyedRows(table, "images"),
-            features_spec(params, encoder.widths["d"]),
-            partial(make_roles, encoder, params.run),
-            provenance={
-                "vector": "pooled vector before the projection",
-                "model": encoder.source,
-                "revision": encoder.revision,
-                "weights": encoder.fingerprint,
-                "dtype": encoder.dtype,
-            },
-            params=params.run.filling(params.run.batch_sizes.features),
-            key=lambda row: row.key,
-            crew=crew_for(params.run.scale_out, versions),
-            versions=versions,
-            progress=ticker.show,
-        )
+    return fill_store(
+        store,
+        KeyedRows(table, "images"),
+        features_spec(params, encoder.widths["d"]),
+        partial(make_roles, encoder, params.run),
+        encoder,
+        params.run,
+        params.run.batch_sizes.features,
+        libraries=("open_clip_torch", "pillow"),
+        vector="pooled vector before the projection",
+    )
 
 
 def make_roles(encoder: Backbone, run: RunParams) -> Roles:

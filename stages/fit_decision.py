@@ -8,21 +8,12 @@ from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
 from gill.dimensions import check_dimensions
 from settings.params import Params
 from stages.models_in_use import models_in_use
-from workfolder import (
-    WorkFolder,
-    bring_from_repository,
-    code_of,
-    content_of,
-    file_md5,
-    place,
-    watch_files,
-)
+from workfolder import WorkFolder, bring_from_repository, code_of, content_of, file_md5, watch_files
 
 
 def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
     """Make artifacts/decision, unless exactly this classifier is in the work folder."""
-    wanted, heads = params.backbones.model_dump(), f"{params.training.checkpoint}.safetensors"
-    check_dimensions(artifacts, (), wanted)
+    check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
     votes, given = params.decision.votes, params.training.weights
     bring_from_repository([votes])
@@ -30,7 +21,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     decided_by = {
         **models_in_use(work, params, artifacts),
         "votes": file_md5(Path(votes)) if votes is not None and Path(votes).is_file() else votes,
-        "decision": params.decision.settings.model_dump(mode="json"),
+        "decision": params.decision.model_dump(mode="json", exclude={"votes"}),
         "weights": content_of(Path(given)) if given and Path(given).exists() else given,
         "code": code_of("decision", work),
     }
@@ -41,11 +32,8 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     def make() -> None:
         from stages.decision_labels import make_decision
 
-        check_dimensions(artifacts, ("heads",), wanted, heads)
+        check_dimensions(artifacts, ("heads",), params)
         make_decision(params, artifacts, entry.folder / "decision", entry.folder / "decision.json")
 
-    if entry.make_once(["decision", "decision.json"], make):
-        print(f"nothing to do: fitted before, in {entry.folder}")
-    place(entry.folder / "decision", artifacts.decision)
-    place(entry.folder / "decision.json", metrics / "decision.json")
-    work.note_use(artifacts.stage("fit-decision"), entry)
+    places = {"decision": artifacts.decision, "decision.json": metrics / "decision.json"}
+    entry.provide(artifacts.stage("fit-decision"), places, make)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gill_errors import GillError, InputError
+from stages.command_line import CommandLine
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,15 +25,7 @@ if TYPE_CHECKING:
     from gill.loading import Gill
     from pipeline.talking.answers import Event
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    add_completion=False,
-    help="Talk to a trained GILL: text and pictures in, text and pictures out.",
-)
+app = CommandLine(help="Talk to a trained GILL: text and pictures in, text and pictures out.")
 
 
 class Want(StrEnum):
@@ -96,11 +90,7 @@ def callback() -> None:
     """Talk to a trained GILL: text and pictures in, text and pictures out."""
 
 
-@app.command()
-def ask(
-    parts: Parts,
-    artifacts: Artifacts = ARTIFACTS,
-    out: Out = OUT,
+def _knobs(
     want: WantOption = Want.auto,
     seed: Seed = 0,
     max_tokens: MaxTokens = 32,
@@ -116,50 +106,64 @@ def ask(
     guidance: Guidance = None,
     scheduler: SchedulerOption = None,
     negative_prompt: Negative = "",
+) -> dict[str, Any]:
+    """The options that shape an answer, as `Gill.settings` takes them."""
+    return {n: v.value if isinstance(v, StrEnum) else v for n, v in locals().items()}
+
+
+def _with_knobs(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_knobs` besides its own."""
+
+    def run(**given: Any) -> None:
+        knobs = _knobs(**{name: given.pop(name) for name in shared})
+        command(**given, **knobs)
+
+    shared = inspect.signature(_knobs, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True)
+    options = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options += shared.values()
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = own.replace(parameters=options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+@app.command()
+@_with_knobs
+def ask(
+    parts: Parts,
+    artifacts: Artifacts = ARTIFACTS,
+    out: Out = OUT,
     as_json: AsJson = False,
+    **knobs: Any,
 ) -> None:
     """Ask once. A word that ends like a picture file is read as one; anything else is text.
 
     Prints the text of the answer, shows its pictures where the terminal can, and writes them to a
     new folder below --out.
     """
-    knobs = _knobs(locals())
-    with _one_line_errors():
-        screen = _open_screen(as_json)
-        turn = [_part(text) for text in parts]
-        from app.answer_files import AnswerFolder
+    screen = _open_screen(as_json)
+    turn = [_part(text) for text in parts]
+    from app.answer_files import AnswerFolder
 
-        folder = AnswerFolder(out)
-        gill = _load(artifacts)
-        from app.narrator import Narrator
+    folder = AnswerFolder(out)
+    gill = _load(artifacts)
+    from app.narrator import Narrator
 
-        narrator = Narrator(folder, screen, quiet=as_json)
-        settings = gill.settings(**knobs)
-        described = narrator.tell(gill.conversation().stream(turn, settings))
+    narrator = Narrator(folder, screen, quiet=as_json)
+    settings = gill.settings(**knobs)
+    described = narrator.tell(gill.conversation().stream(turn, settings))
     if as_json:
         typer.echo(json.dumps(described, indent=1))
 
 
 @app.command()
+@_with_knobs
 def chat(
     artifacts: Artifacts = ARTIFACTS,
     out: Out = OUT,
-    want: WantOption = Want.auto,
-    seed: Seed = 0,
-    max_tokens: MaxTokens = 32,
-    max_images: MaxImages = 1,
-    min_tokens_before_image: MinTokens = 0,
-    image_bias: ImageBias = 0.0,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = None,
-    repetition_penalty: Penalty = 1.0,
-    candidates: Candidates = 1,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    scheduler: SchedulerOption = None,
-    negative_prompt: Negative = "",
     as_json: AsJson = False,
+    **knobs: Any,
 ) -> None:
     """Talk, line by line. Words that end like picture files are read as pictures.
 
@@ -167,17 +171,15 @@ def chat(
     and Ctrl-D end; Ctrl-C breaks an answer off. Pictures are shown where the terminal can, and
     written to a new folder below --out. With --json one JSON object per answer is printed.
     """
-    knobs = _knobs(locals())
-    with _one_line_errors():
-        screen = _open_screen(as_json)
-        from app.answer_files import AnswerFolder
+    screen = _open_screen(as_json)
+    from app.answer_files import AnswerFolder
 
-        folder = AnswerFolder(out)
-        gill = _load(artifacts)
-        from app.narrator import Narrator
-        from app.talk import Talk
+    folder = AnswerFolder(out)
+    gill = _load(artifacts)
+    from app.narrator import Narrator
+    from app.talk import Talk
 
-        talk = Talk(gill, knobs)
+    talk = Talk(gill, knobs)
     if not as_json:
         typer.echo("Say something; words like photo.png are read as pictures. /help, quit.")
     for line in _lines(prompt="" if as_json else "> "):
@@ -208,8 +210,7 @@ def retrieve(
     as_json: AsJson = False,
 ) -> None:
     """Find the candidate pictures that suit text and pictures best; prints score, path, caption."""
-    with _one_line_errors():
-        hits = _load(artifacts).retrieve([_part(text) for text in parts], n)
+    hits = _load(artifacts).retrieve([_part(text) for text in parts], n)
     if as_json:
         found = [
             {"row": h.row, "score": h.score, "source": h.image, "caption": h.caption} for h in hits
@@ -230,9 +231,8 @@ def caption(
     """Say what is on pictures, as the evaluation measures it (Table 7); one line each."""
     from corpora.pictures import open_picture
 
-    with _one_line_errors():
-        opened = [open_picture(name) for name in pictures]
-        captions = _load(artifacts).caption(opened, max_tokens)
+    opened = [open_picture(name) for name in pictures]
+    captions = _load(artifacts).caption(opened, max_tokens)
     if as_json:
         found = [{"path": name, "caption": text} for name, text in zip(pictures, captions)]
         typer.echo(json.dumps(found, indent=1))
@@ -254,10 +254,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the model over HTTP in the shape of OpenAI's chat completions."""
-    with _one_line_errors():
-        from app.service import serve as run
+    from app.service import serve as run
 
-        run(artifacts, host=host, port=port, api_key=api_key)
+    run(artifacts, host=host, port=port, api_key=api_key)
 
 
 @app.command(name="app")
@@ -267,10 +266,9 @@ def page(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 7860,
 ) -> None:
     """Open the page in the browser: talk, look into the cache, annotate."""
-    with _one_line_errors():
-        from app.page import launch
+    from app.page import launch
 
-        launch(artifacts, host=host, port=port)
+    launch(artifacts, host=host, port=port)
 
 
 @app.command(
@@ -283,12 +281,6 @@ def annotate(context: typer.Context) -> None:
 
     sys.argv = ["gill annotate", *context.args]
     run()
-
-
-def _knobs(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that shape an answer, of all that a command was given."""
-    knobs = {n: v for n, v in given.items() if n not in ("parts", "artifacts", "out", "as_json")}
-    return {n: v.value if isinstance(v, StrEnum) else v for n, v in knobs.items()}
 
 
 def _load(artifacts: Path) -> Gill:
@@ -309,16 +301,6 @@ def _open_screen(as_json: bool) -> Screen:
     if screen.blank and not as_json:
         typer.secho(f"(pictures are written, not shown: {screen.blank})", dim=True, err=True)
     return screen
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """What a person can mend is one line and exit code 1, not a traceback."""
-    try:
-        yield
-    except GillError as failure:
-        typer.secho(f"error: {failure}", fg="red", err=True)
-        raise typer.Exit(1) from None
 
 
 def _part(text: str) -> str | Image.Image:

@@ -11,19 +11,15 @@ from corpora.caption_table import CaptionTable
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill_errors import StageError
-from pipeline.bridge.heads import (
-    Heads,
-    HeadSizes,
-    mean_image_embeddings,
-    word_image_embeddings,
-)
+from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbone, Backbones
 from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.training.distribution import num_processes, rank
-from pipeline.training.loop import DvcliveLog, show_progress, train
+from pipeline.training.loop import train
+from pipeline.training.progress import DvcliveLog, show_progress
 from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
@@ -36,7 +32,7 @@ def train_heads(
     """Train, or go on from the state in `folder`; this is one process of torchrun, or all.
 
     Writes `last.safetensors`, `best.safetensors` and `state.safetensors` to `folder`, and the curve
-    to the folder `curve`. To be called within `pipeline.training.loop.processes()`.
+    to the folder `curve`. To be called within `pipeline.training.distribution.processes()`.
     """
     device = set_up(params.run.device, params.run.threads)
     backbones = read_backbones(artifacts)
@@ -62,7 +58,7 @@ def train_heads(
         world_size=num_processes(),
         reading=params.reading,
     )
-    held_out = table.rows_of_split("val")[: params.batches.validation_rows]
+    held_out = maker.usable(table.rows_of_split("val"))[: params.batches.validation_rows]
     part = settings.micro_batch_size or max(len(held_out), 1)
     validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
     with DvcliveLog(curve) if rank() == 0 else nullcontext() as log:
@@ -116,21 +112,8 @@ def new_heads(params: ModelParams, backbones: Backbones, language_model: Languag
 
     Raises StageError where words for the [IMG] rows are too few.
     """
-    generator = backbones.image_generator.widths
-    sizes = HeadSizes(
-        d=backbones.visual_encoder.widths["d"],
-        e=language_model.width,
-        k=params.k,
-        r=params.r,
-        L=generator["L"],
-        D=generator["text_width"],
-        m=params.m,
-        p=params.p,
-        D_pooled=generator.get("pooled_width"),
-        mapper=params.mapper,
-    )
     torch.manual_seed(params.seed)
-    heads = Heads(sizes)
+    heads = Heads(HeadSizes.model_validate({**backbones.widths, **params.sizes}))
     init = params.image_token_init
     if init.kind == "words":
         try:

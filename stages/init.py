@@ -12,10 +12,11 @@ from workfolder import place_link
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 _INPUTS = ("captions", "backbones", "train", "candidates", "decision", "evaluation")
+_CODE = Path("inputs/code")
 _FILES = {
     ".gitignore": "/artifacts/\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n",
     ".dvcignore": "work\n__pycache__\n.venv\n",
-    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n/plots.html\n",
+    ".dvc/.gitignore": "/config.local\n/code\n/tmp\n/cache\n/plots.html\n",
 }
 
 
@@ -37,7 +38,7 @@ def run(preset: str, table: str | None, folder: Path = Path()) -> None:
 
     Raises StageError where a file of these names is there, or `table` is not.
     """
-    if (folder / "dvc.yaml").is_file() and (folder / "inputs" / "code").is_symlink():
+    if (folder / "dvc.yaml").is_file() and (folder / _CODE).is_symlink():
         link_code(folder)
         print("inputs/code leads to the code that is installed here; nothing else was changed")
         return
@@ -76,12 +77,20 @@ def run(preset: str, table: str | None, folder: Path = Path()) -> None:
 
 
 def link_code(folder: Path = Path()) -> None:
-    """A link to where the code is installed, so that DVC sees when it changes.
+    """Where `init` made the folder: a link to the installed rooms that its dvc.yaml names.
 
     It is committed: DVC's copies of the repository for experiments need it too. On another machine
-    it leads nowhere until a stage, or `init`, makes it anew; what it leads to is what counts.
+    it leads nowhere until a stage, or `init`, makes it anew; what it leads to is what counts. It
+    leads to a folder of links, because DVC looks into no repository within another, and the code
+    may be a clone of its own.
     """
-    place_link(Path(__file__).resolve().parents[1], folder / "inputs" / "code")
+    story = (folder / "dvc.yaml").read_text(encoding="utf-8")
+    rooms = sorted(set(re.findall(rf"(?m)^      - {_CODE}/(\w+)", story)))
+    if all((folder / _CODE / room).resolve() == PRESETS.parent / room for room in rooms):
+        return
+    for room in rooms:
+        place_link(PRESETS.parent / room, folder / ".dvc" / "code" / room)
+    place_link(folder / ".dvc" / "code", folder / _CODE)
 
 
 def _config(folder: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cache import describe, open_store, repair, row_panel, store_panel, verify, view_row, write_page
-from corpora.caption_table import CaptionTable
+from corpora.caption_table import CaptionRow, CaptionTable
 from corpora.pictures import open_picture
 from gill.artifacts import ARTIFACTS
 from gill_errors import StageError
@@ -31,9 +31,21 @@ def inspect(
     captions = _matching_table(store, table)
     rows = [] if row is None else [row]
     if caption is not None:
-        rows.append(_find(captions, "caption", lambda t: _row_of_caption(t, caption)))
+        found = _find(
+            captions,
+            f"--caption {caption!r}",
+            lambda row: row.caption == caption,
+            lambda row: caption in row.caption,
+        )
+        rows.append(found)
     if image is not None:
-        rows.append(_find(captions, "image", lambda t: _row_of_image(t, image)))
+        found = _find(
+            captions,
+            f"--image {image}",
+            lambda row: Path(row.image).resolve() == image.resolve(),
+            lambda row: Path(row.image).name == image.name,
+        )
+        rows.append(found)
     label = None if captions is None else lambda r: captions.captions([r])[0]
     if html is not None:
         picture = None if captions is None else lambda r: _png(captions.images([r])[0])
@@ -49,11 +61,14 @@ def inspect(
 
 
 def check(store: str, params: Params, *, mend: bool) -> bool:
-    """Re-read a store against its checksums; with `mend` encode bad rows again. True if sound."""
+    """Re-read a store against its checksums. True if it is sound.
+
+    With `mend` bad rows are encoded again, and those that failed.
+    """
     with Ticker("verifying") as ticker:
-        report = verify(store, ticker.show)
+        report = verify(store, ticker.count)
     print(report)
-    if report.ok or not mend:
+    if not mend or (report.ok and not open_store(store).status_counts()["failed"]):
         return report.ok
     again = {
         str(ARTIFACTS.features): precompute_features.run,
@@ -76,40 +91,24 @@ def _matching_table(store: str, table: Path) -> CaptionTable | None:
     return found if len(found) == open_store(store).num_rows else None
 
 
-def _find(table: CaptionTable | None, what: str, find: Callable[[CaptionTable], int]) -> int:
+def _find(
+    table: CaptionTable | None,
+    asked: str,
+    is_it: Callable[[CaptionRow], bool],
+    is_like_it: Callable[[CaptionRow], bool],
+) -> int:
+    """The first row that `is_it`, or else the first that `is_like_it`; `asked` names the option."""
     if table is None:
-        raise StageError(f"--{what} needs the caption table of this store: name it with --table")
-    return find(table)
-
-
-def _row_of_caption(table: CaptionTable, text: str) -> int:
-    """The first row with this caption, or else the first that contains it."""
-    partial = None
-    for start in range(0, len(table), 8192):
-        span = range(start, min(start + 8192, len(table)))
-        for row, caption in zip(span, table.captions(span), strict=True):
-            if caption == text:
-                return row
-            if partial is None and text in caption:
-                partial = row
-    if partial is None:
-        raise StageError(f"no caption of {table.path} contains {text!r}")
-    return partial
-
-
-def _row_of_image(table: CaptionTable, image: Path) -> int:
-    """The first row whose picture is this file, or has its name."""
-    by_name = None
-    for start in range(0, len(table), 8192):
-        span = range(start, min(start + 8192, len(table)))
-        for row, reference in zip(span, table.images(span), strict=True):
-            if Path(reference).resolve() == image.resolve():
-                return row
-            if by_name is None and Path(reference).name == image.name:
-                by_name = row
-    if by_name is None:
-        raise StageError(f"no row of {table.path} has the picture {image}")
-    return by_name
+        raise StageError(f"{asked} needs the caption table of this store: name it with --table")
+    alike = None
+    for number, row in enumerate(table):
+        if is_it(row):
+            return number
+        if alike is None and is_like_it(row):
+            alike = number
+    if alike is None:
+        raise StageError(f"{asked}: {table.path} has no such row")
+    return alike
 
 
 def _png(reference: str) -> bytes:

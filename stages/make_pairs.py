@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from PIL import Image
-
 from app.annotations import PAIRS
 from corpora.parti_prompts import PartiPrompt, read_prompts
 from corpora.pictures import open_picture
 from gill.artifacts import ARTIFACTS
 from gill.loading import Gill
 from gill_errors import StageError
+from gill_files import written_whole
 from gill_progress import Ticker
 from pipeline.devices import set_up
 from pipeline.talking.generation import generate_pictures
@@ -26,7 +25,7 @@ from settings.params import Params
 _BLOCK = 32
 
 
-def run(prompts: Path, folder: Path, params: Params) -> None:
+def run(params: Params, prompts: Path, folder: Path) -> None:
     """Write the pictures and pairs.json to `folder`. Raises StageError without an index."""
     device = set_up(params.run.device, params.run.threads)
     gill = Gill.load(ARTIFACTS.root, device=str(device), checkpoint=params.training.checkpoint)
@@ -34,10 +33,10 @@ def run(prompts: Path, folder: Path, params: Params) -> None:
         raise StageError(f"{ARTIFACTS.index} is missing: run `stages build-index`")
     rows = read_prompts(prompts)
     folder.mkdir(parents=True, exist_ok=True)
-    with Ticker("pairs") as ticker:
+    with Ticker("pairs", unit="prompts") as ticker:
         for start in range(0, len(rows), _BLOCK):
             _make_block(gill, rows, range(start, min(start + _BLOCK, len(rows))), folder, params)
-            ticker.show(f"{min(start + _BLOCK, len(rows))} of {len(rows)} prompts")
+            ticker.count(min(start + _BLOCK, len(rows)), len(rows))
     pairs = [
         {
             "prompt": row.prompt,
@@ -74,12 +73,7 @@ def _make_block(
     for number, picture, found in zip(span, generated, hits, strict=True):
         if found[0].image is None:
             raise StageError("the index knows no pictures: build it with a candidate table")
-        _save(open_picture(found[0].image), folder / f"{number:05d}_retrieved.png")
-        _save(picture, folder / f"{number:05d}_generated.png")
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    """Whole or not at all: a run that goes on trusts what is there."""
-    partial = path.with_suffix(".part")
-    picture.save(partial, "PNG")
-    partial.replace(path)
+        both = {"retrieved": open_picture(found[0].image), "generated": picture}
+        for kind, shown in both.items():  # a run that goes on trusts what is there
+            with written_whole(folder / f"{number:05d}_{kind}.png") as part:
+                shown.save(part, "PNG")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from gill.artifacts import Artifacts
 from gill.world import have_world
+from pipeline.frozen.backbones import Backbone, Backbones
 from settings.params import Params
 from stages.required import required
 from workfolder import WorkFolder, content_of, file_md5
@@ -21,12 +21,8 @@ def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dic
 
     Raises StageError naming what is missing and the stage that makes it.
     """
-    heads = artifacts.model / f"{params.training.checkpoint}.safetensors"
-    for path, stage in (
-        (artifacts.captions, "prepare-captions"),
-        (heads, "train"),
-    ):
-        required(path, stage)
+    heads = required(artifacts.heads(params.training.checkpoint), "train")
+    required(artifacts.captions, "prepare-captions")
     world = None
     if params.is_miniature:
         have_world(work, artifacts.miniature, params.captions.miniature.model_dump())
@@ -41,10 +37,9 @@ def models_in_use(work: WorkFolder, params: Params, artifacts: Artifacts) -> dic
 
 
 def frozen_in_use(artifacts: Artifacts) -> dict[str, str]:
-    """Role -> fingerprint and number type of a frozen model, read without loading torch.
+    """Role -> fingerprint and number type of a frozen model.
 
-    Raises StageError where they are not pinned yet.
+    Raises BackboneError where they are not pinned yet.
     """
-    manifest = required(artifacts.backbones, "prepare-backbones")
-    pinned = json.loads(manifest.read_text(encoding="utf-8"))
-    return {role: f"{found['fingerprint']} {found['dtype']}" for role, found in pinned.items()}
+    pinned: list[Backbone] = [found for _, found in Backbones.read(artifacts.backbones)]
+    return {found.role: f"{found.fingerprint} {found.dtype}" for found in pinned}

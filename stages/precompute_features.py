@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from gill.artifacts import ARTIFACTS
 from gill.dimensions import check_dimensions
+from gill.world import have_world
 from settings.params import Params
-from stages.required import required
-from stages.stores import settle
-from workfolder import Entry, WorkFolder, code_of, file_md5
+from stages.stores import settle, store_entry
+from workfolder import WorkFolder
 
 
 def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
     """Make artifacts/features.zarr, unless exactly this store is in the work folder."""
-    check_dimensions(ARTIFACTS, (), params.backbones.model_dump())
+    check_dimensions(ARTIFACTS, (), params)
 
     def fill(store: Path) -> Any:
         from corpora.caption_table import CaptionTable
         from stages.feature_store import fill_features
 
+        if params.is_miniature:  # pulled, or used with another work folder before
+            have_world(work, ARTIFACTS.miniature, params.captions.miniature.model_dump())
         return fill_features(store, CaptionTable(ARTIFACTS.captions), params)
 
-    entry = features_entry(WorkFolder.open(params.run.work), "features", ARTIFACTS.captions, params)
+    work, table = WorkFolder.open(params.run.work), ARTIFACTS.captions
+    entry = store_entry(work, "features", table, "visual_encoder", params.features)
     settle(entry, ARTIFACTS.features, fill, rebuild=rebuild, again=again)
-
-
-def features_entry(work: WorkFolder, kind: str, table: Path, params: Params) -> Entry:
-    """The store of the pictures of a checked table, in this run's visual encoder."""
-    manifest = required(ARTIFACTS.backbones, "prepare-backbones")
-    encoder = json.loads(manifest.read_text(encoding="utf-8"))["visual_encoder"]
-    return work.entry(
-        kind,
-        {
-            "captions": file_md5(required(table, "prepare-captions")),
-            "weights": encoder["fingerprint"],
-            "dtype": encoder["dtype"],
-            "layout": params.features.model_dump(mode="json"),
-            "code": code_of(kind, work),
-        },
-    )

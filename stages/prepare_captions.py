@@ -14,12 +14,7 @@ from gill.world import have_world
 from gill_progress import Ticker
 from settings.params import Params
 from stages.init import link_code
-from workfolder import (
-    MOST_FILES,
-    WorkFolder,
-    bring_from_repository,
-    watch_files,
-)
+from workfolder import MOST_FILES, WorkFolder, bring_from_repository, watch_files
 
 
 def run(params: Params) -> None:
@@ -92,10 +87,9 @@ def watch_table(folder: Path, sources: Sequence[str], table: CaptionTable) -> li
     """Have DVC watch the files of a table, and the pictures of its rows; notes for people."""
     own = {f"table{place or ''}": Path(source) for place, source in enumerate(sources)}
     files = dict(own)
-    for start in range(0, len(table), 8192):
-        for reference in table.images(range(start, min(start + 8192, len(table)))):
-            file = file_of(reference)
-            files[f"pictures/{hashlib.sha256(file.encode()).hexdigest()[:16]}"] = Path(file)
+    for row in table:
+        file = file_of(row.image)
+        files[f"pictures/{hashlib.sha256(file.encode()).hexdigest()[:16]}"] = Path(file)
         if len(files) > MOST_FILES:
             return [
                 f"more than {MOST_FILES:,} pictures: DVC watches the table alone. After replacing "

@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from torch import nn
 
 from evaluation.variants import lay_over
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
-from pipeline.bridge.checkpoint import CHECKPOINTS, load_heads
-from pipeline.bridge.upstream import (
-    export_decision,
-    export_heads,
-    import_heads,
-    released_arguments,
-)
+from gill_files import written_whole
+from pipeline.bridge.checkpoint import load_heads
+from pipeline.bridge.upstream import export_decision, export_heads, import_heads, released_arguments
 from pipeline.frozen.language_model import load_language_model
-from pipeline.talking.decision import DecisionModel
+from pipeline.talking.decision import DecisionError, DecisionModel
 from settings.params import Params, parse_params
 from stages.trained_weights import read_weights
 
@@ -46,10 +41,8 @@ def import_released(directory: Path, params_file: Path) -> None:
     if ARTIFACTS.backbones.is_file():
         read_weights(str(directory), params, read_backbones(ARTIFACTS))
     _set(raw, changes)
-    part = params_file.with_name(f"{params_file.name}.part")
-    with part.open("w", encoding="utf-8") as stream:
-        yaml.dump(raw, stream)
-    part.replace(params_file)
+    with written_whole(params_file) as part:
+        yaml.dump(raw, part)
     print(f"{params_file}: training.weights is {directory} now, and model has its sizes")
     print("`dvc repro` trains nothing, and goes on with index, decision, evaluation and report")
 
@@ -65,9 +58,8 @@ def _set(section: Any, changes: Mapping[str, Any]) -> None:
 def export_released(directory: Path, params: Params) -> None:
     """The trained heads in the released layout, and the classifier where it fits that layout."""
     backbones = read_backbones(ARTIFACTS)
-    heads, _ = load_heads(
-        ARTIFACTS.model / CHECKPOINTS[params.training.checkpoint], backbones=backbones.fingerprints
-    )
+    found = ARTIFACTS.heads(params.training.checkpoint)
+    heads, _ = load_heads(found, backbones=backbones.fingerprints)
     model = load_language_model(backbones.language_model.path)
     arguments = released_arguments(
         heads.sizes,
@@ -78,14 +70,7 @@ def export_released(directory: Path, params: Params) -> None:
     export_heads(heads, arguments, directory)
     print(f"{ARTIFACTS.model} -> {directory}")
     if (ARTIFACTS.decision / "decision.json").is_file():
-        decision = DecisionModel.load(ARTIFACTS.decision)
-        if decision.img_tokens == "first" and not decision.use_similarity:
-            weight, bias = decision.to_linear()
-            linear = nn.Linear(weight.shape[1], 2)
-            linear.load_state_dict({"weight": weight, "bias": bias})
-            export_decision(linear, directory)
-        else:
-            print(
-                "the classifier was not exported: the released layout holds a linear map of the "
-                "first [IMG] state alone (decision: img_tokens first, use_similarity false)"
-            )
+        try:
+            export_decision(*DecisionModel.load(ARTIFACTS.decision).to_linear(), directory)
+        except DecisionError as error:
+            print(f"the classifier was not exported: {error}")

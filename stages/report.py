@@ -7,7 +7,7 @@ from pathlib import Path
 from gill.artifacts import ARTIFACTS, METRICS, Artifacts
 from settings.params import Params
 from stages.required import required
-from workfolder import WorkFolder, code_of, content_of, file_md5, place
+from workfolder import WorkFolder, code_of, content_of, file_md5
 
 
 def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRICS) -> None:
@@ -36,7 +36,5 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
 
         write_page(params, entry.folder / "report" / "index.html", artifacts, metrics)
 
-    entry.make_once(["report"], make)
-    place(entry.folder / "report", artifacts.report.parent)
-    work.note_use("report", entry)
+    entry.provide("report", {"report": artifacts.report.parent}, make)
     print(f"open {artifacts.report}")

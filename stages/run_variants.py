@@ -16,15 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.variants import (
-    BASELINE,
-    Cell,
-    cell,
-    is_done,
-    read_study,
-)
+from evaluation.variants import BASELINE, Cell, cell, is_done, read_study
 from gill_errors import StageError
-from gill_progress import Ticker
+from gill_progress import Ticker, duration
 
 
 @dataclass
@@ -116,12 +110,8 @@ def _stop(running: Iterable[_Running]) -> None:
 
 def _state(running: Sequence[_Running], done: int, total: int, spent: float) -> str:
     now = ", ".join(f"{one.cell.name}/{one.cell.seed}: {_last_line(one.cell)}" for one in running)
-    left = f", about {_minutes(spent / done * (total - done))} left" if done else ""
-    return f"{done} of {total} cells in {_minutes(spent)}{left}; {now}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    left = f", about {duration(spent / done * (total - done))} left" if done else ""
+    return f"{done} of {total} cells in {duration(spent)}{left}; {now}"
 
 
 def _last_line(one: Cell) -> str:

@@ -7,15 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gill.artifacts import ARTIFACTS
 from gill_errors import StageError
+from pipeline.frozen.backbones import Backbone, Backbones, Role
+from settings.params import PrecomputeParams
 from stages.required import required
-from workfolder import Entry, WorkFolder, file_md5, place, place_link
+from workfolder import Entry, WorkFolder, code_of, file_md5, place, place_link
 
 if TYPE_CHECKING:
     from cache import FillReport
 
 ROWS = "captions"
 """The part of `decided_by` that names the rows: stores that differ in nothing else share shards."""
+
+
+def store_entry(
+    work: WorkFolder, kind: str, table: Path, role: Role, layout: PrecomputeParams
+) -> Entry:
+    """The store of the rows of a checked table, as the pinned model of this role encodes them."""
+    model: Backbone = getattr(Backbones.read(ARTIFACTS.backbones), role)
+    return work.entry(
+        kind,
+        {
+            ROWS: file_md5(required(table, "prepare-captions")),
+            "weights": model.fingerprint,
+            "dtype": model.dtype,
+            "layout": layout.model_dump(mode="json"),
+            "code": code_of(kind, work),
+        },
+    )
 
 
 def settle(
@@ -41,8 +61,13 @@ def settle(
             print(f"{entry.kind}: what was there is put aside as {entry.put_aside()}")
         finished = entry.finished
         if finished and not again and (entry.folder / where.name).is_dir():
-            summary = finished["summary"]
-            print(f"{entry.kind}: nothing to do, {summary['rows']:,} rows lie in {entry.folder}")
+            rows, done = finished["summary"]["rows"], finished["summary"]["done"]
+            print(f"{entry.kind}: nothing to do, {rows:,} rows lie in {entry.folder}")
+            if done < rows:
+                again_by = f"stages verify-cache {where} --repair"
+                print(
+                    f"  {rows - done:,} of them failed and are left out; `{again_by}` tries again"
+                )
         else:
             _fill(entry, where, fill, anew=rebuild)
     place_link(entry.folder / where.name, where)

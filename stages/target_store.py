@@ -10,20 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import Codec, FillReport, Roles, fill
-from cluster import crew_for
-from cluster.versions import library_versions
+from cache import Codec, FillReport, Roles
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill.store_specs import targets_spec
-from gill_progress import Ticker
 from pipeline.devices import Arriving, set_up
 from pipeline.frozen.backbones import Backbone
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.text_conditioner import load_text_conditioner
 from settings.params import Params, RunParams
-from stages.caption_rows import KeyedRow, KeyedRows
+from stages.caption_rows import KeyedRow, KeyedRows, fill_store
 
 
 def fill_targets(store: Path, params: Params) -> FillReport:
@@ -34,25 +31,16 @@ def fill_targets(store: Path, params: Params) -> FillReport:
     rows: Sequence[KeyedRow] = []  # online: only the empty prompt is kept
     if params.targets.source == "cache":
         rows = KeyedRows(CaptionTable(ARTIFACTS.captions), "captions")
-    versions = library_versions("torch", "diffusers", "transformers", "zarr")
-    with Ticker("targets") as ticker:
-        return fill(
-            store,
-            rows,
-            spec,
-            partial(make_roles, generator, params.run, spec.arrays["embedding"].codec),
-            provenance={
-                "model": generator.source,
-                "revision": generator.revision,
-                "weights": generator.fingerprint,
-                "dtype": generator.dtype,
-            },
-            params=params.run.filling(params.run.batch_sizes.targets),
-            key=lambda row: row.key,
-            crew=crew_for(params.run.scale_out, versions),
-            versions=versions,
-            progress=ticker.show,
-        )
+    return fill_store(
+        store,
+        rows,
+        spec,
+        partial(make_roles, generator, params.run, spec.arrays["embedding"].codec),
+        generator,
+        params.run,
+        params.run.batch_sizes.targets,
+        libraries=("diffusers", "transformers"),
+    )
 
 
 def make_roles(generator: Backbone, run: RunParams, codec: Codec) -> Roles:

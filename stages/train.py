@@ -53,7 +53,7 @@ def run(
         if not _is_worker():
             _use_weights(chosen, params, artifacts, metrics)
         return
-    check_dimensions(artifacts, (), params.backbones.model_dump())
+    check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
     entry = training_entry(work, params, artifacts)
     curve = metrics / "train"
@@ -103,7 +103,7 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
         )
     for name in entry.decided_by["stores"]:
         link_store(entry.work, getattr(artifacts, name))
-    check_dimensions(artifacts, ("features", "targets"), params.backbones.model_dump())
+    check_dimensions(artifacts, ("features", "targets"), params)
     first = rank() == 0
     resume = (entry.folder / STATE).is_file()
     if first:
@@ -151,15 +151,15 @@ def _put_aside(entry: Entry, anew: bool) -> None:
 
 def _place_heads(entry: Entry, params: Params, artifacts: Artifacts) -> None:
     """Put the heads that every later stage uses into artifacts/model, and nothing else."""
-    name = f"{params.training.checkpoint}.safetensors"
-    source = entry.folder / name
+    target = artifacts.heads(params.training.checkpoint)
+    source = entry.folder / target.name
     if not source.is_file():
         raise StageError(
             f"training.checkpoint is {params.training.checkpoint}, but there is no {source}: "
             "nothing was validated (captions.val_fraction, batches.validation_rows)"
         )
-    place(source, artifacts.model / name)
-    _remove_others(artifacts.model / name)
+    place(source, target)
+    _remove_others(target)
     entry.work.note_use(artifacts.stage("train"), entry)
 
 
@@ -177,7 +177,7 @@ def _use_weights(source: str, params: Params, artifacts: Artifacts, metrics: Pat
     from stages.trained_weights import read_weights
 
     found = read_weights(source, params, read_backbones(artifacts))
-    target = artifacts.model / f"{params.training.checkpoint}.safetensors"
+    target = artifacts.heads(params.training.checkpoint)
     save_heads(target, found.heads, found.record)
     _remove_others(target)
     curve = metrics / "train"

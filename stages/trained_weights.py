@@ -40,9 +40,6 @@ def read_weights(source: str, params: Params, backbones: Backbones) -> TrainedWe
 
 def _read(source: str, params: Params, backbones: Backbones) -> TrainedWeights:
     path = Path(source)
-    if path.is_file():
-        heads, record = load_heads(path)
-        return TrainedWeights(heads, record, None)
     if (path / RELEASED).is_file():
         heads, arguments = import_heads(path)
         record = CheckpointRecord(
@@ -52,13 +49,12 @@ def _read(source: str, params: Params, backbones: Backbones) -> TrainedWeights:
         )
         decision = None
         if (path / DECISION_FILE).is_file():
-            linear = import_decision(path)
-            decision = DecisionModel.from_linear(linear.weight.detach(), linear.bias.detach())
+            decision = DecisionModel.from_linear(*import_decision(path))
         return TrainedWeights(heads, record, decision)
-    for name in (f"{params.training.checkpoint}.safetensors", LAST, BEST):
-        if (path / name).is_file():
-            heads, record = load_heads(path / name)
-            return TrainedWeights(heads, record, None)
+    chosen = f"{params.training.checkpoint}.safetensors"
+    for file in (path, path / chosen, path / LAST, path / BEST):
+        if file.is_file():
+            return TrainedWeights(*load_heads(file), decision=None)
     return _saved_pretrained(source, params)
 
 
@@ -79,14 +75,13 @@ def _saved_pretrained(source: str, params: Params) -> TrainedWeights:
 
 def _misfits(found: TrainedWeights, params: Params, backbones: Backbones) -> list[str]:
     """What the heads and this run say differently, for people."""
-    sizes, model = found.heads.sizes, params.model
-    generator = backbones.image_generator.widths
+    sizes, model, widths = found.heads.sizes, params.model, backbones.widths
     here = {
-        "d (visual width)": (sizes.d, backbones.visual_encoder.widths["d"]),
-        "e (language model's width)": (sizes.e, backbones.language_model.widths["e"]),
-        "L (text positions)": (sizes.L, generator["L"]),
-        "D (generator's text width)": (sizes.D, generator["text_width"]),
-        "D_pooled": (sizes.D_pooled, generator.get("pooled_width")),
+        "d (visual width)": (sizes.d, widths["d"]),
+        "e (language model's width)": (sizes.e, widths["e"]),
+        "L (text positions)": (sizes.L, widths["L"]),
+        "D (generator's text width)": (sizes.D, widths["D"]),
+        "D_pooled": (sizes.D_pooled, widths["D_pooled"]),
         **{f"model.{n}": (getattr(sizes, n), getattr(model, n)) for n in ("k", "r", "m", "p")},
         **{
             f"model.mapper.{name}": (value, getattr(model.mapper, name))

@@ -11,10 +11,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from gill_errors import StageError
+from gill_progress import duration
 from settings.params import Params
 from workfolder import ASIDE, WorkFolder, accept_edits, is_free, list_entries, prune
-
-_DAY = 86_400
 
 
 def show(params: Params, *, delete: bool) -> None:
@@ -27,7 +26,9 @@ def show(params: Params, *, delete: bool) -> None:
         users = ", ".join(map(_short, state.used_by[:3])) + (
             f" and {len(state.used_by) - 3} more" if len(state.used_by) > 3 else ""
         )
-        table.add_row(name, decimal(state.size), _age(state.age), state.state, users or "nobody")
+        table.add_row(
+            name, decimal(state.size), duration(state.age), state.state, users or "nobody"
+        )
     console = Console()
     console.print(table)
     unused = [state for state in states if is_free(state)]
@@ -70,13 +71,6 @@ def accept(params: Params) -> None:
         done = subprocess.run([sys.executable, "-m", "dvc", "commit", "--force"], check=False)
         if done.returncode:
             raise StageError("`dvc commit --force` failed, see above")
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((_DAY, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _short(user: str) -> str:

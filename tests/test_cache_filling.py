@@ -35,12 +35,10 @@ from cache import (
     FillingParams,
     FillReport,
     NotAStoreError,
-    Progress,
     Roles,
     RowStatus,
     StoreLockedError,
     StoreMismatchError,
-    WriteFailedError,
     fill,
     manifest_location,
     open_store,
@@ -50,7 +48,8 @@ from cache import (
 )
 from cache.encoding import ShardTask, SupersededRunError, encode_shards
 from cache.location import Location, locate
-from gill_errors import GillError
+from gill_errors import GillError, WriteFailedError
+from gill_progress import Ticker
 
 
 class Killed(BaseException):
@@ -299,14 +298,21 @@ def test_reading_encoding_and_writing_overlap(tmp_path: Path) -> None:
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[Progress] = []
+    told: list[tuple[int, ...]] = []
     rows = captions(18)
     rows[2] = "unreadable"
-    fill_sample(tmp_path / "s.zarr", rows, progress=told.append)
-    assert [p.settled for p in told] == [8, 16, 18]
-    assert [p.failed for p in told] == [1, 1, 1]
-    assert told[-1].seconds_left == 0
-    assert "18 of 18 rows (100%)" in str(told[-1])
+    fill_sample(tmp_path / "s.zarr", rows, progress=lambda *counts: told.append(counts))
+    assert told == [(8, 18, 1), (16, 18, 1), (18, 18, 1)]
+
+
+def test_a_ticker_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    ticker = Ticker("features", interval=0)
+    ticker._next, ticker._began = 0, time.monotonic() - 4
+    ticker.count(1000, 4000, 1)
+    ticker.count(0, 4000)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "features: 1,000 of 4,000 rows (25%), 250 rows/s, 12 s left, 1 failed"
+    assert second == "features: 0 of 4,000 rows (0%), 0 rows/s, no estimate yet"
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
@@ -407,17 +413,16 @@ def test_sigkill(tmp_path: Path, moment: str) -> None:
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from cache import location
+from pathlib import Path
 from test_cache_samples import captions, fill_sample
-whole, count = location._write_all, [0]
-def half(file, piece):
-    count[0] += 1
-    if count[0] == 13 and {moment == "writing"}:  # the values of the third shard
-        whole(file, piece[: len(piece) // 2])
+whole = Path.replace
+def half(part, target):
+    if "/embedding/c/2/" in str(target) and {moment == "writing"}:  # the values of the third shard
+        os.truncate(part, part.stat().st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(file, piece)
-location._write_all = half
-show = lambda p: print(p.settled, flush=True)
+    return whole(part, target)
+Path.replace = half
+show = lambda settled, total, failed: print(settled, flush=True)
 fill_sample({str(path)!r}, captions(40), seconds=0.02, progress=show)
 """
     child = subprocess.Popen(
@@ -451,7 +456,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
     first = threading.Thread(
         target=fill_sample,
         args=(path, rows),
-        kwargs={"seconds": 0.05, "progress": lambda _: running.set()},
+        kwargs={"seconds": 0.05, "progress": lambda *_: running.set()},
     )
     first.start()
     assert running.wait(10)

@@ -18,7 +18,7 @@ from test_cache_samples import (
     read,
 )
 
-from cache import FillingParams, Progress, Roles, fill, manifest_location
+from cache import FillingParams, Roles, fill, manifest_location
 from cluster import ScaleOutParams, crew_for
 
 
@@ -59,18 +59,18 @@ def encoded(log: Path) -> Counter[str]:
 
 
 def test_threads(tmp_path: Path, single: Path, rows: list[str]) -> None:
-    told: list[Progress] = []
+    told: list[tuple[int, ...]] = []
     report = fill_sample(
         tmp_path / "s.zarr",
         rows,
         spec=SPEC,
         scheduler="threads",
         num_workers=3,
-        progress=told.append,
+        progress=lambda *counts: told.append(counts),
     )
     assert list(report.failed) == [13]
     assert len(told) == 6
-    assert told[-1].settled == 45
+    assert told[-1] == (45, 45, 1)
     expect_same(tmp_path / "s.zarr", single)
 
 
@@ -115,11 +115,11 @@ def test_a_running_scheduler_of_which_a_worker_is_killed(
 ) -> None:
     log = tmp_path / "log"
     log.mkdir()
-    told: list[Progress] = []
+    told: list[int] = []
     with dask_cluster(tmp_path, workers=2) as cluster:
 
-        def kill_one(progress: Progress) -> None:
-            told.append(progress)
+        def kill_one(settled: int, total: int, failed: int) -> None:
+            told.append(settled)
             if len({file.name for file in log.iterdir()}) == 2 and len(told) < 5:
                 cluster.workers[1].kill()
 

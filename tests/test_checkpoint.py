@@ -16,7 +16,6 @@ from pipeline.bridge.checkpoint import (
     CheckpointError,
     CheckpointRecord,
     TrainingState,
-    differences,
     load_heads,
     load_state,
     optimizer_tensors,
@@ -24,6 +23,7 @@ from pipeline.bridge.checkpoint import (
     read_record,
     save_heads,
     save_state,
+    unlike_run,
 )
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.settings import MapperSizes
@@ -78,10 +78,10 @@ def test_every_difference_is_named(heads, tmp_path):
 
 def test_differences_of_parameters():
     same = RECORD.model_copy(update={"step": 9, "metrics": {}})
-    assert differences(RECORD, same) == []
+    assert unlike_run(RECORD, same) == []
     training = {"steps": 20, "betas": (0.9, 0.95), "clip_norm": 1.0, "seed": 3}
     other = RECORD.model_copy(update={"parameters": {"training": training}})
-    assert differences(RECORD, other) == [
+    assert unlike_run(RECORD, other) == [
         "training.clip_norm is None in the checkpoint, 1.0 here",
         "training.seed is absent in the checkpoint, 3 here",
         "training.steps is 10 in the checkpoint, 20 here",

@@ -96,6 +96,17 @@ def test_an_imported_module_counts_and_a_type_hint_does_not(project: Path) -> No
     assert fingerprint() != before
 
 
+def test_data_and_template_of_a_module_count_and_their_comments_do_not(project: Path) -> None:
+    seen = [fingerprint()]
+    for name, text in (("main.yaml", "a: 1"), ("main.yaml", "a: 2"), ("main.html", "<p>")):
+        (project / name).write_text(text)
+        seen.append(fingerprint())
+    assert len(set(seen)) == len(seen)
+    (project / "main.yaml").write_text("# a remark\na: 2\n")
+    (project / "unused.yaml").write_text("b: 1")
+    assert fingerprint() == seen[-1]
+
+
 def test_accepted_code_is_the_code_that_it_equals(project: Path, tmp_path: Path) -> None:
     work = WorkFolder.open(str(tmp_path / "w"), tmp_path)
     first = fingerprint()

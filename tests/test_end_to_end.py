@@ -279,7 +279,7 @@ def test_weights_bring_their_classifier(world, monkeypatch, tmp_path):
     run("export-released", str(tmp_path))
     torch.manual_seed(0)
     linear = torch.nn.Linear(e, 2)
-    export_decision(linear, tmp_path)
+    export_decision(linear.weight, linear.bias, tmp_path)
     write_params(**lay_over(WORLD, {"decision": {"votes": None}}))
     run("import-released", str(tmp_path))
     try:

@@ -18,7 +18,7 @@ from corpora.prompts import released_dialogue_prompt
 from corpora.records import CorpusError
 from corpora.visdial import read_dialogues
 from evaluation.metrics.basic import bootstrap_interval
-from evaluation.metrics.images import frechet_inception_distance
+from evaluation.metrics.images import frechet_distance
 from evaluation.pictures import PictureMaker, load_worker
 from evaluation.results import Record, Result, read_records, read_results
 from evaluation.variants import lay_over
@@ -270,7 +270,7 @@ def test_an_interrupted_run_goes_on_and_changes_no_bit(run, monkeypatch, capsys)
     assert [replace(r, table="captions", published=None) for r in again[: len(results)]] == results
     capsys.readouterr()
     assert run(tables=["captions"])[0] == results
-    assert "nothing to do: evaluated before" in capsys.readouterr().out
+    assert "nothing to do: made before" in capsys.readouterr().out
     assert made == [2, 2]
     for folder in ("pictures", "evaluation"):
         shutil.rmtree(f"work/{folder}")
@@ -367,7 +367,7 @@ def test_lpips_and_fid_are_the_libraries_numbers_where_weights_are_named(
         for paths in ([r.pictures["gill"] for r in records], [r.real for r in records])
     ]
     fid = _one(results, "captions", "gill", "fid")
-    assert fid.value == pytest.approx(frechet_inception_distance(*sides))
+    assert fid.value == pytest.approx(frechet_distance(*sides))
     assert (fid.standard_error, fid.absent) == (None, None)
 
 

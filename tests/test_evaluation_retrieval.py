@@ -8,7 +8,7 @@ from PIL import Image
 
 from corpora.records import Story, StoryPicture
 from evaluation import retrieval
-from evaluation.sources import StorySource
+from evaluation.sources import Source
 from settings.evaluation import EvaluationParams
 
 # One colour per picture; a text names the colour that it means.
@@ -41,7 +41,7 @@ def stories(tmp_path):
         "1": [("red", "red"), ("red", "red"), ("red", "red"), ("red", "red"), ("green", "green")],
         "2": [("blue", "blue")] * 3 + [("red", "red"), ("pink", "red")],
     }
-    return StorySource(
+    return Source(
         [
             Story(
                 id_,

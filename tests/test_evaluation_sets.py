@@ -8,15 +8,15 @@ from PIL import Image
 from corpora.prompts import dialogue_prompt
 from corpora.records import CaptionedImage, Dialogue, Round, Story, StoryPicture
 from evaluation import sets
-from evaluation.pictures import Meter
+from evaluation.progress import Meter
 from evaluation.sets import Picture
-from evaluation.sources import CocoSource, DialogueSource, StorySource
+from evaluation.sources import Source
 from evaluation.store import EvaluationStore, key_for
 from miniature.world import SCENES
 from settings.evaluation import EvaluationParams
 
 STORY = Story("7", tuple(StoryPicture(f"p{i}", f"{i}.png", f"caption {i} .") for i in range(1, 6)))
-STORIES = StorySource([STORY], of=3, scenes={"7": SCENES[4]})
+STORIES = Source([STORY], of=3, scenes={"7": SCENES[4]})
 
 
 def test_table_1_reads_the_last_caption_all_and_all_with_pictures():
@@ -53,7 +53,7 @@ def test_figure_6_grows_backwards_from_the_last_caption():
 def test_dialogues_are_cut_after_n_rounds():
     rounds = tuple(Round(f"is it {i}?", "yes") for i in range(10))
     dialogues = [Dialogue(str(n), "a.png", "not read", rounds) for n in range(3)]
-    source = DialogueSource(dialogues, 9, dialogue_prompt)
+    source = Source(dialogues, 9, prompt=dialogue_prompt)
     found = sets.figure_8(source, 2)
     assert [one.name for one in found] == [f"dialogue_{n}" for n in range(1, 11)]
     assert [len(one.examples) for one in found] == [2] * 10
@@ -65,7 +65,7 @@ def test_dialogues_are_cut_after_n_rounds():
 
 def test_table_8_draws_captions_without_replacement_and_by_seed():
     images = [CaptionedImage(str(n), f"{n}.png", ("a", "b", "c")) for n in range(40)]
-    source = CocoSource(images, 40)
+    source = Source(images, 40)
     few = EvaluationParams.model_validate({"coco_2014": {"limit": 30}, "seed": 5})
     one = sets.table_8(source, few)
     assert (len(one.examples), one.of) == (30, 120)
@@ -142,13 +142,18 @@ def test_keys_tell_every_part_apart():
 
 
 def test_a_meter_says_rate_and_time_left(monkeypatch):
-    now = SimpleNamespace(value=100.0)
-    monkeypatch.setattr("evaluation.pictures.time.monotonic", lambda: now.value)
-    meter = Meter(600, "pictures")
+    now, said = SimpleNamespace(value=100.0), []
+    monkeypatch.setattr("evaluation.progress.time.monotonic", lambda: now.value)
+    meter = Meter("drawing", 600, "pictures")
+    monkeypatch.setattr(meter, "show", said.append)
     now.value += 2.0
-    assert meter.after(4) == "4 of 600 pictures, 2.0 per second, 4 min 58 s left"
+    meter.add(4)
     now.value += 98.0
-    assert meter.after(596) == "600 of 600 pictures, 6.0 per second, 0 s left"
+    meter.add(596)
+    assert said == [
+        "4 of 600 pictures, 2.0 per second, 4 min 58 s left",
+        "600 of 600 pictures, 6.0 per second, 0 s left",
+    ]
 
 
 def test_missing_test_rows_say_what_to_do(tmp_path):

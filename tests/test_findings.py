@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import findings
 from evaluation.cell_scores import CellScores, Term
-from evaluation.finding_claims import FINDINGS
+from evaluation.finding_claims import CLAIMED
 from evaluation.results import Record, Result, write_records, write_results
 from evaluation.variants import Study, cell
 from gill.artifacts import Artifacts
@@ -196,7 +196,7 @@ def test_only_examples_that_both_have_are_compared(tmp_path):
 def test_every_claim_is_of_a_set_that_a_cell_measures():
     """A name that no cell has would leave a finding without a verdict for ever."""
     sets = {*SETS, "decision"}
-    for finding in FINDINGS:
+    for finding in CLAIMED.findings:
         for part in finding.parts:
             for term in part.first + part.second:
                 assert term.set in sets

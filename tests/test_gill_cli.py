@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from corpora.records import CaptionedImage
-from evaluation.sources import CocoSource
+from evaluation.sources import Source
 from evaluation.store import EvaluationStore
 from evaluation.texts import captioning
 from gill.loading import Gill, read_caption_prompt, read_generation
@@ -227,7 +227,7 @@ def test_a_caption_is_the_one_that_the_evaluation_measures(run, gill, monkeypatc
         Image.effect_mandelbrot((32, 32), (-2 + i / 3, -1.5, 1, 1.5), 40).save(name)
     images = [CaptionedImage(name, name, ("a ring.", "a cross.")) for name in names]
     store = EvaluationStore({"gill": Path("evaluation")})
-    _, records = captioning(gill, CocoSource(images, 6), EvaluationParams(), store)
+    _, records = captioning(gill, Source(images, 6), EvaluationParams(), store)
     measured = [record.texts["gill"] for record in records]
     assert [run("caption", name) for name in names] == [f"{text}\n" for text in measured]
     together = json.loads(run("caption", *names, "--json"))

@@ -25,7 +25,7 @@ from pipeline.frozen.language_model import load_language_model
 from pipeline.settings import Constant, Objective, TrainingSettings
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, ImagePiece, decode, released_image_logit
-from pipeline.training.loop import Stepper
+from pipeline.training.stepping import Stepper
 
 FOLDERS = os.environ.get("GILL_GOLDEN", str(Path(__file__).parent / "golden" / "a")).split(":")
 

@@ -5,8 +5,6 @@ import torch
 from pipeline.bridge.image_tokens import (
     append_image_logits,
     embed_with_image_tokens,
-    find_image_tokens,
-    force_image_tokens,
     image_token_ids,
     rescale_image_rows,
 )
@@ -16,25 +14,6 @@ from tests.tiny_language_models import tiny_model, tiny_tokenizer
 
 def test_ids_follow_the_frozen_vocabulary() -> None:
     assert image_token_ids(601, 3) == [601, 602, 603]
-
-
-def test_only_complete_runs_are_found() -> None:
-    ids = [5, 601, 602, 7, 601, 8, 602, 601, 602, 601, 602, 601]
-    assert find_image_tokens(ids, num_rows=601, r=2) == [1, 7, 9]
-    assert find_image_tokens([601, 4, 601], num_rows=601, r=1) == [0, 2]
-    assert find_image_tokens([], num_rows=601, r=2) == []
-
-
-def test_image_tokens_come_in_their_order_and_only_after_the_first() -> None:
-    # Five words (0 .. 4), [IMG1..3] = 5, 6, 7; what came before: a word, [IMG1], [IMG2], [IMG3].
-    forced = force_image_tokens(torch.zeros(4, 8), torch.tensor([4, 5, 6, 7]), num_rows=5, r=3)
-    allowed = [row.isfinite().nonzero()[:, 0].tolist() for row in forced]
-    assert allowed == [[0, 1, 2, 3, 4, 5], [6], [7], [0, 1, 2, 3, 4, 5]]
-
-
-def test_one_image_token_needs_no_forcing() -> None:
-    logits = torch.randn(2, 6)
-    assert force_image_tokens(logits, torch.tensor([5, 1]), num_rows=5, r=1).equal(logits)
 
 
 def test_rows_come_from_the_table_or_from_e_img() -> None:

@@ -16,12 +16,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from miniature import recipe_image_generator, recipe_language_model, recipe_visual_encoder
-from miniature.backbones import MAX_POSITIONS, SHIPPED, TEXT_LENGTH, unpack
-from miniature.language import BLANK_SUMMARY, caption, dialogue_prompt, words
+from miniature.backbones import SHIPPED
+from miniature.language import SUMMARY_ORDER, caption, dialogue_prompt, summary, words
 from miniature.recipe import PARTS, Recipes
 from miniature.recipe_visual_encoder import tokenize
-from miniature.vocabulary import clip_tokenizer, learn_merges
-from miniature.world import render
+from miniature.vocabulary import MAX_POSITIONS, TEXT_LENGTH, clip_tokenizer, learn_merges
+from miniature.world import SCENES, render
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +48,6 @@ def test_all_weights_are_float16_safetensors_and_small():
                 np.dtype(np.float16)
             }
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
-
-
-def test_unpack_copies_all_three_and_replaces_what_was_there(tmp_path):
-    stale = tmp_path / "language_model" / "stale.txt"
-    stale.parent.mkdir()
-    stale.write_text("old")
-    copies = unpack(tmp_path)
-    assert not stale.exists()
-    for shipped, copy in zip(SHIPPED, copies):
-        assert copy.parent == tmp_path
-        names = sorted(p.relative_to(shipped) for p in shipped.rglob("*"))
-        assert names == sorted(p.relative_to(copy) for p in copy.rglob("*"))
-    source, copy = (b.language_model / "model.safetensors" for b in (SHIPPED, copies))
-    assert source.read_bytes() == copy.read_bytes()
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -98,7 +84,9 @@ def test_the_language_models_tokenizer_is_opts_kind():
     tokens = opt("Q: is it big? A: yes\nQ: zebra é")["input_ids"]
     assert tokens[0] == 2
     assert opt.decode(tokens[1:]) == "Q: is it big? A: yes\nQ: zebra é"
-    assert len(opt(BLANK_SUMMARY, add_special_tokens=False)["input_ids"]) == 8
+    # A natural start for eight [IMG] rows: a summary in which every value is left blank.
+    blank = summary(SCENES[0], SUMMARY_ORDER, SUMMARY_ORDER)
+    assert len(opt(blank, add_special_tokens=False)["input_ids"]) == 8
 
 
 def test_clip_and_the_generator_read_a_text_as_the_same_tokens(image_generator):

@@ -14,7 +14,7 @@ from corpora.parti_prompts import read_prompts
 from corpora.visdial import read_dialogues
 from corpora.vist import read_stories
 from corpora.vqa import read_questions
-from miniature.corpus import draw, write_shards
+from miniature.corpus import draw
 from miniature.oracle import read_scenes, score
 from miniature.world import SPLIT_OF, VALUES, Scene
 
@@ -94,21 +94,6 @@ def test_candidates_are_training_pictures_without_rare_pairs(folder, truth):
     assert 90 <= len(scenes) < 120
     assert not any(scene.is_rare for scene in scenes)
     assert {SPLIT_OF[scene] for scene in scenes} == {"train"}
-
-
-def test_shards_hold_the_same_rows_as_the_table(folder, tmp_path):
-    shards = write_shards(folder, tmp_path, "train", rows_per_shard=100)
-    assert [path.name for path in shards] == ["00000.tar", "00001.tar", "00002.tar"]
-    rows = list(open_source(CaptionParams(table=str(tmp_path))))
-    table = [
-        row
-        for row in open_source(CaptionParams(table=str(folder / "captions.tsv")))
-        if row.split == "train"
-    ]
-    assert [row.caption for row in rows] == [row.caption for row in table]
-    assert rows[101].image == "00001.tar#000010001.jpg"
-    report = check_captions(CaptionParams(table=str(tmp_path)), tmp_path / "c.parquet")
-    assert (report.kept, report.excluded) == (240, 0)
 
 
 def test_stories_end_in_a_held_out_scene_and_their_pictures_are_there(folder, truth):

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from miniature import (
-    recipe,
     recipe_autoencoder,
     recipe_image_generator,
     recipe_language_model,
@@ -78,7 +77,7 @@ def test_an_interrupted_part_is_trained_anew(quick, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(recipe._TRAIN, "autoencoder", interrupted)
+        patch.setattr(recipe_autoencoder, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_backbones(tmp_path, quick, lambda line: None, only="autoencoder")
     assert not (tmp_path / "autoencoder.training.json").exists()

@@ -16,7 +16,6 @@ from miniature.world import (
     Scene,
     draw_scene,
     render,
-    scene_from_codes,
 )
 
 
@@ -27,8 +26,7 @@ def test_there_are_576_different_scenes():
 def test_codes_and_words_say_the_same():
     scene = Scene("sea", "green", "ring", "big", "right")
     assert scene.codes == (2, 4, 0, 1, 2)
-    assert scene_from_codes(scene.codes) == scene
-    assert all(scene_from_codes(each.codes) == each for each in SCENES)
+    assert len({each.codes for each in SCENES}) == len(SCENES)
 
 
 def test_every_scene_is_in_exactly_one_split():

@@ -189,7 +189,7 @@ def test_heads_of_one_generator_and_another_generator(sd_2, stage) -> None:
     heads = "D, the generator's text width, is 40 in the trained heads artifacts/model/"
     assert heads in said
     assert re.search(
-        f"24 for {sd_2['sd 2']}: run `stages train`, or name the image generator", said
+        f"24 for {sd_2['sd 2']}: run `stages train`, or name the model they were", said
     )
 
 

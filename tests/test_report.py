@@ -2,59 +2,67 @@
 
 import base64
 import re
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.report import html as page_module
+from evaluation.report import page as page_module
 from evaluation.report.curves import Curves, Line, draw
-from evaluation.report.findings import ablation_tables, findings_section
-from evaluation.report.html import (
-    Cell,
-    Drawings,
-    Facts,
-    Grid,
-    Mark,
-    Page,
-    ReportError,
-    Section,
-    Table,
-    Text,
-    render,
-    write_report,
-)
-from evaluation.report.tables import absences, compared, numbers_of, paper_tables
-from evaluation.results import Result
+from evaluation.report.figures import Figure
+from evaluation.report.grids import Grid
+from evaluation.report.page import ReportError, render, write_page
+from evaluation.report.tables import ABSENT, Table, absences, compared, numbers_of, paper_tables
+from evaluation.results import Record, Result
+from settings.params import read_params
+
+PRESET = Path(__file__).parents[1] / "presets" / "miniature.yaml"
 
 
-def _picture(side=32):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8))
+def _picture(path, side=32):
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
 
 
-def _page(*blocks, name="tables"):
-    return Page("A title", "A lead.", "miniature world", [Section(name, "Tables", "", blocks)])
+def _content(**shown):
+    captions = {"source": "a table", "kept": 9, "excluded": 1, "splits": {"train": 9},
+                "fingerprint": "f" * 40, "reasons": {"too long": 1}}  # fmt: skip
+    empty = ("tables", "figures", "training_curves", "grids", "captioned", "questions", "failures")
+    findings = {"cells": {"seeds": [0], "notes": []}, "rule": "R", "findings": []}
+    rest = {"absences": {}, "backbones": {}, "versions": {"torch": "2"}, "python": "Python 3"}
+    rest |= {"made": datetime(2026, 1, 2, tzinfo=UTC), "code": "c", "params_text": "a: <1>"}
+    rest |= {"params": read_params(PRESET), "captions": captions, "excluded_file": "e.tsv"}
+    return dict.fromkeys(empty, ()) | rest | {"findings": findings} | shown
 
 
-def test_every_block_is_on_the_page_and_nothing_comes_from_outside():
-    line = Line("ours", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.6, 0.7])
+def test_every_block_is_on_the_page_and_nothing_comes_from_outside(tmp_path):
+    line = Line("ours", [1, 2], [0.5, 0.6], ([0.4, 0.5], [0.6, 0.7]))
+    picture = _picture(tmp_path / "p.png")
+    record = Record(
+        "story_5", "7", "is it?", ({"text": "words"}, {"picture": picture}), picture,
+        references=("yes", "no", "yes"), texts={"gill": "maybe"},
+        pictures={"gill": picture, "retrieved": picture},
+        scores={"gill.oracle_attributes": 0.8, "gill.clip_similarity": 0.5,
+                "retrieved.similarity": 0.25},
+    )  # fmt: skip
+    cells = [["0.12"], [None], [ABSENT], ["x & y"], ["0.5 ± 0.1"]]
     html = render(
-        _page(
-            Table(
-                "T <1>",
-                ["a"],
-                [[0.12345], [None], [Mark("seen", "good")], ["x & y"], ["0.5 ± 0.1"]],
-                "noted `make x`",
-            ),
-            Grid("G", ["context"], [[Cell(["words", _picture()], "4 of 5", "bad")]]),
-            Drawings([Curves("C", "x", "y", [line])]),
-            Facts({"made": "today"}),
-            Text("a: 1", "params"),
-        )
+        _content(
+            tables=[Table("T <1>", ["a"], cells, "noted `make x`")],
+            grids=[Grid("G", [record], names_sets=True)],
+            figures=[Figure("F", [Curves("C", "x", "y", [line])], "bands")],
+            questions=[record],
+            absences={"LPIPS": "no weights"},
+        ),
+        256,
     )
-    for found in ("T &lt;1&gt;", "0.123", "–", 'mark good">seen', "x &amp; y", "noted", "4 of 5",
-                  "words", "made", "today", "<code>make x</code>", "<pre>a: 1</pre>",
-                  "miniature world"):  # fmt: skip
+    for found in ("T &lt;1&gt;", "–", 'mark quiet">absent', "x &amp; y", "noted",
+                  'bad">4 of 5, CLIP 0.50<', 'quiet">cosine 0.25<', "story, 5 captions:", "words",
+                  "maybe", "yes; no<", "2026-01-02", "<code>make x</code>", "<pre>a: &lt;1&gt;",
+                  "too long", "e.tsv", "no weights", "bands", "miniature world"):  # fmt: skip
         assert found in html, found
     assert re.search('class="number"[^>]*>0.5 ± 0.1<', html)
     outside = re.findall(r'(?:src|srcset|href)="([^"]{0,40})', html)
@@ -63,7 +71,7 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside():
 
 
 def test_curves_differ_between_light_and_dark_and_are_the_same_each_time():
-    curves = Curves("C", "rounds", "y", [Line("a", [1, 2], [0.1, 0.2], style="published")])
+    curves = Curves("C", "rounds", "y", [Line("a", [1, 2], [0.1, 0.2], is_published=True)])
     light, dark = (base64.b64decode(draw(curves, dark=d).split(",")[1]).decode() for d in (0, 1))
     assert "#1d2330" in light
     assert "#e6e9ef" in dark
@@ -72,15 +80,18 @@ def test_curves_differ_between_light_and_dark_and_are_the_same_each_time():
 
 
 def test_pictures_become_smaller_until_the_page_is_small_enough(tmp_path, monkeypatch):
-    page = _page(Grid("G", ["a"], [[Cell([_picture(256)])]] * 3))
-    sizes = [len(render(page, side)) for side in (256, 96, 64)]
+    picture = _picture(tmp_path / "p.png", 256)
+    content = _content(grids=[Grid("G", [Record("s", "1", "", (), picture)] * 3)])
+    monkeypatch.setattr(page_module, "page_content", lambda *of: content)
+    sizes = [len(render(content, side).encode()) for side in (256, 96, 64)]
     assert sizes[0] > sizes[1] > sizes[2]
+    report = tmp_path / "r/index.html"
     monkeypatch.setattr(page_module, "LARGEST_PAGE", sizes[1])
-    write_report(tmp_path / "r/index.html", page)
-    assert (tmp_path / "r/index.html").stat().st_size == sizes[1]
+    write_page(content["params"], report, None, None)
+    assert report.stat().st_size == sizes[1]
     monkeypatch.setattr(page_module, "LARGEST_PAGE", 1000)
     with pytest.raises(ReportError, match="examples_shown"):
-        write_report(tmp_path / "r/index.html", page)
+        write_page(content["params"], report, None, None)
 
 
 def _result(metric, value, method="gill", set_="story_5", absent=None, table="table_1"):
@@ -113,13 +124,13 @@ def test_ours_stand_beside_the_printed_numbers():
     ours = rows["Story, 5 captions", "GILL"]
     assert ours["CLIP similarity"] == "0.777 ± 0.010"
     assert ours["examples"] == "50 of 60"
-    assert ours["LPIPS (lower is better)"] == Mark("absent", "quiet")
+    assert ours["LPIPS (lower is better)"] == ABSENT
     printed = next(row for row in table.rows if row[:2] == ["Story, 5 captions", "GLIDE"])
     assert "0.591" in printed
     gill = next(row for row in table.rows if row[:2] == ["Story, 5 captions", "GILL"])
     assert {"0.612", "0.696"} <= set(map(str, gill))
     assert "One seed" in table.note
-    assert absences(results).facts == {"LPIPS (lower is better)": "no weights are named"}
+    assert absences(results) == {"LPIPS (lower is better)": "no weights are named"}
 
 
 def test_numbers_over_seeds_take_the_place_of_one_run():
@@ -140,10 +151,10 @@ def test_tables_that_were_not_measured_show_the_paper_and_say_so():
     tables = {table.title[:7]: table for table in paper_tables([], {})}
     assert "not measured" in tables["Table 8"].note
     assert any("12.2" in map(str, row) for row in tables["Table 8"].rows)
-    ablations = ablation_tables({"numbers": []})
-    assert [table.title[:7] for table in ablations] == ["Table 3", "Table 4", "Section"]
-    assert all("make ablations" in table.note for table in ablations)
-    assert any("15.93" in map(str, row) for row in ablations[1].rows)
+    assert list(tables) == [*(f"Table {n}" for n in (1, 2, 3, 4)), "Section",
+                            *(f"Table {n}" for n in (5, 6, 7, 8))]  # fmt: skip
+    assert all("make ablations" in tables[name].note for name in ("Table 3", "Table 4", "Section"))
+    assert any("15.93" in map(str, row) for row in tables["Table 4"].rows)
 
 
 def _number(variant, set_, metric, mean, method="gill"):
@@ -161,7 +172,8 @@ def test_ablations_fill_tables_3_and_4():
         _number("r1", "captions", "oracle_attributes", 0.81),
         _number("gill", "captions", "oracle_attributes", 1.0, method="generator"),
     ]
-    third, fourth, _ = ablation_tables({"numbers": numbers})
+    tables = {table.title[:7]: table for table in paper_tables([], {"numbers": numbers})}
+    third, fourth = tables["Table 3"], tables["Table 4"]
     assert third.columns[1] == "one caption: right attributes"
     values = {row[0]: row[1] for row in third.rows}
     assert values == {
@@ -184,15 +196,18 @@ def test_verdicts_are_at_the_top_with_the_numbers_that_decide(seeds, verdict, wo
             "by": {"oracle_attributes": by}}  # fmt: skip
     finding = {"number": 1, "statement": "S", "source": "Table 1", "parts": [part],
                "verdicts": {"oracle_attributes": verdict, "clip_similarity": None}}  # fmt: skip
-    content = {"cells": {"seeds": seeds}, "rule": "R", "findings": [finding]}
-    section = findings_section(content)
-    assert words in section.note
-    overview, details, rule = section.blocks
-    assert rule.facts == {"how a finding is judged": "R"}
+    cells = {"seeds": seeds, "notes": ["a note"]}
+    findings = {"cells": cells, "rule": "by `rule`", "findings": [finding]}
+    html = render(_content(findings=findings), 64)
+    assert words in html
+    assert "a note" in html
+    assert "by <code>rule</code>" in html
     tone = "bad" if verdict else "quiet"
-    assert overview.rows[0][1] == Mark(verdict or "no verdict", tone)
-    assert overview.rows[0][3] is None
-    row = details.rows[0]
-    assert row[0] == "stories (beside)"
-    assert row[2:6] == ["better", 0.7, 0.5, "+0.200 [+0.100, +0.300]"]
-    assert details.rows[1][5] == Mark("not measured", "quiet")
+    mark = f'<span class="mark {tone}">{verdict or "no verdict"}</span>'
+    overview, decided, not_measured = re.findall("<tr><td.*</tr>", html)[:3]
+    assert re.findall("<td[^>]*>(.*?)</td>", overview)[1::2] == [mark, "–"]
+    values = re.findall("<td[^>]*>(.*?)</td>", decided)
+    assert values[:1] + values[2:7] == [
+        "stories (beside)", "better", "0.700", "0.500", "+0.200 [+0.100, +0.300]", mark
+    ]  # fmt: skip
+    assert '<span class="mark quiet">not measured</span>' in not_measured

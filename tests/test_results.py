@@ -67,8 +67,8 @@ def test_missing_and_foreign_files_are_one_clear_line(tmp_path):
         (("table_2", "dialogue_10", "gill", "lpips"), 0.714),
         (("table_3", "captions", "encoder", "fid"), 16.30),
         (("table_3", "story_5_pictures", "mlp", "clip_similarity"), 0.502),
-        (("table_4", "captions", "r=1", "fid"), 15.93),
-        (("table_4", "story_5_pictures", "r=4", "clip_similarity"), 0.642),
+        (("table_4", "captions", "r1", "fid"), 15.93),
+        (("table_4", "story_5_pictures", "r4", "clip_similarity"), 0.642),
         (("table_5", "story_5_pictures", "clip", "recall_at_10"), 0.298),
         (("table_5", "story_5_pictures", "gill", "recall_at_1"), 0.203),
         (("table_6", "decision", "always_generate", "macro_f1"), 0.389),
@@ -89,13 +89,11 @@ def test_published_keys_are_those_of_results():
     metrics = {"clip_similarity", "lpips", "fid", "macro_f1", "bleu_4", "meteor", "vqa_accuracy"}
     metrics |= {"recall_at_1", "recall_at_5", "recall_at_10", "seconds"}
     tables = {*get_args(TableName), "section_5"}
-    for (table, set_, method, metric), one in PUBLISHED.items():
+    for (table, set_, method, metric), number in PUBLISHED.items():
         assert table in tables
         assert metric in metrics
         assert all(part == part.strip() and part for part in (set_, method))
-        assert one.low is None or one.low <= one.value <= one.high
-        assert metric in ("fid", "seconds") or 0 < one.value < 1
+        assert metric in ("fid", "seconds") or 0 < number < 1
     # Tables 1 to 4, section 5, Tables 5 to 8, appendix E.4.
     assert len(PUBLISHED) == 14 + 18 + 10 + 8 + 4 + 9 + 6 + 8 + 9 + 2
-    assert PUBLISHED["table_1", "story_5", "gill", "lpips"].deviation == 0.0008
     assert published("table_1", "story_5_pictures", "generator", "clip_similarity") is None

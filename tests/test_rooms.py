@@ -8,8 +8,8 @@ from workfolder import deciding_modules
 from workfolder.code import imported_modules
 from workfolder.deciding import MODULES
 
-# What each room may import of the others; CONTRIBUTING.md has the same table. `gill_errors` and
-# `gill_progress` may be imported everywhere.
+# What each room may import of the others; CONTRIBUTING.md has the same table. The modules beside
+# the rooms (`gill_errors`, `gill_files` ...) may be imported everywhere.
 ARROWS = {
     "pipeline": set(),
     "cache": set(),

@@ -99,7 +99,7 @@ def test_a_finished_cell_is_not_run_again_and_a_stale_one_is(cells, monkeypatch)
     assert heads.read_bytes() != before
     said = run(*R2)
     assert "nothing to do: trained before" in said
-    assert "nothing to do: evaluated before" in said
+    assert "nothing to do: made before" in said
     assert heads.read_bytes() == before
 
 

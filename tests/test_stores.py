@@ -95,6 +95,28 @@ def test_appended_rows_are_the_only_ones_encoded(first):
     assert MANIFEST.read_bytes() == manifest
 
 
+def test_a_picture_that_vanished_is_left_out_named_and_tried_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _table(ROWS)
+    lines = Path("table.tsv").read_text().splitlines()
+    splits = ["split", *["train"] * (ROWS - 2), "val", "val"]
+    Path("table.tsv").write_text(
+        "".join(f"{line}\t{split}\n" for line, split in zip(lines, splits, strict=True))
+    )
+    shutil.copytree(SHIPPED.visual_encoder, "encoder")
+    _params(training={"steps": 1, "batch_size": 4, "validate_every": 1})
+    for stage in ("prepare-captions", "prepare-backbones"):
+        run(stage)
+    Path(f"{ROWS - 1}.png").rename("away.png")
+    assert f"row {ROWS - 1} failed" in run("precompute-features")
+    assert "1 of them failed and are left out" in run("precompute-features")
+    run("precompute-targets")
+    run("train")  # validated on the other row
+    Path("away.png").rename(f"{ROWS - 1}.png")
+    assert "this run encoded 1 " in run("verify-cache", str(STORE), "--repair")
+    assert "failed" not in run("precompute-features")
+
+
 def test_replaced_weights_are_another_store_and_the_first_stays(first):
     before, kept = _values(), ENCODER.read_bytes()
     weights = load_file(ENCODER)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.batch import CaptionBatch, take_examples
 from pipeline.bridge.checkpoint import BEST, LAST, STATE, CheckpointError, load_heads, read_record
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
@@ -28,16 +28,11 @@ from pipeline.settings import (
     StepDecay,
     TrainingSettings,
 )
-from pipeline.training.loop import (
-    DvcliveLog,
-    NonFiniteLossError,
-    Progress,
-    Stepper,
-    processes,
-    take_examples,
-    train,
-    validate,
-)
+from pipeline.training.distribution import processes
+from pipeline.training.loop import NonFiniteLossError, train
+from pipeline.training.progress import DvcliveLog, TrainingProgress
+from pipeline.training.stepping import Stepper
+from pipeline.training.validation import validate
 from tests.tiny_language_models import NUM_WORDS, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -218,7 +213,7 @@ def test_a_run_learns_logs_and_leaves_its_files(tmp_path):
     assert best.metrics["validation/text_to_image_r1"] == max(recalls.values())
 
     shown = progress[-1]
-    assert isinstance(shown, Progress)
+    assert isinstance(shown, TrainingProgress)
     assert (shown.step, shown.seconds_left) == (60, 0)
     assert 0 < shown.waiting < 1
     words = random_batch(1).offsets[-1] / 4
@@ -258,8 +253,12 @@ def test_validation_is_over_all_rows_at_once():
     assert metrics["image_to_text_r1"] == pytest.approx(hits / 9)
 
 
-def test_dvclive_writes_its_files_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize("repository", ["none", "without a commit"])
+def test_dvclive_writes_its_files_and_nothing_else(tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
+    if repository != "none":
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+        (tmp_path / ".dvc").mkdir()
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     for _ in range(2):  # a resumed run logs everything again
         with DvcliveLog(tmp_path / "live") as log:
@@ -270,7 +269,7 @@ def test_dvclive_writes_its_files_and_nothing_else(tmp_path, monkeypatch):
     assert table == ["step", "loss", "10", "2.5", "20", "1.5"]
     metrics = json.loads((tmp_path / "live/metrics.json").read_text())
     assert metrics == {"train": {"loss": 1.5}, "validation": {"loss": 3.0}, "step": 20}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dvc.yaml", "live"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["dvc.yaml", "live"]
     assert (tmp_path / "dvc.yaml").read_text() == "stages: {}\n"
     assert not list((tmp_path / "live").rglob("dvc.yaml"))
 

@@ -3,12 +3,14 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from gill_errors import WriteFailedError
 from workfolder import (
     WorkFolder,
     WorkFolderError,
@@ -254,11 +256,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(WorkFolderError, match=r"decided_by.json cannot be written \(No space left"):
+    with pytest.raises(
+        WriteFailedError, match=r"decided_by.json cannot be written \(No space left"
+    ):
         work.entry("training", {"r": 2}).begin()
     monkeypatch.setattr(os, "link", full)
-    monkeypatch.setattr("workfolder.entries.shutil.copy2", full)
-    with pytest.raises(WorkFolderError, match=r"x cannot be written \(No space left"):
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(WriteFailedError, match=r"x cannot be written \(No space left"):
         place(entry.folder / "heads", tmp_path / "art" / "x")
     assert entry.finished
 

@@ -32,28 +32,3 @@ from workfolder.entries import (
 )
 from workfolder.inputs import MOST_FILES, bring_from_repository, signature, watch_files
 from workfolder.uses import EntryState, is_free, list_entries, prune
-
-__all__ = [
-    "ASIDE",
-    "MOST_FILES",
-    "Entry",
-    "EntryState",
-    "WorkFolder",
-    "WorkFolderError",
-    "accept_code",
-    "accept_edits",
-    "bring_from_repository",
-    "code_fingerprint",
-    "code_of",
-    "content_of",
-    "deciding_modules",
-    "file_md5",
-    "is_free",
-    "list_entries",
-    "place",
-    "place_link",
-    "prune",
-    "signature",
-    "watch_files",
-    "write_json",
-]

@@ -2,7 +2,8 @@
 
 The modules that a stage's own module imports, and what those import, decide its numbers, unless
 they are named in DOES_NOT_DECIDE: a new module counts until somebody says that it does not. Of each
-module counts its syntax tree without docstrings, messages of exceptions and descriptions of keys.
+module counts its syntax tree without docstrings, messages of exceptions and descriptions of keys;
+and the YAML file or HTML template of the same name beside it.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from workfolder.entries import WorkFolder, write_json
+import yaml
+
+from workfolder.entries import WorkFolder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
 DOES_NOT_DECIDE = (
     # Where and how work runs, what is shown of it, how it is found again.
-    "gill_errors", "gill_progress", "workfolder", "cluster", "doctor", "app",
+    "gill_errors", "gill_files", "gill_progress", "gill_records", "workfolder", "cluster", "doctor",
+    "app",
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
-    "cache.progress", "cache.sharing", "cache.verifying",
+    "cache.sharing", "cache.verifying",
     "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",
     "pipeline.devices", "pipeline.training.progress",
     "stages.init", "stages.stores",
@@ -133,7 +136,14 @@ def _tree(name: str) -> ast.Module:
 
 @functools.cache
 def _module_fingerprint(name: str) -> str:
-    return hashlib.sha256(_canonical(_tree(name)).encode()).hexdigest()
+    counted = _canonical(_tree(name))
+    file = _file(name)
+    assert file is not None
+    if (data := file.with_suffix(".yaml")).is_file():
+        counted += repr(yaml.safe_load(data.read_text(encoding="utf-8")))  # not its comments
+    if (template := file.with_suffix(".html")).is_file():
+        counted += template.read_text(encoding="utf-8")
+    return hashlib.sha256(counted.encode()).hexdigest()
 
 
 def _canonical(node: object) -> str:
@@ -166,7 +176,4 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _accepted(work: WorkFolder) -> dict[str, str]:
-    try:
-        return json.loads((work.root / "accepted.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    return read_json(work.root / "accepted.json", {})

@@ -16,7 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gill_errors import GillError
+from gill_errors import GillError, WriteFailedError
+from gill_files import explained, hash_of, link_or_copy, remove_partial_files, written_whole
+from gill_records import differences
 
 FORMAT = 1
 VARIABLE = "GILL_WORK"
@@ -54,7 +56,7 @@ class WorkFolder:
             found = FORMAT
             try:
                 write_json(marker, {"format": FORMAT})
-            except WorkFolderError as error:
+            except WriteFailedError as error:
                 raise WorkFolderError(
                     f"the work folder: {error}; or name another by run.work or {VARIABLE}"
                 ) from None
@@ -105,10 +107,7 @@ class WorkFolder:
 
     def used(self) -> dict[str, str]:
         """Stage -> KIND/KEY that this workspace used last."""
-        try:
-            return json.loads(self._uses.read_text(encoding="utf-8"))["entries"]
-        except (OSError, ValueError, KeyError):
-            return {}
+        return read_json(self._uses, {"entries": {}})["entries"]
 
     def note_use(self, stage: str, entry: Entry) -> None:
         """Remember that this workspace uses the entry for a stage."""
@@ -138,10 +137,7 @@ class Entry:
     @property
     def finished(self) -> dict[str, Any] | None:
         """outputs (name -> MD5), summary, seconds; None while it is not finished."""
-        try:
-            return json.loads((self.folder / "finished.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return read_json(self.folder / "finished.json", None)
 
     @property
     def begun(self) -> bool:
@@ -149,7 +145,8 @@ class Entry:
         return (self.folder / "decided_by.json").is_file()
 
     def begin(self) -> None:
-        """Make its folder, with what decides it."""
+        """Make its folder, with what decides it; what a killed run left half-written goes."""
+        remove_partial_files(self.folder)
         write_json(self.folder / "decided_by.json", self.decided_by)
 
     def finish(self, outputs: Iterable[str], seconds: float, **summary: Any) -> None:
@@ -177,6 +174,14 @@ class Entry:
             self.finish(outputs, time.monotonic() - began)
             return False
 
+    def provide(self, stage: str, places: Mapping[str, Path], make: Callable[[], object]) -> None:
+        """Have outputs (name in the folder -> its place) made once and put there, for a stage."""
+        if self.make_once(places, make):
+            print(f"nothing to do: made before, in {self.folder}")
+        for name, target in places.items():
+            place(self.folder / name, target)
+        self.work.note_use(stage, self)
+
     def put_aside(self) -> Path:
         """Rename what is there, so that it can be made anew; gives its new place."""
         number = 1
@@ -195,10 +200,7 @@ class Entry:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            try:
-                other = json.loads(holder.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                other = {"pid": "?", "host": "?", "workspace": "?"}
+            other = read_json(holder, {"pid": "?", "host": "?", "workspace": "?"})
             print(
                 f"{self.kind}: waiting for process {other['pid']} on {other['host']}, which makes "
                 f"the same for {other['workspace']}",
@@ -236,7 +238,10 @@ class Entry:
 
     def differences(self, other: Entry) -> list[str]:
         """`key: theirs -> ours` wherever another entry was decided by something else."""
-        return list(_differences(other.decided_by, self.decided_by))
+        return [
+            f"{key} {_short(theirs)} -> {_short(ours)}"
+            for key, theirs, ours in differences(other.decided_by, self.decided_by)
+        ]
 
     def explain_absence(self, stage: str) -> str:
         """Why nothing finished can be taken: what differs from what this workspace used last."""
@@ -266,9 +271,9 @@ def place(source: Path, target: Path) -> None:
         remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, copy_function=_link_or_copy)
+            shutil.copytree(source, target, copy_function=link_or_copy)
         else:
-            _link_or_copy(str(source), str(target))
+            link_or_copy(source, target)
 
 
 def place_link(source: Path, target: Path) -> None:
@@ -283,14 +288,19 @@ def place_link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.link")
     part.unlink(missing_ok=True)
+    make_link(part, source.resolve())
+    os.replace(part, target)
+
+
+def make_link(place: Path, source: Path) -> None:
+    """Make `place` a symbolic link. Raises WorkFolderError where there are none."""
     try:
-        part.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+        place.symlink_to(source)
     except OSError as error:
         raise WorkFolderError(
-            f"{target.parent} lies on a file system without symbolic links ({error.strerror}): put "
+            f"{place.parent} lies on a file system without symbolic links ({error.strerror}): put "
             "the workspace on another"
         ) from None
-    os.replace(part, target)
 
 
 def remove(path: Path) -> None:
@@ -303,8 +313,7 @@ def remove(path: Path) -> None:
 
 def file_md5(path: Path) -> str:
     """MD5 in hex, as DVC writes it in dvc.lock."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return hash_of(path, "md5")
 
 
 def content_of(path: Path) -> dict[str, str]:
@@ -315,42 +324,18 @@ def content_of(path: Path) -> dict[str, str]:
     return {file.relative_to(path).as_posix(): file_md5(file) for file in files}
 
 
+def read_json(path: Path, otherwise: Any) -> Any:
+    """The content of a JSON file, or something else where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return otherwise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path), written_whole(path) as part:
         part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(part, path)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Say what could not be written, and what to do: a full disk, a folder that is read-only."""
-    try:
-        yield
-    except WorkFolderError:
-        raise
-    except OSError as error:
-        raise WorkFolderError(
-            f"{path} cannot be written ({error.strerror or error}): give permission or room. What "
-            "is finished stays finished"
-        ) from None
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-    elif old != new:
-        yield f"{where} {_short(old)} -> {_short(new)}"
 
 
 def _short(value: Any) -> str:

@@ -13,8 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from gill_errors import GillError
-from workfolder.entries import repository_of
+from workfolder.entries import make_link, repository_of
 
 MOST_FILES = 50_000
 """More files in one folder are not watched: DVC would take minutes at every command."""
@@ -24,7 +23,7 @@ def watch_files(folder: Path, named: Mapping[str, str | Path | None]) -> list[st
     """Make `folder` hold links to exactly the files behind `named` (name -> file or folder).
 
     What is None or does not exist is left out. Gives a line for every folder too large to be
-    watched. Raises GillError where there are no links.
+    watched. Raises WorkFolderError where there are no links.
     """
     links: dict[Path, Path] = {}
     notes = []
@@ -90,14 +89,7 @@ def _make_links(folder: Path, links: Mapping[Path, Path]) -> None:
             old.unlink()
         elif old.is_dir() and not old.is_symlink() and not any(old.iterdir()):
             old.rmdir()
-    for link, source in links.items():
-        if link.is_symlink():
-            continue
-        link.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            link.symlink_to(source)
-        except OSError as error:
-            raise GillError(
-                f"{folder} lies on a file system without symbolic links ({error.strerror}): put "
-                "the workspace on another"
-            ) from None
+    for place, source in links.items():
+        if not place.is_symlink():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            make_link(place, source)

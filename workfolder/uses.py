@@ -53,7 +53,8 @@ def list_entries(work: WorkFolder) -> list[EntryState]:
             finished = entry.finished
             if finished is not None:
                 state = "finished"
-                users += sorted({hashes[h] for h in finished["outputs"].values() if h in hashes})
+                named = {hashes[h] for h in finished["outputs"].values() if h in hashes}
+                users += sorted(named - {*users})
             elif entry.is_held():
                 state = "in work"
         found.append(EntryState(entry, folder, size, time.time() - newest, state, tuple(users)))

@@ -24,15 +24,8 @@ class MetricUnavailable(GillError, RuntimeError):  # noqa: N818
     """
 
 
-class MeanAndError(NamedTuple):
-    """A mean over examples and its standard error; None where one example gives no error."""
-
-    mean: float
-    standard_error: float | None
-
-
 class MeanAndDeviation(NamedTuple):
-    """A mean over seeds and the deviation between seeds; None where there is one seed."""
+    """A mean and the deviation around it; None where there is one value."""
 
     mean: float
     deviation: float | None
@@ -96,18 +89,6 @@ def _unit(vectors: Float[Tensor, "B e"], name: str) -> Float[Tensor, "B e"]:
     return vectors / lengths
 
 
-def mean_and_standard_error(values: Sequence[float] | np.ndarray | Tensor) -> MeanAndError:
-    """Mean over examples, and s / sqrt(n) with s the deviation over n - 1.
-
-    Raises:
-        ValueError: no value, NaN or infinity among them.
-    """
-    array = _finite(values)
-    if len(array) == 1:
-        return MeanAndError(float(array[0]), None)
-    return MeanAndError(float(array.mean()), float(array.std(ddof=1) / np.sqrt(len(array))))
-
-
 def mean_and_deviation(values: Sequence[float] | np.ndarray | Tensor) -> MeanAndDeviation:
     """Mean over random seeds, and the sample deviation (over n - 1) between them.
 
@@ -124,6 +105,18 @@ def mean_and_deviation(values: Sequence[float] | np.ndarray | Tensor) -> MeanAnd
     return MeanAndDeviation(
         float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
     )
+
+
+def mean_and_standard_error(
+    values: Sequence[float] | np.ndarray | Tensor,
+) -> tuple[float, float | None]:
+    """Mean over examples, and its standard error: the deviation over sqrt(n).
+
+    Raises:
+        ValueError: as `mean_and_deviation`.
+    """
+    mean, deviation = mean_and_deviation(values)
+    return mean, None if deviation is None else float(deviation / np.sqrt(len(values)))
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray | Tensor, seed: int) -> Interval:

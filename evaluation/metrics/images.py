@@ -73,23 +73,12 @@ def frechet_distance(
     return max(0.0, float(distance))
 
 
-def frechet_inception_distance(
-    generated: Float[Tensor, "N 2048"], real: Float[Tensor, "M 2048"]
-) -> float:
-    """FID (Tables 3, 4 and 8) from features of `InceptionFeatures`.
+class InceptionFeatures:
+    """The network of FID (Tables 3, 4 and 8): pictures to features of 2048 for `frechet_distance`.
 
     Convention: torch-fidelity's port of the 2015-12-05 TensorFlow Inception, pool_3 features, 8-bit
     RGB resized to 299x299 as TensorFlow 1 does, unbiased covariances. The paper takes 30 000
     pictures for COCO and does not name its implementation; conventions differ by tenths.
-
-    Raises:
-        ValueError: as `frechet_distance`.
-    """
-    return frechet_distance(generated, real)
-
-
-class InceptionFeatures:
-    """The network of FID: pictures to features of 2048.
 
     Args:
         weights: Inception of FID, from torch-fidelity or pytorch-fid.

@@ -7,47 +7,14 @@ VisDial, VQA and PartiPrompts, all but two come out equal; they have an emoticon
 """
 
 import re
+from pathlib import Path
 
-PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""Left out. Brackets and runs such as "!!" stay, as they do in the reference's output."""
+import yaml
 
-_SPELLED_OUT = str.maketrans(
-    {
-        "\u2018": "'",
-        "\u2019": "'",
-        "\u201c": '"',
-        "\u201d": '"',
-        "\u2013": "--",
-        "\u2014": "--",
-        "\u2026": "...",
-    }
-)
-_RENAMED = {
-    "(": "-lrb-",
-    ")": "-rrb-",
-    "[": "-lsb-",
-    "]": "-rsb-",
-    "{": "-lcb-",
-    "}": "-rcb-",
-    '"': "''",
-    "\u00a3": "#",
-}
-_TWO_WORDS = {
-    "cannot": ["can", "not"],
-    "gonna": ["gon", "na"],
-    "gotta": ["got", "ta"],
-    "wanna": ["wan", "na"],
-    "gimme": ["gim", "me"],
-    "lemme": ["lem", "me"],
-}
-# Titles and names, streets, companies, units, the calendar, Latin, states.
-_KEEP_THEIR_DOT = """
-mr mrs ms messrs dr drs prof rev gen col capt lt sgt sen rep gov hon pres jr sr esq st mt ft ave
-blvd rd bldg dept univ inc co corp ltd bros assn mfg intl natl sq tel vs etc al est jan feb mar apr
-jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri ala ariz calif colo conn fla ind kan
-mich minn mont neb nev okla tenn va wis
-"""
-_ABBREVIATIONS = "|".join(_KEEP_THEIR_DOT.split())
+_WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_PUNCTUATION = frozenset(_WORDS["punctuation"])
+_SPELLED_OUT = str.maketrans(_WORDS["spelled_out"])
+_ABBREVIATIONS = "|".join(_WORDS["keep_their_dot"].split())
 
 _TOKEN = re.compile(
     rf"""
@@ -82,7 +49,7 @@ def treebank_words(caption: str) -> list[str]:
     text = caption.translate(_SPELLED_OUT).lower()
     words: list[str] = []
     for token in _TOKEN.findall(text):
-        words += _TWO_WORDS.get(token, [_RENAMED.get(token, token)])
+        words += _WORDS["two_words"].get(token, [_WORDS["renamed"].get(token, token)])
     return [
-        word for word in words if word not in PUNCTUATION and not _DOTS_OR_DASHES.fullmatch(word)
+        word for word in words if word not in _PUNCTUATION and not _DOTS_OR_DASHES.fullmatch(word)
     ]

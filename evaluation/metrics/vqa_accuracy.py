@@ -7,33 +7,19 @@ normalization described in the VQA repo".
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
+
+import yaml
 
 from gill_errors import InputError
 
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(
-        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    )
-} | {"none": "0"}
-_ARTICLES = frozenset(["a", "an", "the"])
-
-# Words whose apostrophe is restored. Those that are words without it too ("its", "well", "were")
-# are not in the official table.
-_WITH_APOSTROPHE = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
-haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
-mightn't've must've mustn't needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
-shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
-someone's something'd something'd've something'll that's there'd there'd've there're there's
-they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
-won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-"""
+_WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_NUMBERS: dict[str, str] = _WORDS["numbers"]
+_ARTICLES = frozenset(_WORDS["articles"])
 _CONTRACTIONS = {
     word[:at] + word[at + 1 :]: word
-    for word in _WITH_APOSTROPHE.split()
+    for word in _WORDS["with_apostrophe"].split()
     for at, letter in enumerate(word)
     if letter == "'"
 } | {"somebody'd": "somebodyd"}  # The other way round, in the official table too.

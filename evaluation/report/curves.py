@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 
@@ -22,16 +22,16 @@ _INK = {False: "#1d2330", True: "#e6e9ef"}
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one line; `low` and `high` are the ends of an interval around each."""
+    """Points of one line."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-    style: Literal["line", "published"] = "line"
-    colour: int | None = None
-    """The number of a colour that another line has too; None: the next one."""
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    """The lower and the upper ends of an interval around each."""
+    is_published: bool = False
+    colour: int = 0
+    """The number of a colour that another line may have too."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Curves:
     x_label: str
     y_label: str
     lines: Sequence[Line]
-    note: str = ""
 
 
 def draw(curves: Curves, *, dark: bool) -> str:
@@ -60,10 +59,8 @@ def draw(curves: Curves, *, dark: bool) -> str:
     }
     with matplotlib.rc_context(settings):
         figure, axes = plt.subplots(figsize=(5.2, 3.2))
-        for place, line in enumerate(curves.lines):
-            _draw_line(
-                axes, line, _COLOURS[dark][(place if line.colour is None else line.colour) % 4]
-            )
+        for line in curves.lines:
+            _draw_line(axes, line, _COLOURS[dark][line.colour])
         axes.set_xlabel(curves.x_label)
         axes.set_ylabel(curves.y_label)
         axes.grid(alpha=0.25)
@@ -85,7 +82,7 @@ def draw(curves: Curves, *, dark: bool) -> str:
 
 
 def _draw_line(axes: plt.Axes, line: Line, colour: str) -> None:
-    if line.style == "published":
+    if line.is_published:
         axes.plot(
             line.x, line.y, "--", label=line.name, color=colour, linewidth=0.8, alpha=0.9,
             marker="D", markersize=5, markerfacecolor="none",
@@ -95,5 +92,5 @@ def _draw_line(axes: plt.Axes, line: Line, colour: str) -> None:
     axes.plot(
         line.x, line.y, label=line.name, color=colour, linewidth=1.6, marker=marker, markersize=4
     )
-    if line.low is not None and line.high is not None:
-        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+    if line.band is not None:
+        axes.fill_between(line.x, *line.band, color=colour, alpha=0.18, linewidth=0)

@@ -10,14 +10,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from evaluation.published import PUBLISHED
-from evaluation.report.html import Facts, Mark, Table, Value
-from evaluation.report.words import METRICS, NOTES, TABLES, method_name, set_name
+from evaluation.report.words import METHODS, METRICS, TABLES, set_name
 from evaluation.results import Result
 from evaluation.variants import BASELINE
 
 # Metrics of which the tables show only some: the others are in results.json.
 _HIDDEN = ("f1_gen", "f1_ret", "bleu_1", "bleu_2", "bleu_3")
+ABSENT = Markup('<span class="mark quiet">absent</span>')
+
+Place = tuple[str, str, str]
+"""Set, method (or variant) and metric."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under column names, None where there is nothing; `note` says what was run on what."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | None]]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,56 +49,66 @@ class Number:
     examples: int
     of: int
     seeds: int
-    absent: str | None
     low: float | None = None
     high: float | None = None
+
+    @property
+    def shown(self) -> str:
+        """The value and what it is uncertain by."""
+        if self.value is None:
+            return ABSENT
+        digits = 4 if self.metric == "seconds" else 3 if abs(self.value) < 100 else 1
+        text = f"{self.value:.{digits}f}"
+        return text if self.spread is None else f"{text} ± {self.spread:.{digits}f}"
 
 
 def numbers_of(table: str, results: Sequence[Result], findings: Mapping[str, Any]) -> list[Number]:
     """Our numbers of a table: over seeds where there are several, else of the main run."""
-    found = [
+    of_run = [
         Number(
             r.set, r.title, r.method, r.metric, r.value, r.standard_error,
-            r.examples, r.of, 1, r.absent, r.low, r.high,
+            r.examples, r.of, 1, r.low, r.high,
         )
         for r in results
         if r.table == table
     ]  # fmt: skip
-    over = [
+    of_seeds = [
         over_seeds(row)
         for row in findings.get("numbers", ())
         if row["variant"] == BASELINE and row["table"] == table and len(row["values"]) > 1
     ]
-    better = {(one.set, one.method, one.metric): one for one in over}
-    found = [better.pop((one.set, one.method, one.metric), one) for one in found]
-    return found + list(better.values())
+    return list({(n.set, n.method, n.metric): n for n in (*of_run, *of_seeds)}.values())
 
 
 def over_seeds(row: Mapping[str, Any]) -> Number:
     """A number of findings.json."""
     return Number(
         row["set"], row["title"], row["method"], row["metric"], row["mean"], row["deviation"],
-        row["examples"], row["of"], len(row["values"]), row["absent"], row["low"], row["high"],
+        row["examples"], row["of"], len(row["values"]), row["low"], row["high"],
     )  # fmt: skip
 
 
 def paper_tables(results: Sequence[Result], findings: Mapping[str, Any]) -> list[Table]:
-    """Tables 1, 2, 5 to 8, the latency and what has no number in the paper."""
+    """Tables 1 to 8, section 5, the latency and what has no number in the paper."""
     tables = []
-    for name, title in TABLES.items():
+    for name, words in TABLES.items():
+        if "variants" in words:
+            tables.append(_ablation(name, findings))
+            continue
         numbers = [n for n in numbers_of(name, results, findings) if n.metric not in _HIDDEN]
+        note = words.get("note", "")
         if numbers:
-            tables.append(compared(title, name, numbers, NOTES.get(name, "")))
+            tables.append(compared(words["title"], name, numbers, note))
         elif name.startswith("table_"):
             why = "not measured in this run: see the section on the real sets"
-            tables.append(compared(title, name, [], f"{NOTES.get(name, '')} Ours: {why}."))
+            tables.append(compared(words["title"], name, [], f"{note} Ours: {why}."))
     return tables
 
 
 def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Table:
     """One row per context and method; per metric ours and, where it is printed, the paper's."""
-    printed = {key[1:]: one.value for key, one in PUBLISHED.items() if key[0] == table}
-    ours = {(one.set, one.method, one.metric): one for one in numbers}
+    printed = _printed(table)
+    ours = {(one.set, one.method, one.metric): one.shown for one in numbers}
     metrics = [
         metric
         for metric in _ordered((key[2] for key in (*ours, *printed)), METRICS)
@@ -93,26 +118,67 @@ def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Ta
     with_paper = {metric for _, _, metric in printed}
     columns = ["", "who", "examples"]
     for metric in metrics:
-        name = METRICS.get(metric, metric)
-        columns += [name, "paper"] if metric in with_paper else [name]
+        columns += [METRICS.get(metric, metric), *["paper"] * (metric in with_paper)]
     titles = {one.set: one.title for one in numbers}
-    rows: list[list[Value]] = []
+    rows = []
     for set_, method in _pairs(ours, printed):
-        row: list[Value] = [titles.get(set_, set_name(set_)), method_name(method)]
+        row: list[str | None] = [titles.get(set_, set_name(set_)), METHODS.get(method, method)]
         row.append(_examples([n for n in numbers if (n.set, n.method) == (set_, method)]))
         for metric in metrics:
-            row.append(_ours(ours.get((set_, method, metric))))
+            row.append(ours.get((set_, method, metric)))
             if metric in with_paper:
-                row.append(_printed(printed.get((set_, method, metric))))
+                row.append(printed.get((set_, method, metric)))
         rows.append(row)
     return Table(title, columns, rows, f"{note} {spread_note(numbers)}".strip())
 
 
+def _ablation(table: str, findings: Mapping[str, Any]) -> Table:
+    """Table 3, 4 or section 5: a row per variant; without ablations it says how to get them."""
+    words, printed = TABLES[table], _printed(table)
+    rows = findings.get("numbers", ())
+    note = "Ours: not measured yet; `make ablations` trains them (about ten minutes)."
+    ours: dict[Place, Number] = {}
+    if any(row["variant"] != BASELINE or row["method"] == "generator" for row in rows):
+        note = ""
+        for row in rows:
+            # The generator alone counts as a variant of its own.
+            variant = row["variant"] if row["method"] == "gill" else row["method"]
+            if variant in words["variants"] and row["mean"] is not None:
+                ours[row["set"], variant, row["metric"]] = over_seeds(row)
+    measured = {(set_, metric) for set_, _, metric in ours}
+    shown = [
+        (set_, metric)
+        for set_ in ("captions", "story_5", "story_5_pictures")
+        for metric in ("oracle_attributes", "clip_similarity", "fid")
+        if (set_, metric) in measured
+    ]
+    on_paper = [
+        (set_, metric)
+        for set_, metric in (("captions", "fid"), ("story_5_pictures", "clip_similarity"))
+        if any((set_, variant, metric) in printed for variant in words["variants"])
+    ]
+    columns = ["", *(f"{set_name(set_)}: {METRICS[metric]}" for set_, metric in shown)]
+    columns += [
+        f"paper, {'CC3M' if set_ == 'captions' else 'VIST'}: {METRICS[metric]}"
+        for set_, metric in on_paper
+    ]
+    texts = {place: number.shown for place, number in ours.items()}
+    body = [
+        [
+            name,
+            *(texts.get((set_, variant, metric)) for set_, metric in shown),
+            *(printed.get((set_, variant, metric)) for set_, metric in on_paper),
+        ]
+        for variant, name in words["variants"].items()
+    ]
+    used = [n for (set_, _, metric), n in ours.items() if (set_, metric) in shown]
+    return Table(words["title"], columns, body, f"{note} {spread_note(used)}".strip())
+
+
 def spread_note(numbers: Sequence[Number]) -> str:
     """What stands behind ±."""
-    shown = [one for one in numbers if one.value is not None]
+    seeds = {one.seeds for one in numbers if one.value is not None and one.spread is not None}
     parts = []
-    seeds = {one.seeds for one in shown if one.spread is not None}
     if 1 in seeds:
         parts.append("One seed; ± standard error over examples.")
     if max(seeds, default=1) > 1:
@@ -120,27 +186,27 @@ def spread_note(numbers: Sequence[Number]) -> str:
     return " ".join(parts)
 
 
-def absences(results: Sequence[Result]) -> Facts:
+def absences(results: Sequence[Result]) -> dict[str, str]:
     """Why a number of ours is absent, once for every metric."""
     why: dict[str, str] = {}
     for result in results:
         if result.absent:
-            who = f", {method_name(result.method)}" if result.metric == "macro_f1" else ""
+            method = METHODS.get(result.method, result.method)
+            who = f", {method}" if result.metric == "macro_f1" else ""
             why.setdefault(METRICS.get(result.metric, result.metric) + who, result.absent)
-    return Facts(why, "Why a number is absent")
+    return why
 
 
-def _pairs(
-    ours: Mapping[tuple[str, str, str], Number], printed: Mapping[tuple[str, str, str], float]
-) -> list[tuple[str, str]]:
+def _printed(table: str) -> dict[Place, str]:
+    return {key[1:]: f"{number:g}" for key, number in PUBLISHED.items() if key[0] == table}
+
+
+def _pairs(ours: Iterable[Place], printed: Iterable[Place]) -> list[tuple[str, str]]:
     """(set, method) in the order of ours, other printed models first within their set."""
-    sets = dict.fromkeys([key[0] for key in ours] + [key[0] for key in printed])
-    pairs = []
-    for name in sets:
-        mine = dict.fromkeys(key[1] for key in ours if key[0] == name)
-        others = dict.fromkeys(k[1] for k in printed if k[0] == name and k[1] not in mine)
-        pairs += [(name, method) for method in (*others, *mine)]
-    return pairs
+    mine = dict.fromkeys(key[:2] for key in ours)
+    others = dict.fromkeys(key[:2] for key in printed if key[:2] not in mine)
+    sets = dict.fromkeys(set_ for set_, _ in (*mine, *others))
+    return [pair for name in sets for pair in (*others, *mine) if pair[0] == name]
 
 
 def _ordered(names: Iterable[str], order: Mapping[str, str]) -> list[str]:
@@ -148,24 +214,8 @@ def _ordered(names: Iterable[str], order: Mapping[str, str]) -> list[str]:
     return [n for n in order if n in found] + [n for n in found if n not in order]
 
 
-def _examples(numbers: Sequence[Number]) -> Value:
+def _examples(numbers: Sequence[Number]) -> str | None:
     if not numbers:
         return None
     one = numbers[0]
     return str(one.examples) if one.examples == one.of else f"{one.examples} of {one.of}"
-
-
-def _ours(number: Number | None) -> Value:
-    if number is None:
-        return None
-    if number.value is None:
-        return Mark("absent", "quiet")
-    digits = 3 if abs(number.value) < 100 else 1
-    if number.metric == "seconds":
-        digits = 4
-    text = f"{number.value:.{digits}f}"
-    return text if number.spread is None else f"{text} ± {number.spread:.{digits}f}"
-
-
-def _printed(value: float | None) -> Value:
-    return None if value is None else f"{value:g}"

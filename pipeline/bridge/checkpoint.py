@@ -11,21 +11,21 @@ one step and what lies in it belongs together. Nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gill_errors import GillError
+from gill_files import force_to_disk, hash_of, written_whole
+from gill_records import Record, differences
 from pipeline.bridge.heads import Heads, HeadSizes
 
 CurvePoint = dict[str, int | float]
@@ -42,10 +42,8 @@ class CheckpointError(GillError):
     """A checkpoint that is missing, damaged or made for something else; the message says what."""
 
 
-class CheckpointRecord(BaseModel):
+class CheckpointRecord(Record):
     """What a set of trained tensors is, and what made it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["gill-heads-1"] = "gill-heads-1"
     sizes: HeadSizes
@@ -109,15 +107,7 @@ def load_heads(
 def put_tensors(heads: Heads, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy `tensors` into `heads`. Raises CheckpointError naming all that do not fit."""
     own = heads.state_dict()
-    problems = [f"missing {name} {list(own[name].shape)}" for name in own.keys() - tensors.keys()]
-    problems += [
-        f"unknown {name} {list(tensors[name].shape)}" for name in tensors.keys() - own.keys()
-    ]
-    problems += [
-        f"{name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
+    problems = misfits(tensors, own)
     problems += [
         f"{name} is {tensors[name].dtype}, expected {tensor.dtype}"
         for name, tensor in own.items()
@@ -126,6 +116,20 @@ def put_tensors(heads: Heads, tensors: Mapping[str, Tensor], path: Path) -> None
     if problems:
         raise CheckpointError(f"{path}: " + "; ".join(sorted(problems)))
     heads.load_state_dict(dict(tensors))
+
+
+def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How tensors differ from the expected ones in names and shapes, one phrase each."""
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    return [
+        *(f"missing {name} {list(expected[name].shape)}" for name in missing),
+        *(f"unknown {name} {list(tensors[name].shape)}" for name in unknown),
+        *(
+            f"{name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ),
+    ]
 
 
 def read_record(path: str | Path) -> CheckpointRecord:
@@ -170,7 +174,7 @@ def load_state(path: str | Path) -> TrainingState:
     return TrainingState(_parse_record(path, metadata), data=data, curve=curve, **groups)
 
 
-def differences(there: CheckpointRecord, here: CheckpointRecord) -> list[str]:
+def unlike_run(there: CheckpointRecord, here: CheckpointRecord) -> list[str]:
     """How the making of a checkpoint differs from this run, one sentence each."""
     found = _differing_sizes(there.sizes, here.sizes)
     found += _differing_backbones(there.backbones, here.backbones)
@@ -191,39 +195,21 @@ def _differing_backbones(there: Mapping[str, str], here: Mapping[str, str]) -> l
 
 
 def _differing_values(prefix: str, there: Any, here: Any) -> list[str]:
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        absent = "absent"
-        return [
-            difference
-            for key in sorted(there.keys() | here.keys())
-            for difference in _differing_values(
-                f"{prefix}{key}.", there.get(key, absent), here.get(key, absent)
-            )
-        ]
-    # What was read back from JSON holds lists where a model holds tuples.
-    if json.dumps(there) == json.dumps(here):
-        return []
-    return [f"{prefix.rstrip('.')} is {there} in the checkpoint, {here} here"]
+    # As JSON: what was read back from it holds lists where a model holds tuples.
+    found = differences(json.loads(json.dumps(there)), json.loads(json.dumps(here)))
+    return [
+        f"{prefix}{key} is {theirs} in the checkpoint, {ours} here" for key, theirs, ours in found
+    ]
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write beside `path`, force to disk, rename over it: a reader sees the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     # One entry: safetensors keeps no order among several, and equal contents shall be equal bytes.
     text = json.dumps(metadata, allow_nan=False)
-    try:
+    with written_whole(path) as part:
         save_file(tensors, part, metadata={_METADATA: text})
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        force_to_disk(part)
+    force_to_disk(path.parent)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -275,5 +261,4 @@ def put_optimizer_tensors(
 
 def fingerprint_heads(path: Path) -> str:
     """SHA-256 of a checkpoint file: what an index was built with."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hash_of(path)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from gill_errors import InputError
+from gill_records import Record
 from pipeline.bridge.mapper import MAPPERS
 from pipeline.settings import MapperSizes
 
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
     from pipeline.frozen.language_model import LanguageModel
 
 
-class HeadSizes(BaseModel):
+class HeadSizes(Record):
     """Widths of the trained parts; the letters are the paper's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     d: int = Field(gt=0, description="width of the visual encoder's pooled vector")
     e: int = Field(gt=0, description="width of the language model's embedding rows")

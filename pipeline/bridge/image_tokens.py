@@ -6,7 +6,6 @@ the [IMG] tokens the ids n, n + 1, ..., n + r - 1:
     n = 601, r = 3:   [IMG1] = 601, [IMG2] = 602, [IMG3] = 603
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,37 +19,6 @@ if TYPE_CHECKING:
 def image_token_ids(num_rows: int, r: int) -> list[int]:
     """Ids of [IMG1] ... [IMGr]. `image_token_ids(601, 3)` is `[601, 602, 603]`."""
     return list(range(num_rows, num_rows + r))
-
-
-def find_image_tokens(ids: Sequence[int], num_rows: int, r: int) -> list[int]:
-    """Where each complete run [IMG1] ... [IMGr] begins.
-
-    `find_image_tokens([5, 601, 602, 7, 601], num_rows=601, r=2)` is `[1]`: the last is cut short.
-    """
-    run = image_token_ids(num_rows, r)
-    ids = list(ids)
-    return [i for i in range(len(ids) - r + 1) if ids[i : i + r] == run]
-
-
-def force_image_tokens(
-    logits: Float[Tensor, "B V"], previous: Int64[Tensor, " B"], num_rows: int, r: int
-) -> Float[Tensor, "B V"]:
-    """Logits under which [IMG2..r] follow [IMG1] and never come otherwise (section 3.2).
-
-    Args:
-        logits: next-token logits over the frozen rows and then the r [IMG] rows.
-        previous: the id chosen before, one per sequence.
-
-    Returns:
-        New logits. After [IMGi], i < r, every id but [IMGi+1] is -inf; elsewhere [IMG2..r] are
-        -inf. [IMG1] is left to compete with the words.
-    """
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    inside = (previous >= num_rows) & (previous < num_rows + r - 1)
-    successor = ids[None, :] == previous[:, None] + 1
-    later = (ids > num_rows) & (ids < num_rows + r)
-    banned = torch.where(inside[:, None], ~successor, later[None, :])
-    return logits.masked_fill(banned, float("-inf"))
 
 
 def embed_with_image_tokens(

@@ -59,7 +59,7 @@ class _CrossEntropySum(torch.autograd.Function):
         words = _sweep(hidden, targets, output_rows, output_bias, ctx.needs_input_grad[0])
         images = image_embeddings.to(hidden.dtype)
         image_logits = at_least_float32(hidden @ images.T)
-        normaliser = torch.logaddexp(words.logsumexp, _logsumexp(image_logits))
+        normaliser = torch.logaddexp(words.logsumexp, image_logits.logsumexp(1))
         chosen = _choose(words.chosen, image_logits, targets - len(output_rows))
 
         # d(sum)/d(image logits): the softmax of the [IMG] rows less the one-hot target.
@@ -106,7 +106,7 @@ def constant_cross_entropy_sum(
         words = _sweep(hidden, targets, output_rows, output_bias, want_expected=False)
     image_logits = at_least_float32(hidden @ image_embeddings.to(hidden.dtype).T)
     chosen = _choose(words.chosen, image_logits, targets - len(output_rows))
-    return (torch.logaddexp(words.logsumexp, _logsumexp(image_logits)) - chosen).sum()
+    return (torch.logaddexp(words.logsumexp, image_logits.logsumexp(1)) - chosen).sum()
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,6 @@ def _sweep(
         top = new_top
     expected = None if weighted is None else weighted.div_(total[:, None])
     return _Words(top + total.log(), chosen, expected)
-
-
-def _logsumexp(logits: Tensor) -> Tensor:
-    if logits.shape[1] == 0:
-        return logits.new_full((len(logits),), float("-inf"))
-    return torch.logsumexp(logits, dim=1)
 
 
 def _choose(words: Tensor, image_logits: Tensor, image: Tensor) -> Tensor:

@@ -94,11 +94,16 @@ class MultimodalLanguageModel(nn.Module):
     @torch.no_grad()
     def conditioning(self, hidden: Float[Tensor, "B r e"], batch_size: int = 64) -> Conditioning:
         """What the frozen generator reads in place of its own text encoder's output."""
-        parts = hidden.split(batch_size)
-        embedding = torch.cat([self.generation_embedding(part) for part in parts])
-        if self.heads.pooled_projection is None:
-            return Conditioning(embedding)
-        return Conditioning(embedding, torch.cat([self.generation_pooled(part) for part in parts]))
+        has_pooled = self.heads.pooled_projection is not None
+        return Conditioning.join(
+            [
+                Conditioning(
+                    self.generation_embedding(part),
+                    self.generation_pooled(part) if has_pooled else None,
+                )
+                for part in hidden.split(batch_size)
+            ]
+        )
 
     def text_query(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B p"]:
         """The retrieval query: W_t2i on the hidden state of [IMG1], normalised."""

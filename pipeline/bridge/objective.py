@@ -176,7 +176,7 @@ def example_losses(
     parts of a batch, with the batch's divisors, the shares are its losses. Raises as
     `training_losses`.
     """
-    _refuse_unfit(gill, objective)
+    _refuse_float16(gill)
     captioning = image_token = generation = pooled = zero = gill.heads.logit_scale.new_zeros(())
     if objective.captioning_weight:
         captioning = _captioning_sum(gill, batch, objective, draws.captioning) / divisors.captioning
@@ -251,7 +251,7 @@ def _supervises_captions(objective: Objective) -> bool:
     return objective.image_token_targets == "caption_and_image_token"
 
 
-def _refuse_unfit(gill: MultimodalLanguageModel, objective: Objective) -> None:
+def _refuse_float16(gill: MultimodalLanguageModel) -> None:
     if gill.language_model.dtype == torch.float16:
         raise InputError(
             "the language model is in float16, in which gradients underflow: train with bfloat16 "

@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor, nn
+from jaxtyping import Float
+from pydantic import ValidationError
+from torch import Tensor
 
 from gill_errors import GillError
+from gill_records import Record
+from pipeline.bridge.checkpoint import misfits
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.settings import MapperSizes
 
@@ -37,14 +40,22 @@ DECISION_CLASSES = ("generate", "retrieve")
 """The released classifier's outputs 0 and 1; its input is the hidden state of [IMG1]."""
 
 
+_SIZES = {
+    "k": "n_visual_tokens",
+    "p": "ret_emb_dim",
+    "D": "gen_emb_dim",
+    "r": "num_tokens",
+    "L": "num_clip_tokens",
+}
+"""Our letters, and what the released arguments call them."""
+
+
 class UpstreamError(GillError):
     """A released file that is missing, unreadable or of another layout; the message says which."""
 
 
-class ReleasedArguments(BaseModel):
+class ReleasedArguments(Record):
     """`model_args.json`. The values fixed here are those of the released model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     opt_version: str
     freeze_lm: Literal[True] = True
@@ -76,11 +87,7 @@ def released_arguments(
     return ReleasedArguments(
         opt_version=language_model,
         visual_encoder=visual_encoder,
-        n_visual_tokens=sizes.k,
-        ret_emb_dim=sizes.p,
-        gen_emb_dim=sizes.D,
-        num_tokens=sizes.r,
-        num_clip_tokens=sizes.L,
+        **{theirs: getattr(sizes, ours) for ours, theirs in _SIZES.items()},
         retrieval_token_idx=image_ids,
         gen_token_idx=image_ids,
     )
@@ -150,8 +157,10 @@ def export_heads(
     (directory / ARGUMENTS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def import_decision(directory: str | Path) -> nn.Linear:
-    """Read the released retrieve-or-generate classifier: hidden state of [IMG1] [e] to 2 logits.
+def import_decision(
+    directory: str | Path,
+) -> tuple[Float[Tensor, "2 e"], Float[Tensor, 2]]:
+    """Weight and bias of the released retrieve-or-generate classifier, on the state of [IMG1].
 
     The classes are `DECISION_CLASSES`. In training a Dropout(0.5) came before it, which does
     nothing here. Raises UpstreamError like `import_heads`.
@@ -160,25 +169,19 @@ def import_decision(directory: str | Path) -> nn.Linear:
     state = _read_state(path)
     weight = state.get("1.weight")
     e = weight.shape[1] if weight is not None and weight.ndim == 2 else 0
-    num_classes = len(DECISION_CLASSES)
-    _check_layout(
-        path, state, {"1.weight": torch.empty(num_classes, e), "1.bias": torch.empty(num_classes)}
-    )
-    linear = nn.Linear(e, num_classes)
-    linear.load_state_dict({"weight": state["1.weight"], "bias": state["1.bias"]})
-    return linear
+    classes = len(DECISION_CLASSES)
+    expected = {"1.weight": torch.empty(classes, e), "1.bias": torch.empty(classes)}
+    _check_layout(path, state, expected)
+    return state["1.weight"], state["1.bias"]
 
 
-def export_decision(linear: nn.Linear, directory: str | Path) -> None:
+def export_decision(
+    weight: Float[Tensor, "2 e"], bias: Float[Tensor, 2], directory: str | Path
+) -> None:
     """Write a classifier with the classes `DECISION_CLASSES` as the released code reads it."""
-    if linear.out_features != len(DECISION_CLASSES) or linear.bias is None:
-        raise UpstreamError(
-            f"the released decision model has a bias and the outputs {DECISION_CLASSES}, "
-            f"got {linear}"
-        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {f"1.{name}": tensor.detach().cpu() for name, tensor in linear.state_dict().items()}
+    state = {"1.weight": weight.detach().cpu(), "1.bias": bias.detach().cpu()}
     torch.save({"state_dict": state}, directory / DECISION_FILE)
 
 
@@ -234,13 +237,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _check_layout(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    problems = [f"missing {name} {list(expected[name].shape)}" for name in expected.keys() - state]
-    problems += [f"unknown {name} {list(state[name].shape)}" for name in state.keys() - expected]
-    problems += [
-        f"{name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
+    problems = misfits(state, expected)
     problems += [
         f"{name} is {t.dtype}, not floating point"
         for name, t in state.items()
@@ -280,13 +277,8 @@ def _sizes(path: Path, arguments: ReleasedArguments, state: dict[str, Tensor]) -
     return HeadSizes(
         d=d,
         e=e,
-        k=arguments.n_visual_tokens,
-        r=arguments.num_tokens,
-        L=arguments.num_clip_tokens,
-        D=arguments.gen_emb_dim,
         m=m,
-        p=arguments.ret_emb_dim,
-        D_pooled=None,
+        **{ours: getattr(arguments, theirs) for ours, theirs in _SIZES.items()},
         mapper=MapperSizes(
             kind="gill_mapper",
             encoder_layers=depth["encoder"],
@@ -308,17 +300,11 @@ def _check_expressible(sizes: HeadSizes, arguments: ReleasedArguments) -> None:
         problems.append(f"its mapper has 4 attention heads, these heads {sizes.mapper.num_heads}")
     if sizes.D_pooled is not None:
         problems.append("it has no pooled projection")
-    expected = {
-        "n_visual_tokens": sizes.k,
-        "ret_emb_dim": sizes.p,
-        "gen_emb_dim": sizes.D,
-        "num_tokens": sizes.r,
-        "num_clip_tokens": sizes.L,
-    }
     problems += [
-        f"{name} is {getattr(arguments, name)} in the arguments and {size} in the heads"
-        for name, size in expected.items()
-        if getattr(arguments, name) != size
+        f"{theirs} is {getattr(arguments, theirs)} in the arguments and {getattr(sizes, ours)} in "
+        "the heads"
+        for ours, theirs in _SIZES.items()
+        if getattr(arguments, theirs) != getattr(sizes, ours)
     ]
     if problems:
         raise UpstreamError("the released layout cannot hold these heads: " + "; ".join(problems))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gill_errors import InputError
+from gill_records import Record
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +26,8 @@ class BackboneError(InputError):
     """A frozen model that cannot be found, loaded or used; the message says what to do."""
 
 
-class Backbone(BaseModel):
+class Backbone(Record):
     """One frozen model, pinned."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role
     source: str = Field(
@@ -52,10 +51,8 @@ class Backbone(BaseModel):
         return getattr(torch, self.dtype)
 
 
-class Backbones(BaseModel):
+class Backbones(Record):
     """The three frozen models of one run, as written to the manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     language_model: Backbone
     visual_encoder: Backbone
@@ -65,6 +62,18 @@ class Backbones(BaseModel):
     def fingerprints(self) -> dict[str, str]:
         """Role -> fingerprint, as checkpoints carry them."""
         return {role: getattr(self, role).fingerprint for role in type(self).model_fields}
+
+    @property
+    def widths(self) -> dict[str, int | None]:
+        """d, e, L, D and D_pooled as the frozen models have them; D_pooled None: there is none."""
+        generator = self.image_generator.widths
+        return {
+            "d": self.visual_encoder.widths["d"],
+            "e": self.language_model.widths["e"],
+            "L": generator["L"],
+            "D": generator["text_width"],
+            "D_pooled": generator.get("pooled_width"),
+        }
 
     @classmethod
     def read(cls, path: str | Path) -> Backbones:

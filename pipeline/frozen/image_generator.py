@@ -10,12 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-)
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -23,7 +18,7 @@ from torch import Tensor
 from gill_errors import InputError
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.conditioning import Conditioning
-from pipeline.frozen.weight_files import variant_of
+from pipeline.frozen.text_conditioner import load_parts
 from pipeline.settings import GenerationSettings
 
 OnStep = Callable[[int, int, list[Image.Image] | None], None]
@@ -77,7 +72,7 @@ class ImageGenerator:
         `previews` are its half-made pictures every `settings.preview_every` steps, else None.
         Raises BackboneError when D or the pooled width is not what the UNet takes.
         """
-        count = len(prompts.embedding)
+        count = len(prompts)
         self._refuse_unfit(prompts)
         self._refuse_unfit(empty)
         if len(seeds) != count:
@@ -87,7 +82,9 @@ class ImageGenerator:
         pictures: list[Image.Image] = []
         for start in range(0, count, settings.batch_size):
             part = slice(start, min(start + settings.batch_size, count))
-            pictures += self._generate_batch(prompts, empty, part, seeds[part], settings, on_step)
+            pictures += self._generate_batch(
+                prompts.part(part), empty, seeds[part], settings, on_step
+            )
         return pictures
 
     def _refuse_unfit(self, prompts: Conditioning) -> None:
@@ -154,20 +151,19 @@ class ImageGenerator:
         self,
         prompts: Conditioning,
         empty: Conditioning,
-        part: slice,
         seeds: Sequence[int],
         settings: GenerationSettings,
         on_step: OnStep | None,
     ) -> list[Image.Image]:
         to = {"device": self._device, "dtype": self._pipeline.unet.dtype}
-        size = part.stop - part.start
         inputs = {
-            "prompt_embeds": prompts.embedding[part].to(**to),
-            "negative_prompt_embeds": empty.embedding.expand(size, -1, -1).to(**to),
+            "prompt_embeds": prompts.embedding.to(**to),
+            "negative_prompt_embeds": empty.embedding.expand(len(prompts), -1, -1).to(**to),
         }
         if prompts.pooled is not None and empty.pooled is not None:
-            inputs["pooled_prompt_embeds"] = prompts.pooled[part].to(**to)
-            inputs["negative_pooled_prompt_embeds"] = empty.pooled.expand(size, -1).to(**to)
+            inputs["pooled_prompt_embeds"] = prompts.pooled.to(**to)
+            negative = empty.pooled.expand(len(prompts), -1)
+            inputs["negative_pooled_prompt_embeds"] = negative.to(**to)
 
         def report(_pipe: Any, step: int, _time: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
@@ -197,16 +193,9 @@ def load_image_generator(
 
     Raises BackboneError when a file is missing.
     """
-    declared = DiffusionPipeline.load_config(source)
-    unused = [f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2")]
-    unused += ["safety_checker", "feature_extractor", "image_encoder"]
+    text_side = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source,
-            dtype=dtype,
-            variant=variant_of("image_generator", source),
-            **{name: None for name in unused if name in declared},
-        )
+        pipeline = load_parts(source, dtype, without=text_side)
     except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(f"cannot load the image generator {source}: {error}") from error
     return ImageGenerator(pipeline, device)

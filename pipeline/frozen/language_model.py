@@ -190,8 +190,6 @@ def load_language_model(
     path_or_id: str | Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    revision: str | None = None,
-    local_files_only: bool = False,
     quantization: Quantization = "none",
 ) -> LanguageModel:
     """Load a frozen causal language model and its tokenizer.
@@ -199,7 +197,6 @@ def load_language_model(
     Args:
         path_or_id: a directory in transformers' format, or a hub id.
         dtype: always applied; a checkpoint's own dtype (OPT's float16) is never kept unasked.
-        local_files_only: never ask the hub; implied by a directory.
         quantization: how linear weights are kept on `device` (`pipeline.frozen.quantization`); main
             memory holds the whole model in `dtype` while it is loaded.
 
@@ -207,10 +204,7 @@ def load_language_model(
         BackboneError: the model cannot serve, or the quantisation's extra is missing; the message
             says why.
     """
-    source = {
-        "revision": revision,
-        "local_files_only": local_files_only or Path(path_or_id).is_dir(),
-    }
+    source = {"local_files_only": Path(path_or_id).is_dir()}
     if quantization != "none":
         require_quantization(quantization)
     config, tokenizer = _read_description(path_or_id, source)

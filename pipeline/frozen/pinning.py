@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from gill_files import hash_of
 from pipeline.frozen.backbones import Backbone, BackboneError, Backbones, Dtype, Quantization, Role
 from pipeline.frozen.weight_files import loaded_weights, weights_in
 from pipeline.frozen.widths import read_widths
@@ -20,11 +21,12 @@ _WEIGHTS: dict[Role, tuple[str, ...]] = {
     "image_generator": (".safetensors", ".bin"),
 }
 _OTHERS = (".json", ".txt", ".model")
-_MODEL_FILE = {
+MODEL_FILE = {
     "language_model": "config.json",
     "visual_encoder": "open_clip_config.json",
     "image_generator": "model_index.json",
 }
+"""What a directory of each role holds for certain."""
 
 
 def resolve_backbone(
@@ -45,7 +47,7 @@ def resolve_backbone(
     Raises BackboneError naming the missing file or the missing permission.
     """
     folder, commit = find_backbone(role, source, revision=revision, allow_download=allow_download)
-    marker = folder / _MODEL_FILE[role]
+    marker = folder / MODEL_FILE[role]
     if not marker.is_file():
         raise BackboneError(f"{role} {source}: {marker.name} is missing in {folder}")
     path = f"local-dir:{folder}" if role == "visual_encoder" else str(folder)
@@ -92,9 +94,7 @@ def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
     """SHA-256 over relative names and contents, in name order."""
     total = hashlib.sha256()
     for file in sorted(files):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.relative_to(folder).as_posix()} {digest}\n".encode())
+        total.update(f"{file.relative_to(folder).as_posix()} {hash_of(file)}\n".encode())
     return total.hexdigest()
 
 

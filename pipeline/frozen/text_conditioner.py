@@ -67,14 +67,7 @@ def load_text_conditioner(
     Raises BackboneError when a file is missing or the pipeline has no `encode_prompt`.
     """
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source,
-            unet=None,
-            vae=None,
-            dtype=dtype,
-            variant=variant_of("image_generator", source),
-            **_absent(source),
-        ).to(device)
+        pipeline = load_parts(source, dtype, without=("unet", "vae")).to(device)
     except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(f"cannot load the text side of {source}: {error}") from error
     if not hasattr(pipeline, "encode_prompt"):
@@ -93,8 +86,10 @@ def _limit(tokenizer: Any, text_encoder: Any) -> None:
         tokenizer.model_max_length = positions
 
 
-def _absent(source: str) -> dict[str, None]:
-    """Components that text encoding never needs, where the pipeline declares them."""
+def load_parts(source: str, dtype: torch.dtype, without: Sequence[str]) -> Any:
+    """A diffusers pipeline without some of its components, and without those that nobody needs."""
     declared = DiffusionPipeline.load_config(source)
-    optional = ("safety_checker", "feature_extractor", "image_encoder")
-    return {name: None for name in optional if name in declared}
+    unused = (*without, "safety_checker", "feature_extractor", "image_encoder")
+    absent = {name: None for name in unused if name in declared}
+    variant = variant_of("image_generator", source)
+    return DiffusionPipeline.from_pretrained(source, dtype=dtype, variant=variant, **absent)

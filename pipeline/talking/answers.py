@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gill_errors import InputError
+from gill_records import Record
 from pipeline.settings import GenerationSettings
 from pipeline.talking.decoding import DecodingSettings, EndReason
 
@@ -23,10 +24,8 @@ class ConversationError(InputError):
     """A turn that cannot be answered as asked: what is wrong and what to do."""
 
 
-class ReplySettings(BaseModel):
+class ReplySettings(Record):
     """How one turn is answered."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     want: Want = Field(
         "auto",

@@ -12,7 +12,6 @@ first [IMG] token alone (its code counts them from [IMG0]). `decision_fitting` f
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gill_errors import InputError
+from gill_files import written_whole
 
 _TENSORS, _RECORD = "decision.safetensors", "decision.json"
 
@@ -112,17 +112,12 @@ class DecisionModel:
 
     def save(self, folder: Path) -> None:
         """Write `decision.safetensors` and, last, `decision.json`, each whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: getattr(self, name).contiguous() for name in _SHAPES}
         record = {name: getattr(self, name) for name in _SCALARS}
-        new = folder / f".{os.getpid()}.new"
-        try:
-            save_file(tensors, new)
-            os.replace(new, folder / _TENSORS)
-            new.write_text(json.dumps({"format": 1, **record}, indent=2) + "\n")
-            os.replace(new, folder / _RECORD)
-        finally:
-            new.unlink(missing_ok=True)
+        with written_whole(folder / _TENSORS) as part:
+            save_file(tensors, part)
+        with written_whole(folder / _RECORD) as part:
+            part.write_text(json.dumps({"format": 1, **record}, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path, *, heads: str | None = None) -> DecisionModel:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from PIL import Image
 
 from pipeline.frozen.conditioning import Conditioning
@@ -21,14 +20,8 @@ def text_conditioning(
     conditioner: TextConditioner, prompts: Sequence[str], batch_size: int = 64
 ) -> Conditioning:
     """What the generator's own text encoder gives it: the paper's baseline."""
-    parts = [
-        conditioner.encode(prompts[first : first + batch_size])
-        for first in range(0, len(prompts), batch_size)
-    ]
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    return Conditioning(
-        torch.cat([part.embedding for part in parts]), torch.cat(pooled) if pooled else None
-    )
+    starts = range(0, len(prompts), batch_size)
+    return Conditioning.join([conditioner.encode(prompts[i : i + batch_size]) for i in starts])
 
 
 def generate_pictures(
@@ -40,14 +33,11 @@ def generate_pictures(
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[Image.Image]:
     """One picture per conditioning; example i has seed `seed` + i, whichever method made it."""
-    total = len(prompts.embedding)
     pictures: list[Image.Image] = []
-    for first in range(0, total, settings.batch_size):
-        part = slice(first, first + settings.batch_size)
-        pooled = None if prompts.pooled is None else prompts.pooled[part]
-        batch = Conditioning(prompts.embedding[part], pooled)
-        seeds = [seed + first + i for i in range(len(batch.embedding))]
+    for first in range(0, len(prompts), settings.batch_size):
+        batch = prompts.part(slice(first, first + settings.batch_size))
+        seeds = range(seed + first, seed + first + len(batch))
         pictures += generator.generate(batch, empty, seeds=seeds, settings=settings)
         if on_batch is not None:
-            on_batch(len(pictures), total)
+            on_batch(len(pictures), len(prompts))
     return pictures

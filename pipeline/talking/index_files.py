@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +23,12 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from gill_files import force_to_disk, hash_of, written_whole
+from gill_records import Record
 from pipeline.settings import IndexSettings
-from pipeline.talking.retrieval import IndexPart, RetrievalError, RetrievalIndex
+from pipeline.talking.retrieval import RetrievalError, RetrievalIndex
 
 RECORD = "index.json"
 # The first four bytes of a faiss file name its class (IVF ones sit inside a re-ranking index).
@@ -39,21 +40,23 @@ _MAGIC = {
 }
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _File(Record):
     name: str = Field(pattern=r"^[a-z]+-[0-9a-f]{16}\.(faiss|parquet)$")
     bytes: int
     sha256: str
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Part(Record):
+    heads: str = Field(description="fingerprint of the heads that gave W_i2t")
+    features: str = Field(description="fingerprint of the feature cache that gave v_phi")
+    rows: int = Field(ge=0, description="number of pictures")
 
+
+class _Record(Record):
     format: Literal[1] = 1
     settings: IndexSettings
     width: int
-    parts: tuple[IndexPart, ...] = Field(min_length=1)
+    parts: tuple[_Part]
     vectors: _File
     candidates: _File
 
@@ -67,17 +70,16 @@ def save_index(index: RetrievalIndex, folder: Path) -> None:
     record = _Record(
         settings=index.settings,
         width=index.width,
-        parts=index.parts,
+        parts=(_Part(heads=index.heads, features=index.features, rows=len(index)),),
         vectors=_write(folder, "vectors", "faiss", lambda p: faiss.write_index(index.vectors, p)),
         candidates=_write(folder, "candidates", "parquet", lambda p: pq.write_table(table, p)),
     )
     body = record.model_dump(mode="json")
     text = json.dumps({**body, "checksum": _checksum(body)}, indent=2) + "\n"
-    temporary = folder / f".{RECORD}.{os.getpid()}.new"
-    temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, folder / RECORD)
-    _sync(folder)
+    with written_whole(folder / RECORD) as part:
+        part.write_text(text)
+        force_to_disk(part)
+    force_to_disk(folder)
     kept = {RECORD, record.vectors.name, record.candidates.name}
     for pattern in ("vectors-*.faiss", "candidates-*.parquet"):
         for path in folder.glob(pattern):
@@ -86,18 +88,19 @@ def save_index(index: RetrievalIndex, folder: Path) -> None:
 
 
 def load_index(
-    folder: Path, *, heads: str | None = None, features: str | Sequence[str] | None = None
+    folder: Path, *, heads: str | None = None, features: str | None = None
 ) -> RetrievalIndex:
     """Read a saved index, after checking its record, sizes and checksums.
 
-    `heads` and `features` (a fingerprint per part, in order) are what the caller works with now: an
-    index made from others is refused, naming both. None skips that check.
+    `heads` and `features` are the fingerprints of what the caller works with now: an index made
+    from others is refused, naming both. None skips that check.
 
     RetrievalError when a file is missing, damaged or of another kind, or a fingerprint differs.
     """
     record = _read_record(folder)
-    _same_origin(folder, "heads", [record.parts[0].heads], heads)
-    _same_origin(folder, "features", [part.features for part in record.parts], features)
+    (part,) = record.parts
+    _same_origin(folder, "heads", part.heads, heads)
+    _same_origin(folder, "features", part.features, features)
     vectors_file = _verified(folder, record.vectors)
     with open(vectors_file, "rb") as file:
         magic = file.read(4)
@@ -114,43 +117,26 @@ def load_index(
             f"records {len(rows)} of width {record.width}; build the index again"
         )
     candidates = table if "image" in table.column_names else None
-    return RetrievalIndex(vectors, rows, record.settings, record.parts, candidates)
+    return RetrievalIndex(vectors, rows, record.settings, part.heads, part.features, candidates)
 
 
-def _same_origin(
-    folder: Path, what: str, recorded: Sequence[str], current: str | Sequence[str] | None
-) -> None:
-    if current is None:
-        return
-    given = [current] if isinstance(current, str) else list(current)
-    if list(recorded) != given:
+def _same_origin(folder: Path, what: str, recorded: str, current: str | None) -> None:
+    if current not in (None, recorded):
         raise RetrievalError(
-            f"the index in {folder} was built from {what} {', '.join(recorded)}, but "
-            f"the current {what} are {', '.join(given)}: build the index again, or use what it "
-            "was built from"
+            f"the index in {folder} was built from {what} {recorded}, but the current {what} are "
+            f"{current}: build the index again, or use what it was built from"
         )
 
 
 def _write(folder: Path, stem: str, suffix: str, write: Callable[[str], object]) -> _File:
     """Write a file named by its content."""
-    temporary = folder / f".{stem}.{os.getpid()}.new"
-    try:
-        write(str(temporary))
-        digest, size = _sha256(temporary), temporary.stat().st_size
-        name = f"{stem}-{digest[:16]}.{suffix}"
-        _sync(temporary)
-        os.replace(temporary, folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return _File(name=name, bytes=size, sha256=digest)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    new = folder / f"{stem}.new"
+    with written_whole(new) as part:
+        write(str(part))
+        force_to_disk(part)
+    digest = hash_of(new)
+    written = new.rename(folder / f"{stem}-{digest[:16]}.{suffix}")
+    return _File(name=written.name, bytes=written.stat().st_size, sha256=digest)
 
 
 def _read_record(folder: Path) -> _Record:
@@ -176,14 +162,9 @@ def _verified(folder: Path, expected: _File) -> Path:
         raise RetrievalError(
             f"{path} has {size} bytes, {RECORD} records {expected.bytes}; build the index again"
         )
-    if _sha256(path) != expected.sha256:
+    if hash_of(path) != expected.sha256:
         raise RetrievalError(f"{path} is damaged: its SHA-256 differs; build the index again")
     return path
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checksum(body: dict[str, Any]) -> str:

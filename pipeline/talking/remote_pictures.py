@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gill_errors import InputError
+from gill_records import Record
 
 _PORTS = {"http": 80, "https": 443}
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -32,10 +33,8 @@ class RemotePictureError(InputError):
     """A picture was not fetched: its address, and why."""
 
 
-class RemotePictureSettings(BaseModel):
+class RemotePictureSettings(Record):
     """What may be fetched. With no allowed host, nothing is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     allowed_hosts: tuple[str, ...] = Field(
         default=(),

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from gill_errors import GillError, InputError
-from pipeline.bridge.batch import CaptionBatch, take_examples
+from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.checkpoint import (
     BEST,
     LAST,
@@ -32,13 +32,13 @@ from pipeline.bridge.checkpoint import (
     CheckpointRecord,
     CurvePoint,
     TrainingState,
-    differences,
     load_state,
     optimizer_tensors,
     put_optimizer_tensors,
     put_tensors,
     save_heads,
     save_state,
+    unlike_run,
 )
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing
@@ -48,28 +48,11 @@ from pipeline.training.distribution import (
     is_distributed,
     num_processes,
     of_all_processes,
-    processes,
     rank,
 )
-from pipeline.training.progress import Clock, DvcliveLog, Progress, show_progress
+from pipeline.training.progress import Clock, TrainingProgress
 from pipeline.training.stepping import NonFiniteStepError, Stepper
 from pipeline.training.validation import guilty_rows, validate
-
-__all__ = [
-    "BatchSource",
-    "DvcliveLog",
-    "NonFiniteLossError",
-    "NonFiniteStepError",
-    "Progress",
-    "Stepper",
-    "TrainingResult",
-    "from_first_process",
-    "processes",
-    "show_progress",
-    "take_examples",
-    "train",
-    "validate",
-]
 
 
 @runtime_checkable
@@ -128,7 +111,7 @@ def train(
     parameters: Mapping[str, Any] | None = None,
     resume: bool = False,
     log: Callable[[CurvePoint], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainingResult:
     """Train `gill.heads` for `settings.steps` steps.
 
@@ -168,7 +151,7 @@ def train(
     if resume:
         run.resume()
     run.share_weights()
-    write = log if log is not None and rank() == 0 else _ignore
+    write = log if log is not None and rank() == 0 else lambda row: None
     for row in run.curve:
         write(row)
     clock = Clock(settings, run.step)
@@ -307,7 +290,7 @@ class _Run:
             state = load_state(path)
         except CheckpointError as error:
             return error
-        if differing := differences(state.record, self.record):
+        if differing := unlike_run(state.record, self.record):
             return CheckpointError(
                 f"{path} cannot be resumed: " + "; ".join(differing) + ". Restore these, or train "
                 "anew"
@@ -322,10 +305,6 @@ class _Run:
 
 
 _BEST_BY = "validation/text_to_image_r1"
-
-
-def _ignore(row: CurvePoint) -> None:
-    pass
 
 
 def _own_draws(draws: PackingDraws) -> PackingDraws:

@@ -17,7 +17,7 @@ from pipeline.training.distribution import num_processes
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How training goes, for people."""
 
     step: int
@@ -41,7 +41,7 @@ class Progress:
         )
 
 
-def show_progress(progress: Progress) -> None:
+def show_progress(progress: TrainingProgress) -> None:
     """Print one line to standard error."""
     print(progress, file=sys.stderr, flush=True)
 
@@ -61,7 +61,11 @@ class DvcliveLog:
         if self._live is None:  # with the first row, which only one of several processes gets
             from dvclive import Live
 
-            self._live = Live(dir=str(self._directory), dvcyaml=False, save_dvc_exp=False)
+            class Curve(Live):  # type: ignore[misc]
+                def _init_dvc(self) -> None:
+                    """Look for no repository: one without a commit is an error to dvclive."""
+
+            self._live = Curve(dir=str(self._directory), dvcyaml=False, save_dvc_exp=False)
         self._live.step = int(row["step"])
         for name, value in row.items():
             if name != "step":
@@ -95,10 +99,10 @@ class Clock:
         self._examples += len(batch) * num_processes()
         self._tokens += len(batch.tokens) * num_processes()
 
-    def progress(self, step: int, report: Mapping[str, float]) -> Progress:
+    def progress(self, step: int, report: Mapping[str, float]) -> TrainingProgress:
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         steps = self._settings.steps
-        return Progress(
+        return TrainingProgress(
             step=step,
             steps=steps,
             losses={k: v for k, v in report.items() if k not in ("gradient_norm", "learning_rate")},

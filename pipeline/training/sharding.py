@@ -37,8 +37,6 @@ def load_sharded_language_model(
     path_or_id: str | Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    revision: str | None = None,
-    local_files_only: bool = False,
 ) -> LanguageModel:
     """`load_language_model` with the decoder layers spread over all processes; all call it.
 
@@ -58,7 +56,7 @@ def load_sharded_language_model(
     whole = None
     if rank() == 0:
         try:
-            whole = load_language_model(path_or_id, dtype, "cpu", revision, local_files_only)
+            whole = load_language_model(path_or_id, dtype, "cpu")
             found = (whole.model.config, whole.tokenizer, whole.num_rows)
         except BackboneError as error:
             found = error
