@@ -19,7 +19,7 @@ import PIL
 
 from corpora.caption_params import CheckLevel
 from corpora.picture_errors import PictureError, PictureErrorKind
-from corpora.pictures import check_picture, stat_picture
+from corpora.pictures import PictureStat, check_picture, stat_picture
 from corpora.records import CorpusError
 from gill_errors import OutOfMemoryError
 
@@ -74,20 +74,20 @@ class PictureChecks:
         """The verdict on each distinct reference; those of unchanged pictures are remembered."""
         distinct = list(dict.fromkeys(references))
         verdicts: dict[str, Verdict] = {}
-        versions: dict[str, str] = {}
-        for reference, version in zip(distinct, self._in_parts(_version, distinct)):
-            if isinstance(version, Verdict):
-                verdicts[reference] = version
+        found: dict[str, PictureStat] = {}
+        for reference, status in zip(distinct, self._in_parts(_status, distinct)):
+            if isinstance(status, Verdict):
+                verdicts[reference] = status
             else:
-                versions[reference] = version
+                found[reference] = status
         with self._transaction():
-            verdicts |= self._remembered(versions)
-        new = [reference for reference in versions if reference not in verdicts]
-        fresh = dict(zip(new, self._in_parts(self._look, new)))
+            verdicts |= self._remembered(found)
+        new = [reference for reference in found if reference not in verdicts]
+        fresh = dict(zip(new, self._in_parts(lambda name: self._look(name, found[name]), new)))
         with self._transaction():
             self._journal.executemany(
                 "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
-                [(name, versions[name], *verdict) for name, verdict in fresh.items()],
+                [(name, found[name].version, *verdict) for name, verdict in fresh.items()],
             )
         return verdicts | fresh
 
@@ -97,9 +97,9 @@ class PictureChecks:
         parts = [names[start : start + size] for start in range(0, len(names), size)]
         return chain.from_iterable(self._pool.map(lambda part: [work(n) for n in part], parts))
 
-    def _look(self, reference: str) -> Verdict:
+    def _look(self, reference: str, status: PictureStat) -> Verdict:
         try:
-            return Verdict(check_picture(reference, self._check, self._max_pixels))
+            return Verdict(check_picture(reference, self._check, self._max_pixels, status))
         except PictureError as error:
             return Verdict(b"", error.kind, error.detail)
         except MemoryError as error:
@@ -108,14 +108,14 @@ class PictureChecks:
                 "lower; the verdicts so far are kept"
             ) from error
 
-    def _remembered(self, versions: dict[str, str]) -> dict[str, Verdict]:
+    def _remembered(self, statuses: dict[str, PictureStat]) -> dict[str, Verdict]:
         found: dict[str, Verdict] = {}
-        names = list(versions)
+        names = list(statuses)
         for start in range(0, len(names), _QUERY_SIZE):
             some = names[start : start + _QUERY_SIZE]
             query = f"SELECT * FROM pictures WHERE reference IN ({','.join('?' * len(some))})"
             for name, version, identity, kind, detail in self._journal.execute(query, some):
-                if versions[name] == version:
+                if statuses[name].version == version:
                     found[name] = Verdict(identity, kind, detail)
         return found
 
@@ -141,8 +141,8 @@ class PictureChecks:
             ) from error
 
 
-def _version(reference: str) -> str | Verdict:
+def _status(reference: str) -> PictureStat | Verdict:
     try:
-        return stat_picture(reference).version
+        return stat_picture(reference)
     except PictureError as error:  # never remembered: the file may appear later
         return Verdict(b"", error.kind, error.detail)

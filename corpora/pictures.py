@@ -38,6 +38,7 @@ from corpora.picture_rendering import to_rgb
 from corpora.references import is_url, split_reference
 
 MAX_BYTES = 512 * 2**20
+_SMALL_BYTES = 2**16
 PICTURE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpx jpf "  # noqa: SIM905
     "ppm pgm pbm pnm ico heic heif hif jxl".split()
@@ -142,13 +143,16 @@ def stat_picture(reference: str | Path) -> PictureStat:
 
 
 def check_picture(
-    reference: str | Path, check: Literal["decode", "header", "exists"], max_pixels: int
+    reference: str | Path,
+    check: Literal["decode", "header", "exists"],
+    max_pixels: int,
+    status: PictureStat | None = None,
 ) -> bytes:
     """Checks that a picture can be opened and returns its identity (16 bytes).
 
     "decode" reads and decodes all of it; its identity is a hash of its bytes. "header" opens the
     file without decoding and "exists" only looks it up; both identify it by size and time of
-    last change. Raises PictureError.
+    last change, `status` where that is known. Raises PictureError.
     """
     if check == "decode":
         data = read_picture(reference)
@@ -157,17 +161,28 @@ def check_picture(
         except PictureError as error:
             raise PictureError(error.kind, error.detail, str(reference)) from error
         return hashlib.blake2b(data, digest_size=16).digest()
-    status = stat_picture(reference)
+    status = status or stat_picture(reference)
     if status.size == 0:
         raise PictureError("empty", "0 bytes", str(reference))
     if check == "header":
-        contained = split_reference(str(reference)) is not None
-        source = io.BytesIO(read_picture(reference)) if contained else str(reference)
         try:
-            _open(source, max_pixels).close()
+            _open(_header_source(reference, status), max_pixels).close()
         except PictureError as error:
             raise PictureError(error.kind, error.detail, str(reference)) from error
     return hashlib.blake2b(status.version.encode(), digest_size=16).digest()
+
+
+def _header_source(reference: str | Path, status: PictureStat) -> str | io.BytesIO:
+    """What the header is read from: a small file at once, which costs less than its parts."""
+    if split_reference(str(reference)) is not None:
+        return io.BytesIO(read_picture(reference))
+    if status.size > _SMALL_BYTES:
+        return str(reference)
+    try:
+        with open(reference, "rb", buffering=0) as file:
+            return io.BytesIO(file.read())
+    except OSError as error:
+        raise PictureError("unreadable", error.strerror or str(error)) from error
 
 
 def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
