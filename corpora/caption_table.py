@@ -28,8 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpora.caption_sources import CaptionTableError
-from corpora.records import CaptionRow
+from corpora.records import CaptionRow, CaptionTableError
 from gill_errors import InputError
 
 SPLITS = ("train", "val", "test")

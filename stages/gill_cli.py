@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from pipeline.talking.answers import Event
 
 app = CommandLine(help="Talk to a trained GILL: text and pictures in, text and pictures out.")
-
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
 
 
 class Want(StrEnum):
@@ -138,18 +137,20 @@ def ask(
     as_json: AsJson = False,
     **knobs: Any,
 ) -> None:
-    """Ask once. An argument that ends like a picture file is read as one; anything else is text.
+    """Ask once. A word that ends like a picture file is read as one; anything else is text.
 
     Prints the text of the answer, shows its pictures where the terminal can, and writes them to a
     new folder below --out.
     """
     screen = _open_screen(as_json)
     turn = [_part(text) for text in parts]
-    gill = _load(artifacts)
     from app.answer_files import AnswerFolder
+
+    folder = AnswerFolder(out)
+    gill = _load(artifacts)
     from app.narrator import Narrator
 
-    narrator = Narrator(AnswerFolder(out), screen, quiet=as_json)
+    narrator = Narrator(folder, screen, quiet=as_json)
     settings = gill.settings(**knobs)
     described = narrator.tell(gill.conversation().stream(turn, settings))
     if as_json:
@@ -171,12 +172,14 @@ def chat(
     written to a new folder below --out. With --json one JSON object per answer is printed.
     """
     screen = _open_screen(as_json)
-    gill = _load(artifacts)
     from app.answer_files import AnswerFolder
+
+    folder = AnswerFolder(out)
+    gill = _load(artifacts)
     from app.narrator import Narrator
     from app.talk import Talk
 
-    talk, folder = Talk(gill, knobs), AnswerFolder(out)
+    talk = Talk(gill, knobs)
     if not as_json:
         typer.echo("Say something; words like photo.png are read as pictures. /help, quit.")
     for line in _lines(prompt="" if as_json else "> "):
@@ -301,10 +304,16 @@ def _open_screen(as_json: bool) -> Screen:
 
 
 def _part(text: str) -> str | Image.Image:
-    """A picture where the argument names one, else the text itself."""
-    from corpora.pictures import open_picture
+    """A picture where the argument names one, else the text itself.
 
-    return open_picture(text) if Path(text).suffix.lower() in PICTURES else text
+    A word that ends like a picture file names one; several words only where there is such a file.
+    """
+    from corpora.pictures import PICTURE_SUFFIXES, open_picture
+
+    if Path(text).suffix[1:].lower() not in PICTURE_SUFFIXES:
+        return text
+    several_words = len(text.split()) > 1
+    return text if several_words and not os.path.isfile(text) else open_picture(text)
 
 
 def _turn(line: str) -> list[str | Image.Image]:

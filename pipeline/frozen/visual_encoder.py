@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.plain_text import read_control_tokens_as_text
 
 
 class VisualEncoder:
@@ -105,7 +106,7 @@ def load_visual_encoder(
         model, _, preprocess = open_clip.create_model_and_transforms(
             name, pretrained=tag, precision="fp32", device=device
         )
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = read_control_tokens_as_text(open_clip.get_tokenizer(name))
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise BackboneError(f"cannot load the visual encoder {source}: {error}") from error
     return VisualEncoder(
