@@ -25,20 +25,21 @@ from corpora.records import SPLIT_NAMES, CaptionTableError, Exclusion
 from corpora.references import is_file_address, is_url
 from corpora.source_rows import CaptionSource, SourceRow
 from corpora.visible_text import CONTROLS, is_visible
+from gill_files import written_whole
 
 __all__ = [
     "CaptionParams",
     "CaptionReport",
     "CaptionTable",
     "CaptionTableError",
-    "Progress",
+    "CheckProgress",
     "check_captions",
 ]
 
 _BLOCK_ROWS = 1024
 
 
-class Progress(NamedTuple):
+class CheckProgress(NamedTuple):
     """How far a check has come; `fraction` of the source read, `seconds` since the start."""
 
     rows: int
@@ -66,7 +67,7 @@ class Progress(NamedTuple):
 def check_captions(
     params: CaptionParams,
     out: Path,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[CheckProgress], None] | None = None,
     *,
     journal: Path | None = None,
     workers: int = 0,
@@ -110,9 +111,9 @@ def check_captions(
                 tally.add_kept(row)
             if progress is not None and tally.rows % _BLOCK_ROWS == 0:
                 seconds = time.monotonic() - started
-                progress(Progress(tally.rows, tally.excluded, source.fraction(), seconds))
+                progress(CheckProgress(tally.rows, tally.excluded, source.fraction(), seconds))
         if progress is not None:
-            progress(Progress(tally.rows, tally.excluded, 1.0, time.monotonic() - started))
+            progress(CheckProgress(tally.rows, tally.excluded, 1.0, time.monotonic() - started))
         excluded.close()
         fingerprint = table.close() if tally.kept else ""
         report = tally.report(params, source, fingerprint)
@@ -264,9 +265,9 @@ def _nothing_left(report: CaptionReport, excluded: Path, outside: str | None) ->
 
 
 def _write_json(content: dict, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        partial.write_text(text, encoding="utf-8")
 
 
 _T = TypeVar("_T")

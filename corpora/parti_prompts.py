@@ -13,7 +13,6 @@ bytes back.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import TypeVar
 from corpora.records import CorpusError
 from corpora.text_files import marked_encoding
 from gill_errors import InputError
+from gill_files import written_whole
 
 _PROMPT_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
 _VOTE_COLUMNS = (*_PROMPT_COLUMNS, "Decisions")
@@ -86,12 +86,8 @@ def write_votes(path: Path, rows: Iterable[VotedPrompt]) -> None:
                     f"{path}: {field!r} holds a tab or a line break, which this format cannot store"
                 )
         lines.append("\t".join((*fields, ",".join(row.votes))))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        temporary.write_bytes(("\n".join(lines) + "\n").encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        partial.write_bytes(("\n".join(lines) + "\n").encode())
 
 
 def agreed_label(votes: Sequence[str]) -> str:
