@@ -17,6 +17,10 @@ class UnfitWorkerError(GillError, RuntimeError):
     """A worker sees other files, or has other libraries, than the process that started the run."""
 
 
+class OutOfMemoryError(GillError, MemoryError):
+    """What is at hand does not suffice: no row's fault, so no row is recorded as failed."""
+
+
 class StageError(GillError):
     """Something about the inputs of a stage; the message says what to do."""
 

@@ -81,7 +81,7 @@ class Pair(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class StudyProgress:
     """How far an annotator is. `resume` is the first pair (from 0) with an open question."""
 
     done: int
@@ -181,14 +181,16 @@ class Annotations:
         entry = self.pairs[pair]
         return self.folder / (entry.generated if vote == "gen" else entry.retrieved)
 
-    def progress(self, annotator: str) -> Progress:
+    def progress(self, annotator: str) -> StudyProgress:
         """Pairs with both questions answered; with all done, `resume` is the last pair."""
         answered = [0] * len(self.pairs)
         for pair, _, _ in self._last(checked_name(annotator)):
             answered[pair] += 1
         still_open = [pair for pair, count in enumerate(answered) if count < len(QUESTIONS)]
         total = len(self.pairs)
-        return Progress(total - len(still_open), total, still_open[0] if still_open else total - 1)
+        return StudyProgress(
+            total - len(still_open), total, still_open[0] if still_open else total - 1
+        )
 
     def annotators(self) -> list[str]:
         """Names in the order of their first answer, which is the order of the exported votes."""

@@ -5,18 +5,28 @@ answer/001/00.png  answer/001/01.png  answer/002/00.png ...
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from gill_errors import InputError
 from pipeline.talking.answers import GeneratedImage, RetrievedImage
 
 
 class AnswerFolder:
-    """A folder below `below` with the next free number, made when the first picture comes."""
+    """A folder below `below` with the next free number, made when the first picture comes.
+
+    Raises InputError, before any answer is made, where no folder can be made there.
+    """
 
     def __init__(self, below: Path) -> None:
+        there = next(path for path in (below, *below.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise InputError(f"{there} is a file: name a folder, in which each answer gets its own")
+        if not os.access(there, os.W_OK):
+            raise InputError(f"{there} cannot be written to: name another folder")
         self._below = below
         self._folder: Path | None = None
         self._count = 0

@@ -35,6 +35,7 @@ LIMITS = {
     "cache": 40.0,
     "index": 60.0,
     "conversation": 40.0,
+    "captions": 40.0,
 }
 PACKAGES = "torch triton transformers diffusers open_clip_torch zarr zarrs faiss-cpu bitsandbytes"
 

@@ -22,7 +22,7 @@ from cache.lock import current_run
 from cache.memory import Memory
 from cache.shards import shard_content, shard_path
 from cache.store import EmbeddingStore, RowStatus, ShardResult
-from gill_errors import InputError
+from gill_errors import InputError, OutOfMemoryError
 from gill_files import explained
 
 CASTS_AHEAD = 8  # batches that wait to be cast
@@ -126,6 +126,8 @@ def sample_values(roles: Roles, rows: Sequence[Any], batch_size: int) -> dict[st
     for row in rows:
         try:
             payload = roles.read(row)
+        except MemoryError as error:
+            raise _out_of_memory("a sample row") from error
         except Exception:  # it will be recorded as failed when its shard is done
             continue
         batches.setdefault(roles.group(payload) if roles.group else None, []).append(payload)
@@ -180,6 +182,9 @@ def _take(draft: _Draft, position: int, job: Future, roles: Roles, batch_size: i
     try:
         payload = job.result()
         key = roles.group(payload) if roles.group else None
+    except MemoryError as error:
+        row = position + draft.task.shard * draft.store.spec.shard_rows
+        raise _out_of_memory(f"row {row} of {draft.store.location}") from error
     except Exception as e:
         draft.reasons[position] = f"{type(e).__name__}: {e}"
         return
@@ -187,6 +192,13 @@ def _take(draft: _Draft, position: int, job: Future, roles: Roles, batch_size: i
     waiting.append((position, payload))
     if len(waiting) == batch_size:
         _encode_batch(draft, key, roles)
+
+
+def _out_of_memory(what: str) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"not enough memory to read {what}: set run.readers or run.workers lower, or for large "
+        "pictures captions.max_pixels; what is written stays, and the next run goes on from it"
+    )
 
 
 def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:

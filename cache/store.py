@@ -207,6 +207,8 @@ class EmbeddingStore:
         bad: dict[int, str] = {}
         try:
             self.read_stored(name, start, start + len(out), out)
+        except MemoryError:  # the rows may be whole
+            raise
         except Exception:
             # Something in the range is damaged: go by inner chunks to find out which rows.
             step = self.spec.inner_rows(name)
@@ -215,6 +217,8 @@ class EmbeddingStore:
                 piece = out[first - start : last - start]
                 try:
                     self.read_stored(name, first, last, piece)
+                except MemoryError:
+                    raise
                 except Exception as e:
                     piece[...] = 0
                     bad.update(

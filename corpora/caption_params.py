@@ -10,6 +10,20 @@ from gill_errors import InputError
 
 MAX_PIXELS = 100_000_000
 CheckLevel = Literal["decode", "header", "exists"]
+Quoting = Literal["auto", "quoted", "escaped", "literal"]
+
+
+class ColumnParams(BaseModel):
+    """Which columns of a table are meant, where their names do not say it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    caption: str | None = Field(default=None, description="null: caption, text or title")
+    image: str | None = Field(
+        default=None, description="null: image, image_path, filepath, file_name or path"
+    )
+    id: str | None = Field(default=None, description="null: id, where there is one")
+    split: str | None = Field(default=None, description="null: split, where there is one")
 
 
 class CaptionParams(BaseModel):
@@ -18,7 +32,27 @@ class CaptionParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     table: str = Field(
-        description="TSV with header caption<TAB>image, Parquet, or tar shards (file, folder, glob)"
+        description="TSV, CSV, JSON, Parquet or tar shards (file, folder, glob, {00..99}), a "
+        "folder of pictures with texts beside them, a data set of `datasets` or its hub id"
+    )
+    columns: ColumnParams = ColumnParams()
+    quoting: Quoting = Field(
+        default="auto",
+        description="whether quotation marks around cells of a TSV or CSV belong to the file, with "
+        'those inside doubled ("quoted") or after a backslash ("escaped"), or to the text '
+        "(literal); auto: what the whole file agrees on",
+    )
+    encoding: str | None = Field(
+        default=None,
+        description="of a text table; null: UTF-8, or UTF-16 by its mark, throughout. Named, a row "
+        "that is not in it is excluded",
+    )
+    several_captions: Literal["all", "first", "random"] = Field(
+        default="all", description="which to take where a row lists several"
+    )
+    seed: int = Field(default=0, description="of `several_captions: random`")
+    allow_download: bool = Field(
+        default=False, description="whether a data set may be fetched from the hub"
     )
     images_dir: str | None = Field(
         default=None,

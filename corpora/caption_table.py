@@ -9,9 +9,7 @@
     picture  16 bytes        identity of the picture (corpora.pictures.check_picture)
     key      16 bytes        hash of picture and caption: what a cached row depends on
 
-The fingerprint of a table is a hash of the row count and of the keys in order. A cache keeps
-(rows, fingerprint): as long as `fingerprint_of(rows)` of a table that has grown still gives the
-same, the cached rows are the table's first rows.
+The fingerprint of a table is a hash of the row count and of the keys in order.
 """
 
 import hashlib
@@ -28,8 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpora.caption_sources import CaptionTableError
-from corpora.records import CaptionRow
+from corpora.records import CaptionRow, CaptionTableError
 from gill_errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -195,23 +192,18 @@ class CaptionTable:
         """References for `open_picture`, in the order asked for. Raises IndexError."""
         return [os.path.join(self.root, image) for image in self._column("image", rows)]
 
-    def source_rows(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Where each row stands in the source, counted from 1. Raises IndexError."""
-        return self._column("row", rows)
-
     def pictures(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
         """The identity of each row's picture: equal for equal files. Raises IndexError."""
         return self._column("picture", rows)
 
     def row_keys(self) -> np.ndarray:
         """uint8 [N, 16]: what a cached row depends on, its picture and its caption."""
-        return np.frombuffer(self._keys(len(self)), np.uint8).reshape(-1, 16)
-
-    def fingerprint_of(self, rows: int) -> str:
-        """The fingerprint of the first `rows` rows alone. Raises ValueError for more than N."""
-        if not 0 <= rows <= len(self):
-            raise InputError(f"{self.path} has {len(self)} rows, not {rows}")
-        return self.fingerprint if rows == len(self) else _fingerprint(self._keys(rows))
+        # The keys lie one after the other in the Arrow buffers: 16 bytes each, from the offset on.
+        keys = b"".join(
+            memoryview(chunk.buffers()[1])[16 * chunk.offset : 16 * (chunk.offset + len(chunk))]
+            for chunk in self._whole("key").chunks
+        )
+        return np.frombuffer(keys, np.uint8).reshape(-1, 16)
 
     def rows_of_split(self, split: str) -> np.ndarray:
         """int64 [n], ascending: the rows of one split. Raises ValueError for an unknown one."""
@@ -259,14 +251,6 @@ class CaptionTable:
     def _whole(self, name: str) -> pa.ChunkedArray:
         with self._lock:
             return self._file.read(columns=[name]).column(name)
-
-    def _keys(self, rows: int) -> bytes:
-        """The first keys, one after the other, out of the Arrow buffers."""
-        chunks = self._whole("key").slice(0, rows).chunks
-        return b"".join(
-            memoryview(chunk.buffers()[1])[16 * chunk.offset : 16 * (chunk.offset + len(chunk))]
-            for chunk in chunks
-        )
 
 
 def _fingerprint(keys: bytes) -> str:

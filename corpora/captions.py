@@ -5,75 +5,41 @@ table (`corpora.caption_table`), the list of excluded rows and the summary appea
 only when the whole source has been read.
 """
 
-import array
 import hashlib
 import itertools
 import json
 import os
-import posixpath
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
-from corpora import tar_shards
-from corpora.caption_params import CaptionParams, CheckLevel
-from corpora.caption_sources import (
-    CaptionSource,
-    CaptionTableError,
-    SourceRow,
-    open_source,
-)
+from corpora.caption_params import CaptionParams
+from corpora.caption_report import CaptionReport, ExclusionWriter, Tally
+from corpora.caption_sources import open_source
 from corpora.caption_table import SPLITS, CaptionTable, CaptionTableWriter, CheckedRow
 from corpora.picture_checks import PictureChecks, Verdict
-from corpora.pictures import is_url
-from corpora.records import Exclusion
+from corpora.picture_paths import PicturePaths
+from corpora.records import SPLIT_NAMES, CaptionTableError, Exclusion
+from corpora.references import is_file_address, is_url
+from corpora.source_rows import CaptionSource, SourceRow
+from corpora.visible_text import CONTROLS, is_visible
+from gill_files import written_whole
 
 __all__ = [
     "CaptionParams",
     "CaptionReport",
     "CaptionTable",
     "CaptionTableError",
-    "Progress",
+    "CheckProgress",
     "check_captions",
 ]
 
 _BLOCK_ROWS = 1024
-_NUM_EXAMPLES = 20
-# C0, DEL and C1 controls, and the byte-order mark; str.split takes care of other white space.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufeff]")
 
 
-@dataclass(frozen=True)
-class CaptionReport:
-    """The summary of a check; `reasons` counts the excluded rows, `examples` are the first.
-
-    `pictures_in_several_splits` counts pictures (by identity) that the kept rows put into more
-    than one split, so that the splits leak.
-    """
-
-    source: str
-    check: CheckLevel
-    fingerprint: str
-    rows: int
-    kept: int
-    excluded: int
-    reasons: dict[str, int]
-    splits: dict[str, int]
-    captions_cleaned: int
-    pictures: int
-    pictures_in_several_splits: int
-    ignored_columns: tuple[str, ...]
-    examples: tuple[str, ...]
-
-
-class Progress(NamedTuple):
+class CheckProgress(NamedTuple):
     """How far a check has come; `fraction` of the source read, `seconds` since the start."""
 
     rows: int
@@ -101,7 +67,7 @@ class Progress(NamedTuple):
 def check_captions(
     params: CaptionParams,
     out: Path,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[CheckProgress], None] | None = None,
     *,
     journal: Path | None = None,
     workers: int = 0,
@@ -115,25 +81,28 @@ def check_captions(
     source leave the earlier rows of the table as they were.
 
     journal: keeps the verdicts on the pictures, so that the next check is cheap; by default
-        OUT.pictures.sqlite. workers: threads that check pictures; 0: one per core.
+        OUT.pictures.sqlite. Beside it lie the shards that had to be unpacked.
+    workers: threads that check pictures; 0: one per core.
 
     Raises:
         CaptionTableError: the source cannot be used, or no row of it can.
     """
-    source = open_source(params.table, params.images_dir)
+    journal = journal or out.with_suffix(".pictures.sqlite")
+    source = open_source(params, journal.with_name("unpacked"))
+    paths = PicturePaths(source.root, allow_outside=params.allow_outside, own=source.files)
     started = time.monotonic()
-    tally = _Tally()
+    tally = Tally()
     with (
         PictureChecks(
-            journal or out.with_suffix(".pictures.sqlite"),
+            journal,
             params.check,
             params.max_pixels,
             workers,
         ) as pictures,
         CaptionTableWriter(out, source.root) as table,
-        _ExclusionWriter(out.with_suffix(".excluded.tsv")) as excluded,
+        ExclusionWriter(out.with_suffix(".excluded.tsv")) as excluded,
     ):
-        for row in _checked_rows(source, params, pictures, tally):
+        for row in _checked_rows(source, params, paths, pictures, tally):
             if isinstance(row, Exclusion):
                 excluded.append(row)
                 tally.add_excluded(row)
@@ -142,14 +111,17 @@ def check_captions(
                 tally.add_kept(row)
             if progress is not None and tally.rows % _BLOCK_ROWS == 0:
                 seconds = time.monotonic() - started
-                progress(Progress(tally.rows, tally.excluded, source.fraction(), seconds))
+                progress(CheckProgress(tally.rows, tally.excluded, source.fraction(), seconds))
         if progress is not None:
-            progress(Progress(tally.rows, tally.excluded, 1.0, time.monotonic() - started))
+            progress(CheckProgress(tally.rows, tally.excluded, 1.0, time.monotonic() - started))
         excluded.close()
-        report = tally.report(source, params, table.close() if tally.kept else "")
+        fingerprint = table.close() if tally.kept else ""
+        report = tally.report(params, source, fingerprint)
     _write_json(asdict(report), out.with_suffix(".report.json"))
     if not report.kept:
-        raise CaptionTableError(_nothing_left(report, out.with_suffix(".excluded.tsv")))
+        raise CaptionTableError(
+            _nothing_left(report, out.with_suffix(".excluded.tsv"), paths.outside_folder)
+        )
     return report
 
 
@@ -164,17 +136,21 @@ def split_of(image: str, val_fraction: float, test_fraction: float) -> str:
 
 
 def _checked_rows(
-    source: CaptionSource, params: CaptionParams, pictures: PictureChecks, tally: "_Tally"
+    source: CaptionSource,
+    params: CaptionParams,
+    paths: PicturePaths,
+    pictures: PictureChecks,
+    tally: Tally,
 ) -> Iterator[CheckedRow | Exclusion]:
     seen, seen_ids = _Seen(), _Seen()
     for block in _blocks(source, _BLOCK_ROWS):
-        parsed = [row if isinstance(row, Exclusion) else _clean(row, params) for row in block]
-        wanted = [row.image for row in parsed if isinstance(row, SourceRow)]
-        references = {image: os.path.join(source.root, image) for image in wanted}
-        verdicts = pictures.verdicts(list(references.values()))
+        parsed = [
+            row if isinstance(row, Exclusion) else _clean(row, params, paths) for row in block
+        ]
+        verdicts = _verdicts(parsed, paths, pictures, tally)
         for written, row in zip(block, parsed):
             if isinstance(row, SourceRow):
-                checked = _judge(row, verdicts[references[row.image]], seen, seen_ids, params)
+                checked = _judge(row, verdicts[row.image], seen, seen_ids, params)
                 if isinstance(checked, CheckedRow):
                     tally.captions_cleaned += checked.caption != written.caption  # type: ignore[union-attr]
                 yield checked
@@ -182,7 +158,32 @@ def _checked_rows(
                 yield row
 
 
-def _clean(row: SourceRow, params: CaptionParams) -> SourceRow | Exclusion:
+def _verdicts(
+    rows: list[SourceRow | Exclusion], paths: PicturePaths, pictures: PictureChecks, tally: Tally
+) -> dict[str, Verdict]:
+    """The verdict on each row's image; rows whose picture has another name get that name."""
+
+    def looked_up(images: Iterable[str]) -> dict[str, Verdict]:
+        references = {image: os.path.join(paths.root, image) for image in images}
+        found = pictures.verdicts(list(references.values()))
+        return {image: found[reference] for image, reference in references.items()}
+
+    verdicts = looked_up(row.image for row in rows if isinstance(row, SourceRow))
+    missing = [image for image, verdict in verdicts.items() if verdict.kind == "missing"]
+    meant = {image: name for image in missing if (name := paths.find(image)) is not None}
+    verdicts |= looked_up(name for name in meant.values() if name not in verdicts)
+    for image in missing:
+        if image not in meant:
+            verdict = verdicts[image]
+            verdicts[image] = verdict._replace(detail=verdict.detail + paths.hint(image))
+    for place, row in enumerate(rows):
+        if isinstance(row, SourceRow) and row.image in meant:
+            rows[place] = row._replace(image=meant[row.image])
+            tally.paths_respelled += 1
+    return verdicts
+
+
+def _clean(row: SourceRow, params: CaptionParams, paths: PicturePaths) -> SourceRow | Exclusion:
     """Collapses white space and control characters, and refuses what no picture can mend."""
 
     def excluded(reason: str, detail: str = "") -> Exclusion:
@@ -192,27 +193,26 @@ def _clean(row: SourceRow, params: CaptionParams) -> SourceRow | Exclusion:
         "".join((row.image, row.caption, row.id or "", row.split or "")).encode()
     except UnicodeEncodeError:
         return excluded("bad encoding", "half of a surrogate pair")
-    caption = " ".join(_CONTROL.sub(" ", row.caption).split())
-    if not caption:
-        return excluded("no caption")
+    caption = " ".join(CONTROLS.sub(" ", row.caption).split())
+    if not is_visible(caption):
+        return excluded("no caption", "invisible characters alone" if caption else "")
     if len(caption) > params.max_caption_chars:
         return excluded(
             "caption too long", f"{len(caption)} characters, at most {params.max_caption_chars}"
         )
     if not row.image:
         return excluded("no image")
-    if is_url(row.image):
+    if is_url(row.image) and not is_file_address(row.image):
         return excluded("url", f"{row.image}: pictures are never downloaded")
-    path, member = tar_shards.split_reference(row.image) or (row.image, "")
-    path = posixpath.normpath(path)
-    outside = posixpath.isabs(path) or path.split("/")[0] == ".."
-    if outside and not params.allow_outside:
-        return excluded("outside images_dir", row.image)
+    image = paths.inside(row.image)
+    if image is None:
+        return excluded("outside images_dir", f"{row.image}: not below {paths.root}")
     if row.id == "":
         return excluded("no id")
-    if row.split is not None and row.split not in SPLITS:
+    split = None if row.split is None else SPLIT_NAMES.get(row.split.lower())
+    if split is None and row.split is not None:
         return excluded("unknown split", f"{row.split!r}; known: {', '.join(SPLITS)}")
-    return row._replace(image=f"{path}#{member}" if member else path, caption=caption)
+    return row._replace(image=image, caption=caption, split=split)
 
 
 def _judge(
@@ -250,99 +250,24 @@ class _Seen:
         return len(self._hashes) > before
 
 
-class _Tally:
-    """Everything that the report counts."""
-
-    def __init__(self) -> None:
-        self.rows = self.kept = self.excluded = self.captions_cleaned = 0
-        self._reasons: Counter[str] = Counter()
-        self._splits: Counter[str] = Counter()
-        self._examples: list[str] = []
-        self._pictures = array.array("Q")
-        self._split_codes = array.array("B")
-
-    def add_kept(self, row: CheckedRow) -> None:
-        self.rows += 1
-        self.kept += 1
-        self._splits[row.split] += 1
-        self._pictures.append(int.from_bytes(row.picture[:8], "little"))
-        self._split_codes.append(SPLITS.index(row.split))
-
-    def add_excluded(self, exclusion: Exclusion) -> None:
-        self.rows += 1
-        self.excluded += 1
-        self._reasons[exclusion.reason] += 1
-        if len(self._examples) < _NUM_EXAMPLES:
-            self._examples.append(str(exclusion))
-
-    def report(
-        self, source: CaptionSource, params: CaptionParams, fingerprint: str
-    ) -> CaptionReport:
-        pictures = np.frombuffer(self._pictures, np.uint64) if self.kept else np.empty(0)
-        codes = np.frombuffer(self._split_codes, np.uint8) if self.kept else np.empty(0)
-        num_pictures = len(np.unique(pictures))
-        in_splits = sum(len(np.unique(pictures[codes == code])) for code in range(len(SPLITS)))
-        return CaptionReport(
-            source=params.table,
-            check=params.check,
-            fingerprint=fingerprint,
-            rows=self.rows,
-            kept=self.kept,
-            excluded=self.excluded,
-            reasons=dict(self._reasons.most_common()),
-            splits={split: self._splits[split] for split in SPLITS},
-            captions_cleaned=self.captions_cleaned,
-            pictures=num_pictures,
-            pictures_in_several_splits=in_splits - num_pictures,
-            ignored_columns=source.ignored_columns,
-            examples=tuple(self._examples),
-        )
-
-
-class _ExclusionWriter:
-    """Writes excluded rows as they come; the file appears when `close` is called."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._file = self._partial.open("w", encoding="utf-8", errors="backslashreplace")
-        self._file.write("file\trow\treason\tdetail\n")
-
-    def append(self, exclusion: Exclusion) -> None:
-        cells = (exclusion.file, exclusion.row, exclusion.reason, exclusion.detail)
-        self._file.write("\t".join(_CONTROL.sub(" ", cell) for cell in cells) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-        os.replace(self._partial, self._path)
-
-    def __enter__(self) -> "_ExclusionWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
-
-
-def _nothing_left(report: CaptionReport, excluded: Path) -> str:
+def _nothing_left(report: CaptionReport, excluded: Path, outside: str | None) -> str:
     if not report.rows:
         return f"{report.source}: the table has no rows"
     reasons = ", ".join(f"{reason} {n}" for reason, n in report.reasons.items())
+    reason = next(iter(report.reasons))
+    remedy = report.remedies.get(reason, "")
+    if reason == "outside images_dir" and outside is not None:
+        remedy = f"set captions.images_dir: {outside}, the folder that they share"
     return (
         f"{report.source}: none of its {report.rows} rows can be used: {reasons}. "
-        f"First: {report.examples[0]}. All of them: {excluded}"
+        f"First: {report.examples[reason][0]}. What to do: {remedy}. All of them: {excluded}"
     )
 
 
 def _write_json(content: dict, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        partial.write_text(text, encoding="utf-8")
 
 
 _T = TypeVar("_T")

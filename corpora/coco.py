@@ -7,7 +7,7 @@
 from pathlib import Path
 
 from corpora.caption_params import CheckLevel
-from corpora.json_files import finished, identifier, lists, read_json, text, whole_number
+from corpora.json_files import finished, identifier, lists, picture_id, read_json, text
 from corpora.picture_folder import PictureFolder
 from corpora.pictures import PictureError
 from corpora.records import CaptionedImage, Exclusion, Report
@@ -29,16 +29,16 @@ def read_captioned_images(
     folder = None if images_dir is None else PictureFolder(images_dir, check)
     excluded: list[Exclusion] = []
 
-    captions: dict[int, list[str]] = {}
-    names: dict[int, str] = {}
+    captions: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
     for place, record in enumerate(images):
         record = record if isinstance(record, dict) else {}
-        id_, name = whole_number(record.get("id")), text(record.get("file_name"))
+        id_, name = picture_id(record.get("id")), text(record.get("file_name"))
         if id_ is None or name is None:
             detail = "expected id and file_name"
             excluded.append(Exclusion(str(path), f"images[{place}]", "missing field", detail))
         elif id_ in captions:
-            excluded.append(Exclusion(str(path), f"images[{place}]", "duplicate id", str(id_)))
+            excluded.append(Exclusion(str(path), f"images[{place}]", "duplicate id", id_))
         else:
             captions[id_], names[id_] = [], name
 
@@ -46,7 +46,7 @@ def read_captioned_images(
     for place, record in enumerate(annotations):
         row = f"annotations[{place}]"
         record = record if isinstance(record, dict) else {}
-        image_id = whole_number(record.get("image_id"))
+        image_id = picture_id(record.get("image_id"))
         annotation_id = identifier(record.get("id"))
         caption = text(record.get("caption"))
         if image_id is None or annotation_id is None or "caption" not in record:
@@ -67,10 +67,10 @@ def read_captioned_images(
     for id_, texts in captions.items():
         try:
             if not texts:
-                excluded.append(Exclusion(str(path), str(id_), "image without captions"))
+                excluded.append(Exclusion(str(path), id_, "image without captions"))
                 continue
             image = None if folder is None else folder.with_coco_name(names[id_], id_)
-            kept.append(CaptionedImage(str(id_), image, tuple(texts)))
+            kept.append(CaptionedImage(id_, image, tuple(texts)))
         except PictureError as error:
-            excluded.append(Exclusion(str(path), str(id_), f"picture {error.kind}", str(error)))
+            excluded.append(Exclusion(str(path), id_, f"picture {error.kind}", str(error)))
     return finished(path, kept, excluded)

@@ -37,9 +37,17 @@ def text(value: Any) -> str | None:
 
 def identifier(value: Any) -> str | None:
     """An id, written as a number or as a string; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         return None
     return str(value).strip() or None
+
+
+def picture_id(value: Any) -> str | None:
+    """The id of a picture: an identifier, of which a number's leading zeros do not count."""
+    id_ = identifier(value)
+    return str(int(id_)) if id_ is not None and id_.isdecimal() else id_
 
 
 def whole_number(value: Any) -> int | None:

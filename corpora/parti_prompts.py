@@ -13,7 +13,6 @@ bytes back.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from corpora.records import CorpusError
+from corpora.text_files import marked_encoding
 from gill_errors import InputError
+from gill_files import written_whole
 
 _PROMPT_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
 _VOTE_COLUMNS = (*_PROMPT_COLUMNS, "Decisions")
@@ -49,21 +50,28 @@ class VotedPrompt:
 
 
 def read_prompts(path: Path) -> list[PartiPrompt]:
-    """The prompts of PartiPrompts.tsv. CorpusError names the file, the line and what is wrong."""
-    return _read(path, _PROMPT_COLUMNS, lambda fields: PartiPrompt(*fields))
+    """The prompts of PartiPrompts.tsv, or of a list with a prompt a line.
+
+    CorpusError names the file, the line and what is wrong.
+    """
+    return _read(path, ("Prompt",), _prompt)
 
 
 def read_votes(path: Path) -> list[VotedPrompt]:
     """Prompts with all votes, as released with the paper (column `Decisions`, comma-separated)."""
 
-    def record(fields: list[str]) -> VotedPrompt:
-        votes = tuple(fields[4].split(","))
+    def record(cells: dict[str, str]) -> VotedPrompt:
+        votes = tuple(vote.strip() for vote in cells["Decisions"].split(","))
         for vote in votes:
             if vote not in _VOTES:
                 raise InputError(f"vote {vote!r} is none of {', '.join(_VOTES)}")
-        return VotedPrompt(PartiPrompt(*fields[:4]), votes)
+        return VotedPrompt(_prompt(cells), votes)
 
-    return _read(path, _VOTE_COLUMNS, record)
+    return _read(path, ("Prompt", "Decisions"), record)
+
+
+def _prompt(cells: dict[str, str]) -> PartiPrompt:
+    return PartiPrompt(*(cells.get(name, "") for name in _PROMPT_COLUMNS))
 
 
 def write_votes(path: Path, rows: Iterable[VotedPrompt]) -> None:
@@ -78,12 +86,8 @@ def write_votes(path: Path, rows: Iterable[VotedPrompt]) -> None:
                     f"{path}: {field!r} holds a tab or a line break, which this format cannot store"
                 )
         lines.append("\t".join((*fields, ",".join(row.votes))))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        temporary.write_bytes(("\n".join(lines) + "\n").encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        partial.write_bytes(("\n".join(lines) + "\n").encode())
 
 
 def agreed_label(votes: Sequence[str]) -> str:
@@ -148,25 +152,45 @@ def _pair_agreement(count: Counter[str]) -> float:
 
 
 def _read(
-    path: Path, columns: tuple[str, ...], record: Callable[[list[str]], _Record]
+    path: Path, needed: tuple[str, ...], record: Callable[[dict[str, str]], _Record]
 ) -> list[_Record]:
+    """The rows as {column: cell}. Columns may stand in any order and case, and but for the needed
+    ones be absent; one column without a header is a list of prompts."""
+    data = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = data.decode(marked_encoding(data[:4]))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    lines = text.removesuffix("\n").split("\n")
-    header = tuple(lines[0].removesuffix("\r").split("\t"))
-    if header != columns:
-        raise CorpusError(f"{path}: the header is {header}, expected {columns}, separated by tabs")
+    lines = [
+        (number, line.removesuffix("\r").split("\t"))
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    ]
+    header = [cell.strip() for cell in lines[0][1]] if lines else []
+    names = {name.casefold(): name for name in _VOTE_COLUMNS}
+    columns = [names.get(cell.casefold(), cell) for cell in header]
+    absent = [name for name in needed if name not in columns]
+    if lines and absent == ["Prompt"] and len(header) == 1:
+        columns, absent = ["Prompt"], []
+    else:
+        lines = lines[1:]
+    if absent:
+        raise CorpusError(
+            f"{path}: the header is {tuple(header)}, without {', '.join(absent)}; expected "
+            f"{', '.join(_VOTE_COLUMNS if 'Decisions' in needed else _PROMPT_COLUMNS)}, separated "
+            "by tabs"
+        )
     rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.removesuffix("\r").split("\t")
+    for number, fields in lines:
         if len(fields) != len(columns):
             raise CorpusError(
                 f"{path}:{number}: {len(fields)} fields, expected {len(columns)} separated by tabs"
             )
+        cells = dict(zip(columns, fields))
         try:
-            rows.append(record(fields))
+            if not cells["Prompt"].strip():
+                raise InputError("no prompt")
+            rows.append(record(cells))
         except ValueError as error:
             raise CorpusError(f"{path}:{number}: {error}") from error
     return rows

@@ -7,21 +7,27 @@ looked at again when its size or time of change differs, or when the rules do.
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import PIL
 
 from corpora.caption_params import CheckLevel
-from corpora.pictures import PictureError, PictureErrorKind, check_picture, stat_picture
+from corpora.picture_errors import PictureError, PictureErrorKind
+from corpora.pictures import PictureStat, check_picture, stat_picture
 from corpora.records import CorpusError
+from gill_errors import OutOfMemoryError
 
 _FORMAT = 1
+_PARTS_PER_WORKER = 4
 _QUERY_SIZE = 500  # SQLite allows 999 variables in older builds
+
+_T = TypeVar("_T")
 
 
 class Verdict(NamedTuple):
@@ -41,7 +47,8 @@ class PictureChecks:
     def __init__(self, journal: Path, check: CheckLevel, max_pixels: int, workers: int) -> None:
         self._check = check
         self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "pictures")
+        self._workers = workers or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._workers, "pictures")
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._path = journal
         self._journal = sqlite3.connect(journal)
@@ -67,37 +74,48 @@ class PictureChecks:
         """The verdict on each distinct reference; those of unchanged pictures are remembered."""
         distinct = list(dict.fromkeys(references))
         verdicts: dict[str, Verdict] = {}
-        versions: dict[str, str] = {}
-        for reference, version in zip(distinct, self._pool.map(_version, distinct)):
-            if isinstance(version, Verdict):
-                verdicts[reference] = version
+        found: dict[str, PictureStat] = {}
+        for reference, status in zip(distinct, self._in_parts(_status, distinct)):
+            if isinstance(status, Verdict):
+                verdicts[reference] = status
             else:
-                versions[reference] = version
+                found[reference] = status
         with self._transaction():
-            verdicts |= self._remembered(versions)
-        new = [reference for reference in versions if reference not in verdicts]
-        fresh = dict(zip(new, self._pool.map(self._look, new)))
+            verdicts |= self._remembered(found)
+        new = [reference for reference in found if reference not in verdicts]
+        fresh = dict(zip(new, self._in_parts(lambda name: self._look(name, found[name]), new)))
         with self._transaction():
             self._journal.executemany(
                 "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
-                [(name, versions[name], *verdict) for name, verdict in fresh.items()],
+                [(name, found[name].version, *verdict) for name, verdict in fresh.items()],
             )
         return verdicts | fresh
 
-    def _look(self, reference: str) -> Verdict:
+    def _in_parts(self, work: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:
+        """`work` on each name, some at a time: a task costs as much as a small header."""
+        size = -(-len(names) // (_PARTS_PER_WORKER * self._workers)) or 1
+        parts = [names[start : start + size] for start in range(0, len(names), size)]
+        return chain.from_iterable(self._pool.map(lambda part: [work(n) for n in part], parts))
+
+    def _look(self, reference: str, status: PictureStat) -> Verdict:
         try:
-            return Verdict(check_picture(reference, self._check, self._max_pixels))
+            return Verdict(check_picture(reference, self._check, self._max_pixels, status))
         except PictureError as error:
             return Verdict(b"", error.kind, error.detail)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"not enough memory to open {reference}: set captions.max_pixels or run.readers "
+                "lower; the verdicts so far are kept"
+            ) from error
 
-    def _remembered(self, versions: dict[str, str]) -> dict[str, Verdict]:
+    def _remembered(self, statuses: dict[str, PictureStat]) -> dict[str, Verdict]:
         found: dict[str, Verdict] = {}
-        names = list(versions)
+        names = list(statuses)
         for start in range(0, len(names), _QUERY_SIZE):
             some = names[start : start + _QUERY_SIZE]
             query = f"SELECT * FROM pictures WHERE reference IN ({','.join('?' * len(some))})"
             for name, version, identity, kind, detail in self._journal.execute(query, some):
-                if versions[name] == version:
+                if statuses[name].version == version:
                     found[name] = Verdict(identity, kind, detail)
         return found
 
@@ -123,8 +141,8 @@ class PictureChecks:
             ) from error
 
 
-def _version(reference: str) -> str | Verdict:
+def _status(reference: str) -> PictureStat | Verdict:
     try:
-        return stat_picture(reference).version
+        return stat_picture(reference)
     except PictureError as error:  # never remembered: the file may appear later
         return Verdict(b"", error.kind, error.detail)

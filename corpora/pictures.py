@@ -8,6 +8,7 @@ CMYK is converted by the formula, without its ICC profile, as CLIP's own preproc
 """
 
 import hashlib
+import importlib
 import io
 import os
 import re
@@ -15,7 +16,6 @@ import stat
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -31,26 +31,19 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from corpora import tar_shards
+from corpora import arrow_files, tar_shards
 from corpora.caption_params import MAX_PIXELS
-from gill_errors import GillError
+from corpora.picture_errors import PictureError
+from corpora.picture_rendering import to_rgb
+from corpora.references import is_url, split_reference
 
 MAX_BYTES = 512 * 2**20
+_SMALL_BYTES = 2**16
 PICTURE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpx jpf "  # noqa: SIM905
     "ppm pgm pbm pnm ico heic heif hif jxl".split()
 )
 """Of files that are taken for pictures, in lower case; what they hold, their content says."""
-
-PictureErrorKind = Literal[
-    "missing",  # no such file or tar member
-    "url",  # an address: nothing is ever downloaded
-    "empty",  # no bytes, or no pixels
-    "truncated",  # the data end too early
-    "unreadable",  # not a picture, damaged, or not permitted to read
-    "unsupported",  # a picture without a defined 8-bit rendering (float, signed 16-bit)
-    "too large",  # more pixels or bytes than allowed
-]
 
 # An explicit list: Pillow would otherwise also try formats that start other programs (EPS).
 _FORMATS = (
@@ -65,28 +58,17 @@ _FORMATS = (
     Jpeg2KImagePlugin.Jpeg2KImageFile.format,
     IcoImagePlugin.IcoImageFile.format,
 )
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:|pipe:", re.IGNORECASE)
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # EXIF orientation -> what makes the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class PictureError(GillError):
-    """A picture that cannot be shown: a short `kind` to count by, a `detail` to read, and the
-    `reference` under which it was asked for."""
-
-    def __init__(self, kind: PictureErrorKind, detail: str, reference: str = "") -> None:
-        self.kind = kind
-        self.detail = detail
-        self.reference = reference
-        super().__init__(f"{reference}: {kind}: {detail}" if reference else f"{kind}: {detail}")
+# Formats that an extra of this project opens: what begins their files, its name, the module whose
+# import or `register_heif_opener` makes Pillow know it, and the extra.
+_PLUGINS = (
+    (
+        re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL),
+        "HEIF",
+        "pillow_heif",
+        "heic",
+    ),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "JXL", "pillow_jxl", "jxl"),
+)
 
 
 class PictureStat(NamedTuple):
@@ -94,11 +76,6 @@ class PictureStat(NamedTuple):
 
     size: int
     version: str
-
-
-def is_url(reference: str) -> bool:
-    """Whether a reference is an address rather than a path."""
-    return _URL.match(reference) is not None
 
 
 def open_picture(reference: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -119,54 +96,63 @@ def open_picture(reference: str | Path | bytes, *, max_pixels: int = MAX_PIXELS)
 
 
 def read_picture(reference: str | Path) -> bytes:
-    """The undecoded bytes of a picture file or tar member. Raises PictureError."""
+    """The undecoded bytes of a picture file, tar member or cell. Raises PictureError."""
     size = stat_picture(reference).size
     if size > MAX_BYTES:
         raise PictureError("too large", f"{size} bytes, at most {MAX_BYTES}", str(reference))
     try:
-        member = tar_shards.split_reference(str(reference))
+        member = split_reference(str(reference))
         if member is None:
             return Path(reference).read_bytes()
-        shard, name = member
-        location = tar_shards.locate(shard, name)
+        file, place = member
+        if not file.lower().endswith(".tar"):
+            return arrow_files.read_cell(file, place)
+        location = tar_shards.locate(file, place)
         assert location is not None, "stat_picture has just found it"
-        return tar_shards.read(shard, location)
+        return tar_shards.read(file, location)
     except OSError as error:
         raise PictureError("unreadable", error.strerror or str(error), str(reference)) from error
 
 
 def stat_picture(reference: str | Path) -> PictureStat:
-    """Size and version of a picture file or tar member, without reading it. Raises PictureError."""
+    """Size and version of a picture file, tar member or cell. Raises PictureError."""
     text = str(reference)
     if is_url(text):
         raise PictureError("url", "an address; pictures are never downloaded", text)
-    member = tar_shards.split_reference(text)
+    member = split_reference(text)
     try:
         if member is None:
             status = os.stat(text)
             if not stat.S_ISREG(status.st_mode):
                 raise PictureError("unreadable", "not a regular file", text)
             return PictureStat(status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
-        shard, name = member
-        location = tar_shards.locate(shard, name)
+        file, place = member
+        if not file.lower().endswith(".tar"):
+            status = os.stat(file)
+            version = f"{status.st_size}:{status.st_mtime_ns}:{place}"
+            return PictureStat(len(arrow_files.read_cell(file, place)), version)
+        location = tar_shards.locate(file, place)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PictureError("missing", "no such file", text) from error
     except (OSError, ValueError) as error:  # ShardError, an over-long name, a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise PictureError("unreadable", reason, text) from error
     if location is None:
-        raise PictureError("missing", f"{shard} has no member {name}", text)
+        raise PictureError("missing", f"{file} has no member {place}", text)
     return PictureStat(location.size, f"{location.version}:{location.offset}:{location.size}")
 
 
 def check_picture(
-    reference: str | Path, check: Literal["decode", "header", "exists"], max_pixels: int
+    reference: str | Path,
+    check: Literal["decode", "header", "exists"],
+    max_pixels: int,
+    status: PictureStat | None = None,
 ) -> bytes:
     """Checks that a picture can be opened and returns its identity (16 bytes).
 
     "decode" reads and decodes all of it; its identity is a hash of its bytes. "header" opens the
     file without decoding and "exists" only looks it up; both identify it by size and time of
-    last change. Raises PictureError.
+    last change, `status` where that is known. Raises PictureError.
     """
     if check == "decode":
         data = read_picture(reference)
@@ -175,24 +161,37 @@ def check_picture(
         except PictureError as error:
             raise PictureError(error.kind, error.detail, str(reference)) from error
         return hashlib.blake2b(data, digest_size=16).digest()
-    status = stat_picture(reference)
+    status = status or stat_picture(reference)
     if status.size == 0:
         raise PictureError("empty", "0 bytes", str(reference))
     if check == "header":
-        in_tar = tar_shards.split_reference(str(reference)) is not None
-        source = io.BytesIO(read_picture(reference)) if in_tar else str(reference)
         try:
-            _open(source, max_pixels).close()
+            _open(_header_source(reference, status), max_pixels).close()
         except PictureError as error:
             raise PictureError(error.kind, error.detail, str(reference)) from error
     return hashlib.blake2b(status.version.encode(), digest_size=16).digest()
 
 
+def _header_source(reference: str | Path, status: PictureStat) -> str | io.BytesIO:
+    """What the header is read from: a small file at once, which costs less than its parts."""
+    if split_reference(str(reference)) is not None:
+        return io.BytesIO(read_picture(reference))
+    if status.size > _SMALL_BYTES:
+        return str(reference)
+    try:
+        with open(reference, "rb", buffering=0) as file:
+            return io.BytesIO(file.read())
+    except OSError as error:
+        raise PictureError("unreadable", error.strerror or str(error)) from error
+
+
 def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
     try:
-        image = Image.open(source, formats=_FORMATS)
+        image: Image.Image = Image.open(source, formats=_FORMATS)
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        image = _open_by_plugin(source, error)
     except Exception as error:  # plugins raise whatever their parsers stumble over
         raise _explained(error) from error
     width, height = image.size
@@ -203,6 +202,30 @@ def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
     return image
 
 
+def _open_by_plugin(source: str | io.BytesIO, error: UnidentifiedImageError) -> Image.Image:
+    """A picture in a format that Pillow knows only by a package of its own."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            start = file.read(16)
+    else:
+        start = source.getvalue()[:16]
+    for magic, name, module, extra in _PLUGINS:
+        if not magic.match(start):
+            continue
+        try:
+            plugin = importlib.import_module(module)
+            getattr(plugin, "register_heif_opener", lambda: None)()
+            return Image.open(source, formats=(name,))
+        except ImportError:
+            detail = f"{name} needs pip install 'gill[{extra}]'"
+            raise PictureError("unsupported", detail) from error
+        except MemoryError:
+            raise
+        except Exception as other:  # plugins raise whatever their parsers stumble over
+            raise _explained(other) from other
+    raise _explained(error) from error
+
+
 def _decode(data: bytes, max_pixels: int, *, smallest: bool = False) -> Image.Image:
     """`smallest` lets JPEG skip most of the inverse transform: every byte is still decoded."""
     if not data:
@@ -211,7 +234,7 @@ def _decode(data: bytes, max_pixels: int, *, smallest: bool = False) -> Image.Im
         try:
             if smallest:
                 image.draft(None, (1, 1))
-            return _to_rgb(image)
+            return to_rgb(image)
         except (MemoryError, PictureError):
             raise
         except Exception as error:  # decoders raise whatever they stumble over
@@ -231,76 +254,3 @@ def _explained(error: Exception) -> PictureError:
     ):
         return PictureError("truncated", detail)
     return PictureError("unreadable", detail)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    white_level = _white_level(image)
-    transparency = _transparency(image)
-    image.load()
-    if transparency is not None:
-        image.info["transparency"] = transparency
-    orientation = _orientation(image)
-
-    if image.mode.startswith("I") or image.mode == "F":
-        rgb = _from_deep_grey(image, white_level)
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        rgb = Image.new("RGBA", rgba.size, "white")
-        rgb.alpha_composite(rgba)
-        rgb = rgb.convert("RGB")
-    else:
-        rgb = image.convert("RGB")
-
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    rgb.info.clear()  # a left-over orientation would be applied again by whoever reads it
-    return rgb
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata of a good picture: shown as stored, as viewers do
-        return 1
-
-
-def _white_level(image: Image.Image) -> int | None:
-    """The sample value of white in a greyscale picture deeper than 8 bits; negative when the
-    scale runs from white to black; None when the file does not define one."""
-    if image.mode == "F":
-        return None
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        if image.mode == "I":
-            return None  # signed, or 32 bits
-        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
-        inverted = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-        return (1 - 2**bits) if inverted else 2**bits - 1
-    return 65535  # PNG, JPEG 2000; Pillow scales PGM to this
-
-
-def _transparency(image: Image.Image) -> int | tuple[int, ...] | None:
-    """PNG's transparent colour in the units of the decoded samples, where Pillow keeps the
-    file's: greys of 2 and 4 bits, and colours of 16 bits."""
-    value = image.info.get("transparency")
-    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
-        return None
-    raw_mode = image.tile[0].args
-    if isinstance(value, int) and raw_mode in ("L;2", "L;4"):
-        return value * {"L;2": 85, "L;4": 17}[raw_mode]
-    if isinstance(value, tuple) and raw_mode == "RGB;16B":
-        return tuple(sample >> 8 for sample in value)
-    return None
-
-
-def _from_deep_grey(image: Image.Image, white_level: int | None) -> Image.Image:
-    if white_level is None:
-        raise PictureError("unsupported", f"samples of mode {image.mode} have no defined white")
-    samples = np.asarray(image).astype(np.int64)
-    scale = abs(white_level)
-    grey = (np.clip(samples, 0, scale) * 255 + scale // 2) // scale
-    if white_level < 0:
-        grey = 255 - grey
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[samples == transparent] = 255
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

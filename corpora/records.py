@@ -1,6 +1,6 @@
 """The records that every reader of this room returns, and the account of what it left out.
 
-    captions   TSV, Parquet, tar shards  ->  CaptionRow
+    captions   tables, shards, folders   ->  CaptionRow
     vist       story-in-sequence JSON    ->  Story(StoryPicture, ...)
     visdial    VisDial 1.0 JSON          ->  Dialogue(Round, ...)
     coco       captions JSON             ->  CaptionedImage
@@ -15,9 +15,25 @@ from dataclasses import dataclass, field
 
 from gill_errors import InputError
 
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What people call the three splits, in lower case."""
+
 
 class CorpusError(InputError):
     """A file as a whole cannot be used: what is wrong, in which file, and what to do."""
+
+
+class CaptionTableError(CorpusError):
+    """A caption table that cannot be used at all."""
 
 
 @dataclass(frozen=True, slots=True)

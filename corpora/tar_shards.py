@@ -6,7 +6,6 @@ Only plain, uncompressed tar files: a compressed one has no offsets. Nothing is 
 
 import hashlib
 import os
-import re
 import tarfile
 import threading
 from collections import OrderedDict
@@ -17,7 +16,6 @@ import numpy as np
 
 from gill_errors import InputError
 
-_REFERENCE = re.compile(r"(.+?\.tar)#(.+)", re.DOTALL | re.IGNORECASE)
 _MAX_CACHED_MEMBERS = 20_000_000  # 24 bytes each
 
 
@@ -60,12 +58,6 @@ class _Index(NamedTuple):
 _indexes: OrderedDict[str, _Index] = OrderedDict()
 _lock = threading.Lock()
 _scan_lock = threading.Lock()
-
-
-def split_reference(reference: str) -> tuple[str, str] | None:
-    """("a/0.tar", "k.jpg") of "a/0.tar#k.jpg"; None for a plain path."""
-    match = _REFERENCE.fullmatch(reference)
-    return (match[1], match[2]) if match else None
 
 
 def scan(shard: str | Path) -> Scan:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from corpora.caption_params import CheckLevel
-from corpora.json_files import finished, identifier, lists, read_json, text, whole_number
+from corpora.json_files import finished, lists, picture_id, read_json, text, whole_number
 from corpora.picture_folder import PictureFolder
 from corpora.pictures import PictureError
 from corpora.records import CorpusError, Dialogue, Exclusion, Report, Round
@@ -57,7 +57,7 @@ def read_dialogues(
     dialogues: dict[str, Dialogue] = {}
     excluded: list[Exclusion] = []
     for place, record in enumerate(records):
-        id_ = identifier(record.get("image_id")) if isinstance(record, dict) else None
+        id_ = picture_id(record.get("image_id")) if isinstance(record, dict) else None
         row = id_ or f"dialogs[{place}]"
         try:
             if id_ is None:
@@ -83,13 +83,7 @@ def _dialogue(
     rounds = record.get("dialog")
     if not isinstance(rounds, list) or not rounds:
         raise _DialogueError("missing field", "dialog")
-    number = whole_number(record["image_id"])
-    if folder is None:
-        image = None
-    elif number is None:
-        raise _DialogueError("malformed", f"image_id {id_} is not a number")
-    else:
-        image = folder.with_number(number)
+    image = None if folder is None else folder.with_id(id_)
     return Dialogue(
         id_,
         image,
@@ -135,7 +129,7 @@ def _add_relevance(dialogues: dict[str, Dialogue], path: str | Path) -> list[Exc
     excluded = []
     for place, annotation in enumerate(annotations):
         record = annotation if isinstance(annotation, dict) else {}
-        id_ = identifier(record.get("image_id"))
+        id_ = picture_id(record.get("image_id"))
         row = id_ or f"[{place}]"
         dialogue = dialogues.get(id_ or "")
         number = whole_number(record.get("round_id"))

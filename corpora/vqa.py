@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from corpora.caption_params import CheckLevel
-from corpora.json_files import finished, identifier, lists, read_json, text, whole_number
+from corpora.json_files import finished, identifier, lists, picture_id, read_json, text
 from corpora.picture_folder import PictureFolder
 from corpora.pictures import PictureError
 from corpora.records import Exclusion, Question, Report
@@ -43,7 +43,7 @@ def read_questions(
     for place, record in enumerate(records):
         record = record if isinstance(record, dict) else {}
         id_ = identifier(record.get("question_id"))
-        image_id = whole_number(record.get("image_id"))
+        image_id = picture_id(record.get("image_id"))
         question = text(record.get("question"))
         row = id_ or f"questions[{place}]"
         if id_ is None or image_id is None or question is None:
@@ -60,7 +60,7 @@ def read_questions(
             if annotation is None:
                 excluded.append(Exclusion(str(path), row, "question without annotation"))
                 continue
-            if whole_number(annotation.get("image_id")) != image_id:
+            if picture_id(annotation.get("image_id")) != image_id:
                 detail = f"{image_id} here, {annotation.get('image_id')} in the annotation"
                 excluded.append(Exclusion(str(path), row, "different images", detail))
                 continue
@@ -71,11 +71,11 @@ def read_questions(
                 "answer_type": text(annotation.get("answer_type")),
             }
         try:
-            image = None if folder is None else folder.with_number(image_id)
+            image = None if folder is None else folder.with_id(image_id)
         except PictureError as error:
             excluded.append(Exclusion(str(path), row, f"picture {error.kind}", str(error)))
             continue
-        kept[id_] = Question(id_, str(image_id), image, question, **answered)
+        kept[id_] = Question(id_, image_id, image, question, **answered)
     for id_ in annotations or {}:
         if id_ not in asked:
             excluded.append(Exclusion(str(annotations_path), id_, "annotation without question"))

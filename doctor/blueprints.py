@@ -28,9 +28,10 @@ from transformers.pytorch_utils import Conv1D
 from doctor.known_models import HUB_VISUAL_ENCODERS, known_generator, known_language_model
 from pipeline.frozen.backbones import BackboneError, Quantization, Role
 from pipeline.frozen.language_model import LanguageModel
-from pipeline.frozen.pinning import MODEL_FILE, read_json
+from pipeline.frozen.pinning import MODEL_FILE
 from pipeline.frozen.quantization import quantize
 from pipeline.frozen.visual_encoder import VisualEncoder, untrained_visual_encoder
+from pipeline.frozen.widths import read_json, read_widths
 
 Place = Literal["local", "hub cache", "hub"]
 
@@ -237,14 +238,13 @@ def _read_generator(folder: Path, dtype: torch.dtype) -> tuple[int, Any, Any, li
             model_class = getattr(transformers, kind)
             return model_class(model_class.config_class(**config))
 
-    missing = [name for name in ("unet", "vae", "text_encoder", "tokenizer") if name not in index]
-    if missing:
-        raise BackboneError(f"image_generator {folder}: its pipeline has no {', '.join(missing)}")
+    length = read_widths("image_generator", folder)["L"]
     try:
-        encoders = [make(n) for n in ("text_encoder", "text_encoder_2") if n in index]
-        tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
-        return tokenizer["model_max_length"], make("unet"), make("vae"), encoders
-    except (AttributeError, TypeError, KeyError) as error:
+        encoders = [make(n) for n in ("text_encoder", "text_encoder_2") if any(index.get(n) or ())]
+        return length, make("unet"), make("vae"), encoders
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        if isinstance(error, BackboneError):
+            raise
         raise BackboneError(f"image_generator {folder}: cannot be built: {error}") from error
 
 

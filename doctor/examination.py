@@ -106,7 +106,7 @@ def _too_large(
         problems.append(
             f"the stages write {written / 1e9:.1f} GB below {machine.disk_of}, where "
             f"{machine.free_disk / 1e9:.1f} are free: set targets.codec.dtype: int8 (half), or "
-            "targets.source: online (none), or make artifacts a link to a larger disk"
+            "targets.source: online (none), or GILL_WORK and DVC's cache to a larger disk (README)"
         )
     return problems
 

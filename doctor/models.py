@@ -21,6 +21,7 @@ from doctor.blueprints import (
 from doctor.known_models import ALIASES
 from doctor.memory import Memory
 from doctor.throughput import Card
+from doctor.weights import check_weights
 from miniature.backbones import SHIPPED
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.frozen.backbones import BackboneError, Dtype, Role
@@ -74,8 +75,10 @@ def outline_models(params: Params, card: Card | None) -> Models:
         try:
             found = find(role, _shipped(role, source), revision)
             parameters, stored = _outline(models, params, role, found, getattr(torch, dtype))
+            if source != "miniature" and found.folder is not None and found.has_weights:
+                check_weights(role, found.folder)
         except BackboneError as error:
-            models.problems.append(str(error))
+            models.problems += str(error).splitlines()
             parameters, stored, found = None, 0, None
         models.lines.append(_line(models, params, role, found, parameters, stored, dtype))
     _check_dimensions(models, params)

@@ -41,7 +41,7 @@ def count_rows(params: Params, given: int | None) -> Rows:
     path = Path(table)
     if path.suffix in (".parquet", ".pq") and path.is_file():
         return Rows(pq.read_metadata(path).num_rows, table)
-    if path.is_file() and path.suffix != ".tar":
+    if path.is_file() and path.suffix in (".tsv", ".csv", ".txt", ".jsonl"):
         with path.open("rb") as file:
             return Rows(max(0, sum(1 for _ in file) - 1), table)
     counted = sum(_img2dataset_rows(path)) if path.is_dir() else 0

@@ -111,8 +111,7 @@ class CaptionsParams(CaptionParams):
 
     table: str = Field(
         "miniature",
-        description="`miniature`, or a TSV with header caption<TAB>image, Parquet, or tar shards "
-        "(file, folder, glob)",
+        description=f"`miniature`, or {CaptionParams.model_fields['table'].description}",
     )
     miniature: MiniatureParams = MiniatureParams()
 
@@ -315,6 +314,11 @@ class Params(Record):
             found.append(
                 f"training.batch_size: {self.training.batch_size} is odd, but examples are packed "
                 "in pairs: make it even, or set objective.pack_probability: 0"
+            )
+        chosen = self.training.checkpoint == "best" and not self.training.weights
+        if chosen and not self.batches.validation_rows:
+            found.append(
+                "batches.validation_rows: 0 leaves nothing to choose training.checkpoint: best by"
             )
         size = self.run.micro_batch_size
         if size is not None and size > self.training.batch_size:

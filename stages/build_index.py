@@ -71,7 +71,7 @@ def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebu
     if source is None:
         watch_files(INPUTS / "candidates", {})
     else:
-        for note in watch_table(INPUTS / "candidates", source, table):
+        for note in watch_table(INPUTS / "candidates", report.files, table):
             print(f"  {note}")
 
     def fill(store: Path) -> FillReport:

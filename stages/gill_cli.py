@@ -144,11 +144,13 @@ def ask(
     """
     screen = _open_screen(as_json)
     turn = [_part(text) for text in parts]
-    gill = _load(artifacts)
     from app.answer_files import AnswerFolder
+
+    folder = AnswerFolder(out)
+    gill = _load(artifacts)
     from app.narrator import Narrator
 
-    narrator = Narrator(AnswerFolder(out), screen, quiet=as_json)
+    narrator = Narrator(folder, screen, quiet=as_json)
     settings = gill.settings(**knobs)
     described = narrator.tell(gill.conversation().stream(turn, settings))
     if as_json:
@@ -170,12 +172,14 @@ def chat(
     written to a new folder below --out. With --json one JSON object per answer is printed.
     """
     screen = _open_screen(as_json)
-    gill = _load(artifacts)
     from app.answer_files import AnswerFolder
+
+    folder = AnswerFolder(out)
+    gill = _load(artifacts)
     from app.narrator import Narrator
     from app.talk import Talk
 
-    talk, folder = Talk(gill, knobs), AnswerFolder(out)
+    talk = Talk(gill, knobs)
     if not as_json:
         typer.echo("Say something; words like photo.png are read as pictures. /help, quit.")
     for line in _lines(prompt="" if as_json else "> "):

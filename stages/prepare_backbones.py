@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+from doctor.weights import check_weights
 from gill.artifacts import ARTIFACTS, INPUTS
 from miniature import backbones as miniature_backbones
 from pipeline.devices import pick_device
@@ -38,6 +39,9 @@ def run(params: Params, *, retrain: bool) -> None:
     check_widths(manifest)
     if wanted.language_model != MINIATURE:  # tests prove that one
         check_language_model(manifest.language_model.path)
+    for role, backbone in found.items():
+        if sources[role] != MINIATURE:
+            check_weights(role, Path(backbone.path.removeprefix("local-dir:")))
     # The manifest says what the params say, not where this machine keeps it.
     Backbones(**{role: b.model_copy(update={"path": b.source}) for role, b in found.items()}).write(
         ARTIFACTS.backbones

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from corpora.caption_table import CaptionTable
 from corpora.captions import CaptionReport, check_captions
+from corpora.references import file_of
 from gill.artifacts import ARTIFACTS, INPUTS
 from gill.world import have_world
 from gill_progress import Ticker
@@ -30,15 +32,40 @@ def run(params: Params) -> None:
     notes = (
         watch_files(INPUTS / "captions", {})
         if params.is_miniature
-        else watch_table(INPUTS / "captions", table, CaptionTable(ARTIFACTS.captions))
+        else watch_table(INPUTS / "captions", report.files, CaptionTable(ARTIFACTS.captions))
     )
-    print(f"{report.source}: {report.kept} rows kept, {report.excluded} excluded")
-    for reason, count in report.reasons.items():
-        print(f"  {reason}: {count}")
-    for line in (*report.examples, *notes):
-        print(f"  {line}")
-    if report.excluded > len(report.examples):
-        print(f"  all of them: {ARTIFACTS.captions.with_suffix('.excluded.tsv')}")
+    print("\n".join(report.lines(ARTIFACTS.captions.with_suffix(".excluded.tsv"))))
+    for note in (*notes, *unmet_needs(report.splits, params)):
+        print(f"  {note}")
+
+
+def unmet_needs(splits: Mapping[str, int], params: Params) -> list[str]:
+    """What later stages need of a table with so many rows per split and will not get, a line each.
+
+    No error here: the features and targets of these rows stay whatever their splits become.
+    """
+    lines = []
+    training, trains = params.training, params.training.weights is None
+    if trains and splits["train"] < training.batch_size:
+        lines.append(
+            f"train takes {training.batch_size} rows a step, but the split train has "
+            f"{splits['train']}: set training.batch_size lower, or add rows"
+        )
+    if trains and training.checkpoint == "best" and not splits["val"]:
+        lines.append(
+            "training.checkpoint: best is chosen on the split val, which has no rows: set "
+            "captions.val_fraction, or training.checkpoint: last"
+        )
+    reading = sorted(_READ_TEST_ROWS & set(params.evaluation.chosen(params.is_miniature)))
+    if reading and not splits["test"]:
+        lines.append(
+            f"evaluate reads the split test for {', '.join(reading)}, which has no rows: set "
+            "captions.test_fraction, or leave them out of evaluation.tables"
+        )
+    return lines
+
+
+_READ_TEST_ROWS = {"captions", "retrieval", "latency", "table_3", "table_4"}
 
 
 def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> CaptionReport:
@@ -56,19 +83,17 @@ def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> Capt
         )
 
 
-def watch_table(folder: Path, source: str, table: CaptionTable) -> list[str]:
-    """Have DVC watch a table file, or shards, and the pictures of its rows; notes for people."""
-    files: dict[str, Path] = {}
-    if Path(source).is_file():
-        files["table"] = Path(source)
+def watch_table(folder: Path, sources: Sequence[str], table: CaptionTable) -> list[str]:
+    """Have DVC watch the files of a table, and the pictures of its rows; notes for people."""
+    own = {f"table{place or ''}": Path(source) for place, source in enumerate(sources)}
+    files = dict(own)
     for row in table:
-        file = row.image.partition("#")[0]  # a picture in a shard is shard.tar#offset...
+        file = file_of(row.image)
         files[f"pictures/{hashlib.sha256(file.encode()).hexdigest()[:16]}"] = Path(file)
         if len(files) > MOST_FILES:
-            kept = {"table": files["table"]} if "table" in files else {}
             return [
                 f"more than {MOST_FILES:,} pictures: DVC watches the table alone. After replacing "
                 "pictures: dvc repro --force --single-item prepare-captions, then dvc repro",
-                *watch_files(folder, kept),
+                *watch_files(folder, own),
             ]
     return watch_files(folder, files)

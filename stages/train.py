@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
 from gill.dimensions import check_dimensions
 from gill_errors import StageError
@@ -96,6 +97,12 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
     from pipeline.training.distribution import from_first_process, rank
     from stages.head_training import train_heads
 
+    held_out = CaptionTable(artifacts.captions).rows_of_split("val")
+    if params.training.checkpoint == "best" and not len(held_out):
+        raise StageError(
+            f"training.checkpoint: best is chosen on the split val, of which {artifacts.captions} "
+            "has no row: set captions.val_fraction, or training.checkpoint: last"
+        )
     for name in entry.decided_by["stores"]:
         link_store(entry.work, getattr(artifacts, name))
     check_dimensions(artifacts, ("features", "targets"), params)

@@ -25,6 +25,7 @@ KEYS = {
     "cache": ["vs_mmap", "vs_fancy_indexing", "vs_npy_per_row", "bytes_ratio", "relative_error"],
     "precompute": ["features_vs_bare", "targets_vs_bare"],
     "index": ["rows"],
+    "captions": ["rows"],
     "conversation": [
         *("first_piece_passes", "retrieval_ms_100k", "turn_20_over_turn_2", "batch_8_speedup"),
     ],
@@ -56,7 +57,9 @@ def parts(results):
     return {name: part for name, part in results.items() if isinstance(part, dict)}
 
 
-@pytest.mark.parametrize("name", ["yardstick", "attention", "cache", "precompute", "generation"])
+@pytest.mark.parametrize(
+    "name", ["yardstick", "attention", "cache", "captions", "precompute", "generation"]
+)
 def test_every_part_gives_positive_numbers(run, name):
     results = run(name)
     assert parts(results)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ from test_cache_samples import (
 
 from cache import (
     FillingParams,
+    FillReport,
     NotAStoreError,
     Roles,
     RowStatus,
@@ -46,7 +48,7 @@ from cache import (
 )
 from cache.encoding import ShardTask, SupersededRunError, encode_shards
 from cache.location import Location, locate
-from gill_errors import WriteFailedError
+from gill_errors import GillError, WriteFailedError
 from gill_progress import Ticker
 
 
@@ -101,6 +103,25 @@ def test_a_small_store_can_be_decoded_by_hand(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[:, 0], np.broadcast_to(first, (19, 6)))
     np.testing.assert_array_equal(first, value(rows[0])[0])
     assert 0 < np.abs(found - np.stack([value(row) for row in rows])).max() < 0.03
+
+
+def test_a_row_that_fails_for_want_of_memory_is_no_failed_row(tmp_path: Path) -> None:
+    path, rows = tmp_path / "s.zarr", captions(19)
+
+    def read_a_large_one(row: str) -> str:
+        if row == rows[12]:
+            raise MemoryError
+        return row
+
+    def fill_with(read_row: Callable[[str], str]) -> FillReport:
+        roles = Roles(read_row, encode, constants=empty_prompt)
+        return fill(path, rows, make_spec(), lambda: roles, provenance=PROVENANCE)
+
+    with pytest.raises(GillError, match=r"not enough memory to read row 12 of .*run.readers"):
+        fill_with(read_a_large_one)
+    report = fill_with(lambda row: row)
+    assert (report.done, report.encoded, report.failed) == (19, 11, {}), "the first shard stays"
+    expect_values(path, rows)
 
 
 def test_an_unreadable_row_is_recorded_and_can_be_retried(tmp_path: Path) -> None:

@@ -266,3 +266,55 @@ def test_cc3m_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="nothing to keep in .* no address 1"):
         write_url_list(source, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cc3m.tsv"]
+
+
+# ---- as others keep them --------------------------------------------------------------------
+
+
+def test_coco_and_vqa_ids_as_texts_and_pictures_in_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "images/val2014"
+    folder.mkdir(parents=True)
+    for name in ("COCO_val2014_000000000042.jpg", "living_room.png"):
+        Image.new("RGB", (2, 2)).save(folder / name)
+    content = {
+        "images": [
+            {"id": "42", "file_name": "COCO_val2014_000000000042.jpg"},
+            {"id": "room", "file_name": "other\\living_room.png"},
+        ],
+        "annotations": [
+            {"id": "a", "image_id": 42.0, "caption": "first"},
+            {"id": "b", "image_id": "room", "caption": "second"},
+        ],
+    }
+    path = tmp_path / "c.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    images, report = read_captioned_images(path, tmp_path / "images")
+    assert [(image.id, Path(image.image or "").name) for image in images] == [
+        ("42", "COCO_val2014_000000000042.jpg"),
+        ("room", "living_room.png"),
+    ]
+    assert report.excluded == ()
+    questions = {
+        "questions": [
+            {"question_id": "q1", "image_id": "000042", "question": "is it?"},
+            {"question_id": 2, "image_id": "living_room", "question": "is it?"},
+        ]
+    }
+    answered = {
+        "annotations": [
+            {"question_id": "q1", "image_id": 42, "multiple_choice_answer": "yes"},
+            {"question_id": "2", "image_id": "living_room", "multiple_choice_answer": "no"},
+        ]
+    }
+    for annotation in answered["annotations"]:
+        annotation["answers"] = [{"answer": "yes"}]  # type: ignore[assignment]
+    found, report = read_questions(
+        written(tmp_path / "q.json", questions),
+        written(tmp_path / "a.json", answered),
+        tmp_path / "images",
+    )
+    assert [(one.id, one.image_id, one.answer) for one in found] == [
+        ("q1", "42", "yes"),
+        ("2", "living_room", "no"),
+    ]
+    assert report.excluded == ()

@@ -117,7 +117,9 @@ def test_agreement_of_few_votes() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Prompt\tCategory\n", r"votes\.tsv: the header is"),
+        ("Prompt\tCategory\n", r"votes\.tsv: the header is .*without Decisions"),
+        ("a dog\na cat\n", r"votes\.tsv: the header is .*without Prompt, Decisions"),
+        ("Prompt\tDecisions\n\tgen\n", r"tsv:2: no prompt"),
         ("Prompt\tCategory\tChallenge\tNote\tDecisions\na\tb\tc\td\n", r"tsv:2: 4 fields"),
         (
             "Prompt\tCategory\tChallenge\tNote\tDecisions\na\tb\tc\td\tgen\na\tb\tc\td\tgen,yes\n",
@@ -137,3 +139,45 @@ def test_what_the_format_cannot_store_is_refused_and_the_old_file_stays(tmp_path
     with pytest.raises(CorpusError, match="line break"):
         write_votes(path, [VotedPrompt(PartiPrompt("a\nb", "", "", ""), ("gen",))])
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfPrompt\tCategory\tChallenge\tNote\na dog\tAnimals\tBasic\t\n",
+        b"Prompt\tCategory\tChallenge\tNote\r\na dog\tAnimals\tBasic\t\r\n\r\n",
+        b"note\tPROMPT\tcategory\tchallenge\n\ta dog\tAnimals\tBasic\n\n",
+        "\ufeffPrompt\tCategory\tChallenge\na dog\tAnimals\tBasic\n".encode("utf-16-le"),
+    ],
+)
+def test_prompts_as_others_write_them(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "prompts.tsv").write_bytes(data)
+    [prompt] = read_prompts(tmp_path / "prompts.tsv")
+    assert prompt == PartiPrompt("a dog", "Animals", "Basic", "")
+
+
+@pytest.mark.parametrize("header", ["", "Prompt\n", "\ufeff", "\ufeffprompt\r\n"])
+def test_a_plain_list_of_prompts(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(f'{header}a dog\n"a" cat, and more\n\n', encoding="utf-8", newline="")
+    assert [row.prompt for row in read_prompts(path)] == ["a dog", '"a" cat, and more']
+
+
+def test_votes_as_others_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "votes.tsv"
+    path.write_bytes(b"\xef\xbb\xbfprompt\tdecisions\r\na dog\tgen, ret,same\r\n\r\n")
+    assert read_votes(path) == [
+        VotedPrompt(PartiPrompt("a dog", "", "", ""), ("gen", "ret", "same"))
+    ]
+
+
+def test_the_collected_prompts(shared_data: Path) -> None:
+    folder = shared_data / "awkward_inputs/prompts"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    found = {f.name: [row.prompt for row in read_prompts(f)] for f in folder.iterdir()}
+    assert found == {
+        "blank_end.tsv": ["a dog"],
+        "bom.tsv": ["a dog"],
+        "plain.txt": ["a dog", "a cat"],
+    }

@@ -4,6 +4,7 @@ oracle, and hand-made files for what the manifest lacks."""
 import csv
 import io
 import os
+import shutil
 import struct
 import tarfile
 import zlib
@@ -435,3 +436,34 @@ def test_members_of_a_tar_shard(tmp_path: Path) -> None:
         with pytest.raises(PictureError) as caught:
             open_picture(f"{path}#a.png")
         assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("start", "extra"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "heic"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0", "heic"),
+        (b"\xff\x0a" + b"\0" * 20, "jxl"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 8, "jxl"),
+    ],
+)
+def test_formats_of_an_extra_name_it_where_it_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, extra: str
+) -> None:
+    monkeypatch.setattr("corpora.pictures.importlib.import_module", _absent)
+    (tmp_path / "photo.jpg").write_bytes(start + b"\0" * 100)
+    for reference in (str(tmp_path / "photo.jpg"), start + b"\0" * 100):
+        with pytest.raises(PictureError, match=rf"gill\[{extra}\]") as caught:
+            open_picture(reference)
+        assert caught.value.kind == "unsupported"
+
+
+def _absent(name: str) -> None:
+    raise ImportError(name)
+
+
+def test_a_picture_is_what_it_holds_not_what_it_is_called(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "a.png")
+    for name in ("noext", "photo.jfif", "photo.JPG", "photo.heic"):
+        shutil.copy(tmp_path / "a.png", tmp_path / name)
+        assert open_picture(tmp_path / name).size == (3, 2)

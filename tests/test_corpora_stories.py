@@ -356,3 +356,50 @@ def test_visdial_wrong_versions_are_named(tmp_path: Path, content: dict[str, Any
     content |= {"version": "1.0", "data": {"questions": [], "answers": []}}
     with pytest.raises(CorpusError, match="no list 'dialogs'"):
         read_dialogues(written(tmp_path / "visdial.json", content))
+
+
+# ---- as others keep them --------------------------------------------------------------------
+
+
+def marked(path: Path, content: Any) -> Path:
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    return path
+
+
+def test_vist_pictures_in_folders_and_ids_as_numbers(tmp_path: Path) -> None:
+    content = vist({"7": FIVE})
+    names = [image["id"] for image in content["images"]]
+    for place, name in enumerate(names):
+        folder = tmp_path / "images" / ("train" if place % 2 else "train/deep")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(folder / f"{name}.jpg")
+    (tmp_path / "images/train/up").symlink_to(tmp_path / "images")
+    content["annotations"] = [
+        [{**one, "story_id": 7.0, "worker_arranged_photo_order": str(order)}]
+        for order, [one] in enumerate(content["annotations"])
+    ]
+    [story], report = read_stories(marked(tmp_path / "v.json", content), tmp_path / "images")
+    assert (story.id, report.excluded) == ("7", ())
+    assert story.pictures[1].image == f"{tmp_path}/images/train/7-1.jpg"
+
+
+def test_visdial_ids_as_texts_and_names(tmp_path: Path, content: dict[str, Any]) -> None:
+    folder = tmp_path / "images/val"
+    folder.mkdir(parents=True)
+    dialogs = content["data"]["dialogs"][:3]
+    for dialog, id_, name in zip(
+        dialogs,
+        ("000000000100", 101.0, "living_room"),
+        ("VisualDialog_val2018_000000000100.jpg", "000000000101.JPEG", "living_room.webp"),
+    ):
+        dialog["image_id"] = id_
+        Image.new("RGB", (2, 2)).save(folder / name)
+    content["data"]["dialogs"] = dialogs
+    dense = [{"image_id": "living_room", "round_id": 1, "gt_relevance": [0.0, 1.0]}]
+    dialogues, report = read_dialogues(
+        marked(tmp_path / "v.json", content), marked(tmp_path / "d.json", dense), folder.parent
+    )
+    assert [dialogue.id for dialogue in dialogues] == ["100", "101", "living_room"]
+    assert [Path(dialogue.image or "").parent.name for dialogue in dialogues] == ["val"] * 3
+    assert dialogues[2].rounds[0].relevance == (0.0, 1.0)
+    assert report.excluded == ()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from corpora import tar_shards
+from corpora.references import split_reference
 
 
 def write_shard(path: Path, members: dict[str, bytes], format_: int = tarfile.PAX_FORMAT) -> None:
@@ -133,4 +134,4 @@ def test_what_is_no_plain_tar_file(tmp_path: Path) -> None:
     ],
 )
 def test_references(reference: str, parts: tuple[str, str] | None) -> None:
-    assert tar_shards.split_reference(reference) == parts
+    assert split_reference(reference) == parts

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,23 @@ def test_a_picture_is_known_by_its_file_and_words_are_words(run, tmp_path):
         ("damaged.png", "unreadable"), ("./notes.txt", "unreadable"),
     ]:  # fmt: skip
         assert f"error: {name}: {reason}" in run("ask", name, code=1)
+
+
+def test_words_about_a_picture_file_are_words(run, tmp_path):
+    for text in ("the picture is called logo.png", "x " * 400 + "logo.png", "a.\nlogo.PNG"):
+        assert gill_cli._part(text) == text
+    shutil.copy(tmp_path / "photo.png", tmp_path / "my photo.JFIF")
+    assert gill_cli._part("my photo.JFIF").size == (32, 32)
+
+
+@pytest.mark.parametrize("command", ["ask", "chat"])
+def test_a_place_where_no_answer_can_be_written_is_said_before_the_model_is_loaded(
+    run, monkeypatch, tmp_path, command
+):
+    monkeypatch.setattr(gill_cli, "_load", lambda artifacts: pytest.fail("loaded"))
+    words = ["a red ring."] if command == "ask" else []
+    for out in ("photo.png", "photo.png/answers"):
+        assert "photo.png is a file: name a folder" in run(command, *words, "--out", out, code=1)
 
 
 def test_retrieve_prints_scores_pictures_and_captions(run):

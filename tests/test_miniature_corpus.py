@@ -79,7 +79,7 @@ def test_pictures_of_a_split_show_scenes_of_that_split_only(truth):
 def test_captions_say_nothing_false_and_held_out_pictures_have_a_complete_one(folder, truth):
     values = {value for options in VALUES.values() for value in options}
     first_captions = {}
-    for row in open_source(str(folder / "captions.tsv")):
+    for row in open_source(CaptionParams(table=str(folder / "captions.tsv"))):
         scene = truth["pictures"][row.image]
         assert set(row.caption.strip(".").split()) & values <= set(scene)
         first_captions.setdefault(row.image, row.caption)
@@ -89,7 +89,7 @@ def test_captions_say_nothing_false_and_held_out_pictures_have_a_complete_one(fo
 
 
 def test_candidates_are_training_pictures_without_rare_pairs(folder, truth):
-    rows = list(open_source(str(folder / "candidates.tsv")))
+    rows = list(open_source(CaptionParams(table=str(folder / "candidates.tsv"))))
     scenes = [Scene(*truth["pictures"][row.image]) for row in rows]
     assert 90 <= len(scenes) < 120
     assert not any(scene.is_rare for scene in scenes)

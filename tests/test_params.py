@@ -39,8 +39,14 @@ run.vae_slicing
 run.work
 run.workers
 
+captions.allow_download
 captions.allow_outside
 captions.check
+captions.columns.caption
+captions.columns.id
+captions.columns.image
+captions.columns.split
+captions.encoding
 captions.images_dir
 captions.max_caption_chars
 captions.max_pixels
@@ -51,6 +57,9 @@ captions.miniature.pictures
 captions.miniature.prompts
 captions.miniature.seed
 captions.miniature.stories
+captions.quoting
+captions.seed
+captions.several_captions
 captions.table
 captions.test_fraction
 captions.val_fraction
@@ -314,6 +323,10 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
             {"training": {"batch_size": 63}},
             "training.batch_size: 63 is odd, but examples are packed in pairs: make it even, or "
             "set objective.pack_probability: 0",
+        ),
+        (
+            {"training": {"checkpoint": "best"}, "batches": {"validation_rows": 0}},
+            "batches.validation_rows: 0 leaves nothing to choose training.checkpoint: best by",
         ),
         (
             {"run": {"micro_batch_size": 66}},

@@ -204,7 +204,7 @@ def test_the_best_heads_are_used_where_they_are_asked_for(steps):
     assert "nothing to do" in run("train"), "the same training has both"
     assert [path.name for path in best.parent.iterdir()] == [HEADS.name]
     _params(training={"checkpoint": "best"}, batches={"validation_rows": 0})
-    assert "best.safetensors: nothing was validated" in refusal("train")
+    assert "batches.validation_rows: 0 leaves nothing to choose" in refusal("train")
 
 
 @pytest.mark.parametrize("source", ["heads", "released"])

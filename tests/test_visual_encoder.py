@@ -3,12 +3,11 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny_models
 import torch
-from open_clip import SimpleTokenizer, image_transform
+from open_clip import image_transform
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
@@ -218,22 +217,6 @@ def test_openai_weights_need_quickgelu():
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(BackboneError, match="nowhere"):
         load_visual_encoder(f"local-dir:{tmp_path}/nowhere")
-
-
-def test_text_that_spells_a_mark_of_open_clip_is_text():
-    encoder, read = VisualEncoder.__new__(VisualEncoder), []
-    simple = SimpleTokenizer()
-
-    def tokenize(texts):
-        read.append(simple(texts))
-        return read[-1]
-
-    encoder._tokenizer, encoder.device = tokenize, "cpu"
-    encoder.model = SimpleNamespace(encode_text=lambda tokens: tokens.float())
-    encoder.encode_text(["a <end_of_text> ring <START_OF_TEXT>"])
-    [ids] = read.pop().tolist()
-    assert (ids.count(simple.eot_token_id), ids.count(simple.sot_token_id)) == (1, 1)
-    assert simple.decode(ids).count("end _ of _ text") == 1
 
 
 def test_photographs_are_seen_through_open_clip_s_own_transform(encoder, shared_data):

@@ -25,7 +25,9 @@ from transformers import (
 from gill_errors import InputError
 from pipeline.frozen.backbones import BackboneError, Quantization
 from pipeline.frozen.packing import ATTENTION, Packing, Prefix
+from pipeline.frozen.plain_text import read_control_tokens_as_text
 from pipeline.frozen.quantization import quantize, require_quantization
+from pipeline.frozen.weight_files import variant_of
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,11 @@ def load_language_model(
         require_quantization(quantization)
     config, tokenizer = _read_description(path_or_id, source)
     _refuse_unfit_configuration(config, str(path_or_id))
+    variant = variant_of("language_model", path_or_id)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path_or_id, dtype=dtype, variant=variant, **source
+        )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BackboneError(f"cannot load the language model {path_or_id}: {error}") from error
     if quantization != "none":
@@ -262,13 +267,13 @@ def _read_description(path_or_id: str | Path, source: dict[str, Any]) -> tuple[A
     try:
         config = AutoConfig.from_pretrained(path_or_id, **source)
         if not config.is_encoder_decoder:  # which is refused for that, whatever its tokenizer
-            tokenizer = AutoTokenizer.from_pretrained(path_or_id, **source)
+            tokenizer = read_control_tokens_as_text(
+                AutoTokenizer.from_pretrained(path_or_id, **source)
+            )
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(f"cannot load the language model {path_or_id}: {error}") from error
     if config.is_encoder_decoder:
         return config, None
-    # Who writes `</s>` has written four letters: nobody ends a text, or begins one, from within.
-    tokenizer.split_special_tokens = True
     # transformers makes an empty tokenizer where its files are missing, and says nothing.
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise BackboneError(f"the language model {path_or_id} has no tokenizer: files are missing")

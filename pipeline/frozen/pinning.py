@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,9 +11,16 @@ import torch
 
 from gill_files import hash_of
 from pipeline.frozen.backbones import Backbone, BackboneError, Backbones, Dtype, Quantization, Role
+from pipeline.frozen.weight_files import loaded_weights, weights_in
+from pipeline.frozen.widths import read_widths
 
 # What decides a model's numbers; documentation, images and duplicate formats do not.
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
+_WEIGHTS: dict[Role, tuple[str, ...]] = {
+    "language_model": (".safetensors", ".bin"),
+    "visual_encoder": (".safetensors", ".bin", ".pth"),
+    "image_generator": (".safetensors", ".bin"),
+}
+_OTHERS = (".json", ".txt", ".model")
 MODEL_FILE = {
     "language_model": "config.json",
     "visual_encoder": "open_clip_config.json",
@@ -53,7 +59,7 @@ def resolve_backbone(
         fingerprint=fingerprint_backbone(role, folder, quantization),
         dtype=dtype,
         quantization=quantization,
-        widths=_WIDTHS[role](folder),
+        widths=read_widths(role, folder),
     )
 
 
@@ -108,14 +114,17 @@ def check_widths(backbones: Backbones) -> None:
 
 
 def _model_files(role: Role, folder: Path) -> list[Path]:
-    files = [f for f in folder.rglob("*") if f.is_file() and f.suffix in _WEIGHT_SUFFIXES]
-    weights = [f for f in files if f.suffix in (".safetensors", ".bin")]
-    if not weights:
+    """All files that may decide, less those of a format that the loader leaves for a better one."""
+    suffixes = (*_WEIGHTS[role], *_OTHERS)
+    files = [f for f in folder.rglob("*") if f.is_file() and f.suffix in suffixes]
+    if not any(f.suffix in _WEIGHTS[role] for f in files):
         raise BackboneError(f"{role}: no weights (*.safetensors or *.bin) in {folder}")
-    # Where both lie, the loaders read safetensors alone.
-    if any(f.suffix == ".safetensors" for f in weights):
-        files = [f for f in files if f.suffix != ".bin"]
-    return files
+    better = {
+        folder / weights.folder
+        for weights in weights_in(role, folder).values()
+        if weights.format == "safetensors"
+    }
+    return [f for f in files if f.suffix not in (".bin", ".pth") or f.parent not in better]
 
 
 def _from_hub(
@@ -157,7 +166,7 @@ def files_to_fetch(role: Role, names: Sequence[str]) -> list[str]:
     kept = [
         name
         for name in names
-        if Path(name).suffix in (*_WEIGHT_SUFFIXES, ".jinja")
+        if Path(name).suffix in (*_WEIGHTS[role], *_OTHERS, ".jinja")
         and not name.startswith("consolidated")
     ]
     if role == "image_generator":
@@ -167,9 +176,11 @@ def files_to_fetch(role: Role, names: Sequence[str]) -> list[str]:
             for name in kept
             if ("/" in name or name == "model_index.json") and not name.startswith(skipped)
         ]
-    plain = [name for name in kept if ".fp16." not in name and ".non_ema." not in name]
-    folders = {Path(name).parent for name in plain if name.endswith(".safetensors")}
-    return [name for name in plain if not (name.endswith(".bin") and Path(name).parent in folders)]
+    loaded = loaded_weights(role, kept).values()
+    taken = {file for weights in loaded for file in weights.files}
+    return [
+        name for name in kept if not taken or name in taken or not name.endswith(_WEIGHTS[role])
+    ]
 
 
 def _repository_of_tag(source: str) -> str:
@@ -179,70 +190,3 @@ def _repository_of_tag(source: str) -> str:
     from pipeline.frozen.visual_encoder import repository_of_tag
 
     return repository_of_tag(source)
-
-
-def _language_model_widths(folder: Path) -> dict[str, int]:
-    config = read_json(folder / "config.json")
-    hidden = config.get("hidden_size") or config.get("n_embd")
-    if hidden is None:
-        raise BackboneError(f"{folder}/config.json names no hidden_size")
-    # OPT-350m: its rows are narrower than its hidden states, and e is the width of the rows.
-    return {"e": config.get("word_embed_proj_dim", hidden), "vocabulary": config["vocab_size"]}
-
-
-def _visual_encoder_widths(folder: Path) -> dict[str, int]:
-    config = read_json(folder / "open_clip_config.json")
-    vision = config.get("model_cfg", config).get("vision_cfg", {})
-    # A plain ViT pools at its layers' width. Others are built without weights and tried.
-    plain = isinstance(vision.get("layers"), int) and not vision.get("attentional_pool")
-    if plain and "width" in vision and not vision.get("timm_model_name"):
-        return {"d": vision["width"]}
-    from pipeline.frozen.visual_encoder import untrained_visual_encoder
-
-    return {"d": untrained_visual_encoder(f"local-dir:{folder}").width}
-
-
-def _image_generator_widths(folder: Path) -> dict[str, int]:
-    index = read_json(folder / "model_index.json")
-    absent = [n for n in ("unet", "vae", "text_encoder", "tokenizer") if not any(index.get(n, []))]
-    if absent:
-        raise BackboneError(
-            f"image_generator {folder} ({index.get('_class_name')}) has no {', '.join(absent)}: "
-            "Stable Diffusion 1.x, 2.x, XL and what is built like them can serve"
-        )
-    encoders = [n for n in ("text_encoder", "text_encoder_2") if any(index.get(n, []))]
-    configs = [read_json(folder / name / "config.json") for name in encoders]
-    tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
-    unet = read_json(folder / "unet" / "config.json")
-    vae = read_json(folder / "vae" / "config.json")
-    size = unet["sample_size"]
-    side = size if isinstance(size, int) else size[0]
-    widths = {
-        "L": tokenizer["model_max_length"],
-        # XL joins the vectors of its two encoders, position by position.
-        "text_width": sum(config["hidden_size"] for config in configs),
-        "cross_attention_width": unet["cross_attention_dim"],
-        # Each level but the last halves the side: latents of 64 are pictures of 512.
-        "picture_size": side * 2 ** (len(vae["block_out_channels"]) - 1),
-    }
-    # XL's pooled vector is the second encoder's, projected.
-    if len(configs) == 2:
-        widths["pooled_width"] = configs[1]["projection_dim"]
-    return widths
-
-
-def read_json(path: Path) -> dict:
-    """A configuration; raises BackboneError where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BackboneError(f"{path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise BackboneError(f"{path} is not JSON: {error}") from error
-
-
-_WIDTHS = {
-    "language_model": _language_model_widths,
-    "visual_encoder": _visual_encoder_widths,
-    "image_generator": _image_generator_widths,
-}

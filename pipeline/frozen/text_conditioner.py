@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.conditioning import Conditioning
+from pipeline.frozen.plain_text import read_control_tokens_as_text
+from pipeline.frozen.weight_files import variant_of
 
 
 class TextConditioner:
@@ -23,9 +25,6 @@ class TextConditioner:
 
     def __init__(self, pipeline: Any):
         self._pipeline = pipeline
-        for name in ("tokenizer", "tokenizer_2"):
-            if (tokenizer := getattr(pipeline, name, None)) is not None:
-                tokenizer.split_special_tokens = True  # `<|endoftext|>` in a prompt is text
         probe = self.encode([""])
         self.length, self.width = probe.embedding.shape[1:]
         self.pooled_width = None if probe.pooled is None else probe.pooled.shape[1]
@@ -74,7 +73,18 @@ def load_text_conditioner(
         raise BackboneError(f"cannot load the text side of {source}: {error}") from error
     if not hasattr(pipeline, "encode_prompt"):
         raise BackboneError(f"{source}: {type(pipeline).__name__} has no encode_prompt")
+    for name in ("tokenizer", "tokenizer_2"):
+        if (tokenizer := getattr(pipeline, name, None)) is not None:
+            read_control_tokens_as_text(tokenizer)
+            _limit(tokenizer, pipeline.text_encoder)
     return TextConditioner(pipeline)
+
+
+def _limit(tokenizer: Any, text_encoder: Any) -> None:
+    """A tokenizer that states no length pads to what its text encoder reads."""
+    positions = getattr(text_encoder.config, "max_position_embeddings", None)
+    if positions is not None and tokenizer.model_max_length > positions:
+        tokenizer.model_max_length = positions
 
 
 def load_parts(source: str, dtype: torch.dtype, without: Sequence[str]) -> Any:
@@ -83,4 +93,5 @@ def load_parts(source: str, dtype: torch.dtype, without: Sequence[str]) -> Any:
     unused = (*without, "safety_checker", "feature_extractor", "image_encoder")
     # Named None, a part is neither looked for nor loaded.
     absent = {name: None for name in unused if name in declared}
-    return DiffusionPipeline.from_pretrained(source, dtype=dtype, **absent)
+    variant = variant_of("image_generator", source)
+    return DiffusionPipeline.from_pretrained(source, dtype=dtype, variant=variant, **absent)

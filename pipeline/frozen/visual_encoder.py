@@ -10,7 +10,6 @@ the released code: `CLIPVisionModel.pooler_output`, d = 1024 for ViT-L/14). `pro
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -23,9 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.plain_text import read_control_tokens_as_text
 
 _LONGEST = 16
-_MARK = re.compile(r"<(?=(?:start|end)_of_text>)", re.IGNORECASE)
 
 
 class VisualEncoder:
@@ -93,9 +92,7 @@ class VisualEncoder:
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "B c"]:
         """Unit text vectors in CLIP's joint space; text past the context length is cut."""
-        # A text that spells the tokenizer's own marks is text: apart they are the same tokens.
-        spelled = [_MARK.sub("< ", text) for text in texts]
-        tokens = self._tokenizer(spelled).to(self.device)
+        tokens = self._tokenizer(list(texts)).to(self.device)
         return F.normalize(cast(Any, self.model).encode_text(tokens).float(), dim=-1)
 
 
@@ -115,9 +112,7 @@ def load_visual_encoder(
         model, _, preprocess = open_clip.create_model_and_transforms(
             name, pretrained=tag, precision="fp32", device=device
         )
-        tokenizer = open_clip.get_tokenizer(name)
-        if (of_transformers := getattr(tokenizer, "tokenizer", None)) is not None:
-            of_transformers.split_special_tokens = True
+        tokenizer = read_control_tokens_as_text(open_clip.get_tokenizer(name))
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise BackboneError(f"cannot load the visual encoder {source}: {error}") from error
     return VisualEncoder(
