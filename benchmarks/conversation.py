@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from starlette.testclient import TestClient
 
-from app.service import create_app
-from app.service_settings import RequestLimits, ServiceSettings
+from app.serving.service import create_app
+from app.serving.settings import RequestLimits, ServiceSettings
 from benchmarks.harness import Bench, Numbers, run
 from benchmarks.index import pictures, queries
 from benchmarks.random_models import opt_gill

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from app.talk import Talk
-    from app.terminal import Screen
+    from app.terminal.screen import Screen
     from gill.loading import Gill
     from pipeline.talking.answers import Event
 
@@ -144,11 +144,11 @@ def ask(
     """
     screen = _open_screen(as_json)
     turn = [_part(text) for text in parts]
-    from app.answer_files import AnswerFolder
+    from app.terminal.answer_files import AnswerFolder
 
     folder = AnswerFolder(out)
     gill = _load(artifacts)
-    from app.narrator import Narrator
+    from app.terminal.narrator import Narrator
 
     narrator = Narrator(folder, screen, quiet=as_json)
     settings = gill.settings(**knobs)
@@ -172,12 +172,12 @@ def chat(
     written to a new folder below --out. With --json one JSON object per answer is printed.
     """
     screen = _open_screen(as_json)
-    from app.answer_files import AnswerFolder
+    from app.terminal.answer_files import AnswerFolder
 
     folder = AnswerFolder(out)
     gill = _load(artifacts)
-    from app.narrator import Narrator
     from app.talk import Talk
+    from app.terminal.narrator import Narrator
 
     talk = Talk(gill, knobs)
     if not as_json:
@@ -271,10 +271,10 @@ def serve(
 ) -> None:
     """Serve the model over HTTP in the shapes of OpenAI's chat completions, responses and images.
 
-    app/service_settings.py has all settings of --config, with their meanings and defaults.
+    app/serving/settings.py has all settings of --config, with their meanings and defaults.
     """
     from app.listening import listen
-    from app.service_settings import read_settings
+    from app.serving.settings import read_settings
 
     settings = read_settings(
         config,
@@ -289,7 +289,7 @@ def serve(
         allowed_origins=tuple(allow_origin) if allow_origin else None,
     )
     with listen(host, port, guarded=bool(api_key)) as listening:
-        from app.service import serve as run
+        from app.serving.service import serve as run
 
         run(artifacts, listening, api_key=api_key, settings=settings)
 
@@ -304,7 +304,7 @@ def page(
     from app.listening import listen
 
     with listen(host, port) as listening:
-        from app.page import launch
+        from app.page.page import launch
 
         launch(artifacts, listening, host)
 
@@ -322,7 +322,7 @@ def annotate(context: typer.Context) -> None:
 
 
 def _load(artifacts: Path) -> Gill:
-    from app.terminal import told_if_long
+    from app.terminal.screen import told_if_long
 
     with told_if_long("loading the model"):
         from gill.loading import Gill
@@ -333,7 +333,7 @@ def _load(artifacts: Path) -> Gill:
 
 
 def _open_screen(as_json: bool) -> Screen:
-    from app.terminal import open_screen
+    from app.terminal.screen import open_screen
 
     screen = open_screen()
     if screen.blank and not as_json:

@@ -16,13 +16,13 @@ pytest.importorskip("gradio", reason="the page needs the extra `app`: pip instal
 import gradio as gr
 
 from app.annotations import AnnotationError, read_pairs
-from app.knobs import Knobs
-from app.page import create_app
-from app.page_annotation import AnnotationRoutes, write_study
-from app.page_cache import Browser
+from app.page.annotation_tab import AnnotationRoutes, write_study
+from app.page.cache_tab import Browser
+from app.page.page import create_app
+from app.page.visitor_talks import VisitorTalks
+from app.serving.knobs import Knobs
+from app.serving.worker import Worker
 from app.transcript import Exchange, Piece, to_html, to_json, to_page
-from app.visitor_talks import VisitorTalks
-from app.worker import Worker
 from gill.artifacts import Artifacts
 from gill.loading import Gill
 from pipeline.settings import GenerationSettings

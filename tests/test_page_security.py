@@ -24,14 +24,14 @@ import gradio as gr
 from fastapi.testclient import TestClient
 from starlette.responses import HTMLResponse, PlainTextResponse
 
-import app.page
-import app.worker
-from app.page import create_app
-from app.page_cache import Browser
-from app.page_jobs import Jobs
+import app.page.page
+import app.serving.worker
+from app.page.cache_tab import Browser
+from app.page.jobs import Jobs
+from app.page.page import create_app
+from app.page.upload_folder import UPLOAD_FOLDER
+from app.page.uploads import Uploads, new_visitor
 from app.same_origin import ANY_ADDRESS, SameOrigin, names_of
-from app.upload_folder import UPLOAD_FOLDER
-from app.uploads import Uploads, new_visitor
 from gill.artifacts import Artifacts
 from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import Ended, ReplySettings, Started, Text
@@ -135,7 +135,7 @@ def _refused(response: httpx.Response, status: int = 400) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app.worker, "Batch", batches_of(Model.stream_together))
+        patch.setattr(app.serving.worker, "Batch", batches_of(Model.stream_together))
         patch.setattr(Browser, "provenance", lambda *_: "a store")
         patch.setattr(Browser, "tiles", lambda *_: [])
         running = Page(tmp_path_factory.mktemp("page"))
@@ -734,7 +734,7 @@ def test_without_the_guard_gradios_own_check_refuses_files_of_the_host(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two locks: each holds alone."""
-    monkeypatch.setattr(app.page, "PageGuard", lambda inner, *_: inner)
+    monkeypatch.setattr(app.page.page, "PageGuard", lambda inner, *_: inner)
     artifacts = Artifacts(page.folder / "artifacts")
     server = Server(create_app(page.model, artifacts, settings=SETTINGS))  # type: ignore[arg-type]
     try:

@@ -27,10 +27,10 @@ pytest.importorskip("fastapi", reason="the service needs the extra `app`: pip in
 
 
 from app import listening
-from app.job import Failed, Job
-from app.kept_pictures import KeptPictures
-from app.service_settings import RequestLimits, ServiceSettings
-from app.worker import Worker
+from app.page.kept_pictures import KeptPictures
+from app.serving.job import Failed, Job
+from app.serving.settings import RequestLimits, ServiceSettings
+from app.serving.worker import Worker
 from gill.loading import Gill
 from pipeline.talking.answers import (
     Ended,

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the service needs the extra `app`: pip install .[app]")
 
 from app.listening import address_of, listen
-from app.service_settings import ServiceSettings, read_settings
+from app.serving.settings import ServiceSettings, read_settings
 from gill_errors import InputError
 from tests.told_service import CHAT, body_of, until
 
@@ -28,7 +28,7 @@ TOLD = """
 import sys
 import pytest
 from app.listening import address_of, listen
-from app import service
+from app.serving import service
 from tests.told_service import Director
 
 director = Director.installed(pytest.MonkeyPatch())

@@ -15,10 +15,10 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the service needs the extra `app`: pip install .[app]")
 
-from app.chat_answers import finish_reason
-from app.data_uris import decode_data_uri
-from app.service import create_app
-from app.service_settings import RequestLimits, ServiceSettings
+from app.serving.chat_answers import finish_reason
+from app.serving.data_uris import decode_data_uri
+from app.serving.service import create_app
+from app.serving.settings import RequestLimits, ServiceSettings
 from pipeline.talking.answers import Ended
 from pipeline.talking.remote_pictures import RemotePictureSettings
 from tests.told_service import (
@@ -102,9 +102,9 @@ def test_unknown_fields_and_nulls_are_ignored_counted_and_named(
     asked["tools"] = [{"type": "function", "function": {"name": "f"}}]
     for _ in range(2):
         assert message(client.post(json=asked))["content"] == " a red ring"
-    told = {record.args[0] for record in caplog.records if record.name == "app.requests"}
+    told = {record.args[0] for record in caplog.records if record.name == "app.serving.requests"}
     assert told == {"user", "logit_bias", "verbosity", "tools", "messages.content.image_url.detail"}
-    assert len([r for r in caplog.records if r.name == "app.requests"]) == 5, "each once"
+    assert len([r for r in caplog.records if r.name == "app.serving.requests"]) == 5, "each once"
     counted = client.request("GET", "/metrics").text
     assert "gill_ignored_fields_total 10.0" in counted
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.answer_files import AnswerFolder
-from app.narrator import Narrator
-from app.terminal import Screen, open_screen, told_if_long
+from app.terminal.answer_files import AnswerFolder
+from app.terminal.narrator import Narrator
+from app.terminal.screen import Screen, open_screen, told_if_long
 from pipeline.talking.answers import Ended, GeneratedImage, RetrievedImage, Started, Text
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ PICTURE = Image.new("RGB", (60, 30), (255, 0, 0))
 PICTURE.paste((0, 0, 255), (0, 0, 30, 30))
 SHOW = """
 from PIL import Image
-from app.terminal import open_screen
+from app.terminal.screen import open_screen
 screen = open_screen()
 print("blank:", screen.blank)
 screen.show(Image.open(r"{path}"))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.job import Failed, Job
-from app.worker import Worker
+from app.serving.job import Failed, Job
+from app.serving.worker import Worker
 from gill.loading import Gill
 from pipeline.talking.answers import Ended, GeneratedImage, Text
 from tests.tiny_gill import tiny_gill

@@ -18,9 +18,9 @@ import torch
 import uvicorn
 from PIL import Image
 
-import app.worker
-from app.service import create_app
-from app.service_settings import ServiceSettings
+import app.serving.worker
+from app.serving.service import create_app
+from app.serving.settings import ServiceSettings
 from gill.loading import Gill
 from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import (
@@ -55,7 +55,7 @@ class Director:
     def installed(cls, monkeypatch: pytest.MonkeyPatch) -> "Director":
         """One who answers for every worker."""
         director = cls()
-        monkeypatch.setattr(app.worker, "Batch", batches_of(director.stream_together))
+        monkeypatch.setattr(app.serving.worker, "Batch", batches_of(director.stream_together))
         return director
 
     def stream_together(self, turns: list[Any]) -> Iterator[tuple[int, Any]]:

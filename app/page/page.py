@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.upload_folder import UPLOAD_FOLDER  # Before gradio, which reads what it sets.
+from app.page.upload_folder import UPLOAD_FOLDER  # Before gradio, which reads what it sets.
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -25,16 +25,16 @@ import gradio as gr
 from fastapi import FastAPI
 
 from app.listening import address_of, run
-from app.page_annotation import AnnotationRoutes, annotation_tab
-from app.page_cache import cache_tab
-from app.page_examples import examples_of
-from app.page_guard import PageGuard
-from app.page_jobs import Jobs
-from app.page_talk import talk_tab
+from app.page.annotation_tab import AnnotationRoutes, annotation_tab
+from app.page.cache_tab import cache_tab
+from app.page.examples import examples_of
+from app.page.guard import PageGuard
+from app.page.jobs import Jobs
+from app.page.talk_tab import talk_tab
+from app.page.uploads import Uploads
 from app.same_origin import LOOPBACK, SameOrigin, names_of
+from app.serving.worker import Worker
 from app.transcript import style
-from app.uploads import Uploads
-from app.worker import Worker
 from gill.artifacts import Artifacts
 from gill.loading import Gill
 from pipeline.talking.answers import ReplySettings

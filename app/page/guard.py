@@ -1,7 +1,7 @@
 """What may reach Gradio: the requests that the page's own scripts send, and nothing else.
 
 Gradio answers many more than a page needs: jobs by other ways, addresses of other hosts,
-recordings, editors. Those are closed here, jobs are checked (`app.page_jobs`), and uploads are
+recordings, editors. Those are closed here, jobs are checked (`app.page.jobs`), and uploads are
 remembered with their visitor, who is known by a cookie.
 """
 
@@ -15,8 +15,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.page_jobs import JobError, Jobs
-from app.uploads import Uploads, is_visitor, new_visitor
+from app.page.jobs import JobError, Jobs
+from app.page.uploads import Uploads, is_visitor, new_visitor
 
 _API = "/gradio_api"
 _READ = {

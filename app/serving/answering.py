@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from app.job import Failed
-from app.request_errors import busy, failure
-from app.service_metrics import ServiceMetrics
+from app.serving.job import Failed
+from app.serving.metrics import ServiceMetrics
+from app.serving.request_errors import busy, failure
 from pipeline.talking.answers import (
     Ended,
     Event,

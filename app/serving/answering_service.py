@@ -11,17 +11,17 @@ from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
-from app.answer_pictures import PictureNames
-from app.answering import Answer
-from app.job import Job
-from app.kept_pictures import KeptPictures
-from app.request_errors import Json, RequestError, busy
-from app.requests import AnswerRequest, IgnoredFields
-from app.seen_pictures import SeenPictures
-from app.service_metrics import ServiceMetrics
-from app.service_settings import ServiceSettings
-from app.turn_reading import SentPart, Told, TurnReader
-from app.worker import BusyError, Worker
+from app.page.kept_pictures import KeptPictures
+from app.serving.answer_pictures import PictureNames
+from app.serving.answering import Answer
+from app.serving.job import Job
+from app.serving.metrics import ServiceMetrics
+from app.serving.request_errors import Json, RequestError, busy
+from app.serving.requests import AnswerRequest, IgnoredFields
+from app.serving.seen_pictures import SeenPictures
+from app.serving.settings import ServiceSettings
+from app.serving.turn_reading import SentPart, Told, TurnReader
+from app.serving.worker import BusyError, Worker
 from gill.loading import Gill
 from pipeline.talking.answers import ReplySettings, SeenPart
 from pipeline.talking.conversation import Conversation

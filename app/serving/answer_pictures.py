@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from app.encoded_pictures import as_png, data_uri
-from app.kept_pictures import KeptPictures
-from app.requests import PictureForm
+from app.page.kept_pictures import KeptPictures
+from app.serving.requests import PictureForm
 from pipeline.talking.answers import GeneratedImage, RetrievedImage
 
 

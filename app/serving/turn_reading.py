@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from app.data_uris import decode_data_uri, is_data_uri
-from app.kept_pictures import KeptPictures
-from app.request_errors import RequestError, refuse_broken
-from app.seen_pictures import SeenPictures
-from app.service_settings import RequestLimits
+from app.page.kept_pictures import KeptPictures
+from app.serving.data_uris import decode_data_uri, is_data_uri
+from app.serving.request_errors import RequestError, refuse_broken
+from app.serving.seen_pictures import SeenPictures
+from app.serving.settings import RequestLimits
 from corpora.pictures import PictureError
 from pipeline.talking.remote_pictures import (
     RemotePictureError,

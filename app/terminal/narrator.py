@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from app.answer_files import AnswerFolder, describe_picture
-from app.terminal import Screen
+from app.terminal.answer_files import AnswerFolder, describe_picture
+from app.terminal.screen import Screen
 from pipeline.talking.answers import Ended, Event, PictureProgress, Reply, Started, Text
 
 

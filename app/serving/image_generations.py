@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from app.answer_pictures import PictureNames, about
-from app.answering import Answer
 from app.encoded_pictures import as_png
-from app.request_errors import RequestError
-from app.requests import AnswerRequest
-from app.service_settings import RequestLimits
+from app.serving.answer_pictures import PictureNames, about
+from app.serving.answering import Answer
+from app.serving.request_errors import RequestError
+from app.serving.requests import AnswerRequest
+from app.serving.settings import RequestLimits
 from gill.loading import Gill
 from pipeline.talking.answers import ReplySettings
 

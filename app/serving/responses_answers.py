@@ -10,11 +10,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from app.answer_pictures import about
-from app.answering import Answer
 from app.encoded_pictures import as_png
-from app.request_errors import RequestError, error_body
-from app.responses_requests import ResponseRequest
+from app.serving.answer_pictures import about
+from app.serving.answering import Answer
+from app.serving.request_errors import RequestError, error_body
+from app.serving.responses_requests import ResponseRequest
 from pipeline.talking.answers import GeneratedImage, PictureProgress, RetrievedImage, Text
 
 

@@ -33,17 +33,17 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from app.answering_service import AnsweringService
-from app.chat_answers import ChatAnswer
-from app.chat_requests import ChatRequest
-from app.gate import Gate
-from app.image_generations import ImageRequest, pictures_of
 from app.listening import address_of, run
-from app.request_errors import ErrorBody, Json, RequestError, error_response, invalid
-from app.responses_answers import ResponseAnswer
-from app.responses_requests import ResponseRequest
 from app.same_origin import LOOPBACK
-from app.service_settings import ServiceSettings
+from app.serving.answering_service import AnsweringService
+from app.serving.chat_answers import ChatAnswer
+from app.serving.chat_requests import ChatRequest
+from app.serving.gate import Gate
+from app.serving.image_generations import ImageRequest, pictures_of
+from app.serving.request_errors import ErrorBody, Json, RequestError, error_response, invalid
+from app.serving.responses_answers import ResponseAnswer
+from app.serving.responses_requests import ResponseRequest
+from app.serving.settings import ServiceSettings
 from gill.loading import Gill
 from pipeline.devices import quieten_libraries
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.requests import AnswerRequest, Modality, Shape
-from app.service_settings import RequestLimits
-from app.turn_reading import PictureAddress, SentPart
+from app.serving.requests import AnswerRequest, Modality, Shape
+from app.serving.settings import RequestLimits
+from app.serving.turn_reading import PictureAddress, SentPart
 from gill.loading import Gill
 from pipeline.talking.answers import ReplySettings
 

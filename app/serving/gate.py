@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.job import Job
-from app.request_errors import CLIENT_LEFT, RequestError, busy, error_response
+from app.serving.job import Job
+from app.serving.request_errors import CLIENT_LEFT, RequestError, busy, error_response
 
 if TYPE_CHECKING:
-    from app.answering_service import AnsweringService
+    from app.serving.answering_service import AnsweringService
 
 _OPEN = ("/health", "/healthz", "/readyz", "/v1/pictures/")
 

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.annotate import create_app, export
 from app.annotations import PAIRS, Annotations
-from app.job import Failed, Job
-from app.worker import Worker
+from app.serving.job import Failed, Job
+from app.serving.worker import Worker
 from corpora.caption_table import CaptionTable
 from corpora.parti_prompts import PartiPrompt, read_prompts
 from gill.artifacts import Artifacts

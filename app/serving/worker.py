@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from app.job import Failed, Job
+from app.serving.job import Failed, Job
 from pipeline.talking.answers import Ended, Event
 from pipeline.talking.batch import Batch, paint_together
 

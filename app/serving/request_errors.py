@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from app.job import Failed
+from app.serving.job import Failed
 from gill_errors import InputError
 from pipeline.talking.answers import ContextLengthError
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from app.answer_pictures import PictureNames, about
-from app.answering import Answer
-from app.chat_requests import ChatRequest
-from app.request_errors import RequestError, error_body
+from app.serving.answer_pictures import PictureNames, about
+from app.serving.answering import Answer
+from app.serving.chat_requests import ChatRequest
+from app.serving.request_errors import RequestError, error_body
 from pipeline.talking.answers import Ended, PictureProgress, Started, Text
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
-from app.request_errors import RequestError, refuse_broken
-from app.service_settings import RequestLimits
+from app.serving.request_errors import RequestError, refuse_broken
+from app.serving.settings import RequestLimits
 from gill.loading import Gill
 from gill_errors import GillError
 from pipeline.settings import GenerationSettings

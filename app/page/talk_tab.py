@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from app.job import Failed, Job
-from app.knobs import Knobs
-from app.page_examples import Example
-from app.page_guard import VISITOR_COOKIE
+from app.page.examples import Example
+from app.page.guard import VISITOR_COOKIE
+from app.page.visitor_talks import VisitorTalks
+from app.serving.job import Failed, Job
+from app.serving.knobs import Knobs
+from app.serving.worker import BusyError, Worker
 from app.transcript import Exchange, Piece, to_html, to_json, to_page
-from app.visitor_talks import VisitorTalks
-from app.worker import BusyError, Worker
 from corpora.pictures import PictureError, open_picture
 from gill.loading import Gill
 from pipeline.talking.answers import (

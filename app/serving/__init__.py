@@ -1,0 +1,1 @@
+"""The HTTP service: requests in, answers out, one model behind them."""
