@@ -64,12 +64,12 @@ class Location:
         It is on the disk afterwards: what is recorded next, a power cut does not make untrue.
         """
         if self.is_local:
-            path = self.path.joinpath(*inside)
-            with written_whole(path) as partial:
+            file_path = self.path.joinpath(*inside)
+            with written_whole(file_path) as partial:
                 with partial.open("wb") as file:
                     file.writelines(content)
                 force_to_disk(partial)
-            force_to_disk(path.parent)
+            force_to_disk(file_path.parent)
         else:
             fs, path = self._fs(*inside)
             fs.pipe_file(path, b"".join(content))
