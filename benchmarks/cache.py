@@ -11,6 +11,10 @@ Shuffled batches of 200 rows of [77, 768] float16, all files in the page cache, 
 - `vs_npy_per_row`: over one .npy per caption, which is what the released code keeps.
 - `bytes_ratio`, `relative_error`: what int8 with a shared first position takes beside float16, and
   the relative squared error it adds, on synthetic values spread as after a layer norm.
+- `order_s`, `order_mb`: planning an epoch of 3.3 million rows, up to its first windows, for one of
+  8 processes. Beside it, of one of 1, 8 and 64: the rows of two windows, which compressed or remote
+  stores hold in memory, and what such stores read over what is taken (1 where stores are local and
+  uncompressed: rows are read one by one there).
 
 Also: the speed of filling, the seconds to open 3.3 million rows and count their status, the files
 that such a store has, and (on a CPU, without --quick) the peak memory for 4096 and for 16384 rows.
@@ -21,8 +25,10 @@ without waiting and widens it there, `pageable` widens on the CPU first.
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,10 +50,12 @@ from cache import (
     fill,
     open_store,
 )
+from cache.epoch_order import Share, plan_epoch
 from cache.location import locate
 from cache.store import open_for_writing
 from pipeline.devices import sent
 
+ORDER = {"block_rows": 128, "buffer_rows": 2048, "seed": 0, "epoch": 0}
 ROW_BYTES = 77 * 768 * 2
 BATCH = 200
 Way = Callable[[], Iterator[int]]
@@ -65,6 +73,10 @@ def measure(bench: Bench) -> None:
         bench.part("int8, first position shared", partial(smaller, folder, few), **headline)
         many = 10_000 if bench.toy else 3_300_000
         bench.part(f"opening {many:,} rows", partial(opening, bench, folder, many))
+        planned = {"order_s": "order_s", "order_mb": "order_mb"}
+        bench.part(f"order of {many:,} rows", partial(planning, bench, many), **planned)
+        for processes in (1, 8, 64):
+            bench.part(f"reads of one of {processes}", partial(reads, many, processes))
     if not (bench.quick or bench.extra):
         bench.part("memory, 4096 and 16384 rows", growth)
 
@@ -114,7 +126,7 @@ def reader(path: Path) -> ShuffledRows:
 
 
 def ours(path: Path, move: Callable[[Tensor], object] = id) -> Iterator[int]:
-    reader(path).load_state_dict({"epoch": 0, "step": 0})
+    reader(path).epoch = 0
     for batch in reader(path):
         move(torch.from_numpy(batch.arrays["embedding"]))
         yield len(batch.rows)
@@ -198,6 +210,36 @@ def opening(bench: Bench, folder: Path, num_rows: int) -> Numbers:
     store.match_rows(np.arange(num_rows, dtype=np.uint64))
     seconds = bench.once(lambda: open_store(location).status_counts())
     return {"open_s": seconds, "files": store.spec.most_files(num_rows)}
+
+
+def planning(bench: Bench, num_rows: int) -> Numbers:
+    """Until the first windows of an epoch are there, for one of 8 processes."""
+
+    def plan() -> None:
+        order = plan_epoch(np.arange(num_rows), **ORDER)
+        for _ in islice(order.windows(Share(BATCH, 3, 8)), 2):
+            pass
+
+    seconds = bench.once(plan)
+    tracemalloc.start()
+    plan()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {"order_s": seconds, "order_mb": most / 1e6}
+
+
+def reads(num_rows: int, processes: int) -> Numbers:
+    """What one process reads for each row that it takes, in the first 50 windows."""
+    share = Share(BATCH - BATCH % processes, processes // 2, processes)
+    inner = spec().inner_rows("embedding")
+    windows = list(islice(plan_epoch(np.arange(num_rows), **ORDER).windows(share), 50))
+    taken = sum(len(window.rows) for window in windows)
+    chunks = sum(len(np.unique(window.rows // inner)) for window in windows)
+    return {
+        "rows_held": 2 * max(len(window.rows) for window in windows),
+        "blocks_per_window": float(np.mean([len(window.pieces) for window in windows])),
+        "compressed_read_ratio": chunks * inner / taken,
+    }
 
 
 def growth() -> Numbers:

@@ -125,20 +125,20 @@ def encode(
     """
     dtype = np.dtype(fitted.dtype)
     first = 0 if fitted.first is None else 1
-    as_it_came = values.dtype == dtype and not first
+    needs_no_cast = values.dtype == dtype
     stored = np.empty((len(values), values.shape[1] - first, *values.shape[2:]), dtype)
     error = np.zeros(len(values), np.float32)
     refused: dict[int, str] = {}
-    # Row by row, while a row is in the processor's cache: 3 times as fast as the whole batch.
+    # Row by row, in the same memory, while a row is in the processor's cache: 3 times as fast as
+    # the whole batch.
+    read_back = np.empty((1, *values.shape[1:]), fitted.decoded_dtype)
     for i, value in enumerate(values):
-        if as_it_came:
-            stored[i] = value
-            reason = None if _all_finite(value) else NOT_FINITE
-        else:
-            reason = _encode_row(fitted, value.astype(np.float32, copy=False), stored[i])
-            if reason is None and fitted.dtype != "float32":
-                # Decoded again at once: the error is that of what a reader will get.
-                error[i] = _row_error(value, decode(fitted, stored[i : i + 1])[0])
+        reason = _encode_row(fitted, value, stored[i])
+        if reason is None and fitted.dtype != "float32" and (first or not needs_no_cast):
+            # Nothing but the first position is lost of what is in the stored type already.
+            changed = slice(first) if needs_no_cast else slice(None)
+            decode(fitted, stored[i : i + 1], out=read_back)
+            error[i] = _row_error(value, read_back[0], changed)
         if reason is not None:
             refused[i] = reason
             stored[i] = 0
@@ -146,7 +146,7 @@ def encode(
 
 
 def _encode_row(fitted: FittedCodec, value: np.ndarray, out: np.ndarray) -> str | None:
-    """One row, float32 [*shape] -> out [*stored_shape]; returns why it is refused, if it is."""
+    """One row, float [*shape] -> out [*stored_shape]; returns why it is refused, if it is."""
     if not _all_finite(value):
         return NOT_FINITE
     if fitted.first is not None:
@@ -162,6 +162,9 @@ def _encode_row(fitted: FittedCodec, value: np.ndarray, out: np.ndarray) -> str 
         levels = (value - fitted.offset) / fitted.scale
         np.clip(np.rint(levels, out=levels), -127, 127, out=levels)
         out[...] = levels
+        return None
+    if value.dtype == out.dtype:
+        out[...] = value
         return None
     with np.errstate(over="ignore"):
         out[...] = value
@@ -220,12 +223,17 @@ def _all_finite(values: np.ndarray) -> bool:
     return bool(((values.view(np.uint16) & exponent) != exponent).all())
 
 
-def _row_error(value: np.ndarray, other: np.ndarray) -> float:
-    """||x - y||^2 / ||x||^2 of two arrays of one shape, in float32; 0 where both are zero."""
-    value = value.astype(np.float32, copy=False).reshape(-1)
-    gap = value - other.astype(np.float32, copy=False).reshape(-1)
+def _row_error(value: np.ndarray, other: np.ndarray, where: slice = slice(None)) -> float:
+    """||x - y||^2 / ||x||^2 of two arrays of one shape, in float32; 0 where both are zero.
+
+    They are known to be equal outside of `where`.
+    """
+    gap = np.subtract(value[where], other[where], dtype=np.float32).reshape(-1)
     # einsum adds in one thread; the dot product of a BLAS would start threads for each row.
     lost = float(np.einsum("i,i->", gap, gap))
+    if lost == 0:
+        return 0.0
+    value = value.astype(np.float32, copy=False).reshape(-1)
     energy = float(np.einsum("i,i->", value, value))
     limits = np.finfo(np.float32)
-    return min(lost / max(energy, float(limits.tiny)), float(limits.max)) if lost else 0.0
+    return min(lost / max(energy, float(limits.tiny)), float(limits.max))

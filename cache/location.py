@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import FsspecStore, LocalStore
 
 from gill_errors import InputError
-from gill_files import PARTIAL_SUFFIX, remove_partial_files, written_whole
+from gill_files import PARTIAL_SUFFIX, force_to_disk, remove_partial_files, written_whole
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,17 @@ class Location:
         self.write_bytes([text.encode()])
 
     def write_bytes(self, content: Sequence[bytes | memoryview], *inside: str) -> None:
-        """Write pieces as this file, or the one named `inside` this folder, whole or not at all."""
+        """Write pieces as this file, or the one named `inside` this folder, whole or not at all.
+
+        It is on the disk afterwards: what is recorded next, a power cut does not make untrue.
+        """
         if self.is_local:
-            with (
-                written_whole(self.path.joinpath(*inside)) as partial,
-                partial.open("wb") as file,
-            ):
-                file.writelines(content)
+            file_path = self.path.joinpath(*inside)
+            with written_whole(file_path) as partial:
+                with partial.open("wb") as file:
+                    file.writelines(content)
+                force_to_disk(partial)
+            force_to_disk(file_path.parent)
         else:
             fs, path = self._fs(*inside)
             fs.pipe_file(path, b"".join(content))

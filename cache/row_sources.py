@@ -20,6 +20,7 @@ from cache.store import EmbeddingStore
 
 OPEN_SHARDS = 256  # files kept open per array
 READ_THREADS = 2  # that share the rows of a batch
+ANNOUNCED_GAP = 64 << 10  # bytes between two rows that are asked for in one go
 THREADED_BYTES = 4 << 20  # smaller batches are read in one thread
 
 
@@ -55,6 +56,7 @@ class StraightSource(_Source):
         self._checked = np.zeros(store.num_rows, bool)
         array = store.array_spec(name)
         self._stored = Memory(array.stored_row_shape, np.dtype(array.codec.dtype))
+        self._gap = 1 + ANNOUNCED_GAP // array.stored_row_bytes
         self._rows = np.zeros(0, np.int64)
         self._readers = ThreadPoolExecutor(READ_THREADS, "cache-read")
 
@@ -63,9 +65,12 @@ class StraightSource(_Source):
         for piece in window.pieces:
             for shard in np.unique(piece // size):
                 inside = piece[piece // size == shard] - shard * size
+                # Of several processes, each asks for its own rows only.
+                runs = np.split(inside, np.flatnonzero(np.diff(inside) > self._gap) + 1)
                 try:
                     with self.store.open_shard(self.name, int(shard)) as file:
-                        file.announce(int(inside[0]), int(inside[-1]) + 1)
+                        for run in runs:
+                            file.announce(int(run[0]), int(run[-1]) + 1)
                 except DamagedShardError:
                     pass  # its rows tell when they are taken
 

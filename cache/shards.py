@@ -145,8 +145,11 @@ class ShardFile:
         if self._fd is None or (self._is_cached(start) and self._is_cached(stop - 1)):
             return
         for chunk in range(start // self._inner, -(-stop // self._inner)):
-            offset, length = self._offsets[chunk], self._inner * self._row_bytes
+            first = max(start - chunk * self._inner, 0)
+            last = min(stop - chunk * self._inner, self._inner)
+            offset, length = self._offsets[chunk], (last - first) * self._row_bytes
             if offset != NOT_STORED and hasattr(os, "posix_fadvise"):
+                offset += first * self._row_bytes
                 os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def _is_cached(self, row: int) -> bool:

@@ -6,14 +6,14 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.epoch_order import Window, plan_epoch
+from cache.epoch_order import Share, Window, plan_epoch
 from cache.reading import Batch, DamagedRowsError, RowsUnavailableError, damage_report
 from cache.row_sources import RowSource, row_source
 from cache.settings import ReadingParams
@@ -34,9 +34,11 @@ class ShuffledRows:
                                "embedding": ("targets.zarr", "embedding")}, batch_size=200, seed=0):
         batch.rows  # int64 [B];  batch.arrays["pooled"]  # [B, d]
 
-    Iterating gives the rest of the current epoch and then moves to the next; `state_dict` is
-    (epoch, step), and after `load_state_dict` iteration goes on exactly there. The order depends
-    on (seed, epoch, rank, world_size), the subset and the params alone.
+    `batch_size` counts the rows of all ranks. Which rows a step has, and in which order, depends on
+    (seed, epoch), the batch size, the subset and the params alone; each rank takes an equal stretch
+    of them, in the order of ranks. Iterating gives the rest of the current epoch and then moves to
+    the next; `state_dict` is (epoch, step, batch_size), and after `load_state_dict` any number of
+    ranks goes on exactly there.
 
     Over all ranks, every row of `subset` (default: all) that is done in all stores comes exactly
     once per epoch; failed rows are left out and counted (`num_failed`). All ranks take the same
@@ -69,7 +71,7 @@ class ShuffledRows:
             self._sources[output] = row_source(store, name)
         _check_same_rows(list(stores.values()))
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
-        self.rank, self.world_size = rank, world_size
+        self._share = Share(batch_size, rank, world_size)
         self.params = params or ReadingParams()
         self._rows, self.num_failed = usable_rows(list(stores.values()), subset)
         self.damaged: dict[int, str] = {}
@@ -83,27 +85,37 @@ class ShuffledRows:
     def __len__(self) -> int:
         """Steps of an epoch: the same on every rank."""
         if self.drop_last:
-            return self.num_rows // self.world_size // self.batch_size
-        return math.ceil(math.ceil(self.num_rows / self.world_size) / self.batch_size)
+            return self.num_rows // self.batch_size
+        return math.ceil(self.num_rows / self.batch_size)
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "step": self.step}
+        return {"epoch": self.epoch, "step": self.step, "batch_size": self.batch_size}
 
     def load_state_dict(self, state: Mapping[str, int]) -> Self:
+        """Raises InputError where a step was not what it is here."""
+        if "batch_size" not in state:
+            raise InputError(
+                "the place in the rows was saved when every process had an order of its own: it "
+                "cannot be gone on from; train anew"
+            )
+        if state["batch_size"] != self.batch_size:
+            raise InputError(
+                f"the place in the rows was saved with batches of {state['batch_size']} rows over "
+                f"all processes, not {self.batch_size}: restore that, or train anew"
+            )
         self.epoch, self.step = state["epoch"], state["step"]
         return self
 
-    def windows(self, epoch: int) -> list[Window]:
-        """What this rank reads in an epoch, in order."""
-        return plan_epoch(
+    def windows(self, epoch: int, step: int = 0) -> Iterator[Window]:
+        """What this rank reads in an epoch from a step on, in order."""
+        plan = plan_epoch(
             self._rows,
             block_rows=self.params.block_rows,
             buffer_rows=self.params.buffer_rows,
             seed=self.seed,
             epoch=epoch,
-            rank=self.rank,
-            world_size=self.world_size,
         )
+        return plan.windows(self._share, step)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """This rank's rows of an epoch in the order they come: int64. Reads no data."""
@@ -111,7 +123,7 @@ class ShuffledRows:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def __iter__(self) -> Iterator[Batch]:
-        windows, first = self.windows(self.epoch), self.step
+        windows, first = self.windows(self.epoch, self.step), self.step
         batches = in_background(lambda: self._batches(windows, first), self.params.prefetch)
         try:
             for batch in batches:
@@ -124,20 +136,15 @@ class ShuffledRows:
                 source.release()
         self.epoch, self.step = self.epoch + 1, 0
 
-    def _batches(self, windows: list[Window], first: int) -> Iterator[Batch]:
-        """Batches from step `first` on."""
-        # Rows before each window: they tell in which window, and where in it, step `first` is.
-        begins = np.cumsum([0, *(len(window.rows) for window in windows)])
-        total = int(begins[-1])
-        position = min(first * self.batch_size, total)
-        entered = int(np.searchsorted(begins[1:], position, side="right"))
+    def _batches(self, windows: Iterator[Window], first: int) -> Iterator[Batch]:
+        """Batches from step `first` on, where the windows begin."""
         with ThreadPoolExecutor(len(self._sources), "cache-read") as pool:
-            prepared = self._prepared(windows[entered:], pool)
+            prepared = self._prepared(windows, pool)
             left = np.zeros(0, np.int64)  # offsets in the current window that are still to come
-            skip = position - int(begins[entered])
             for step in range(first, len(self)):
-                # A rank may have a row less than others: its last batch is shorter, or empty.
-                size = max(0, min(self.batch_size, total - step * self.batch_size))
+                whole = min(self.batch_size, self.num_rows - step * self.batch_size)
+                low, high = self._share.bounds(whole)
+                size = high - low
                 rows = np.empty(size, np.int64)
                 arrays = {output: s.values.empty(size) for output, s in self._sources.items()}
                 bad: dict[int, str] = {}
@@ -146,7 +153,7 @@ class ShuffledRows:
                 while filled < size:
                     if len(left) == 0:
                         window = next(prepared)
-                        left, skip = window.permutation[skip:], 0
+                        left = window.permutation
                     now, left = left[: size - filled], left[size - filled :]
                     here = slice(filled, filled + len(now))
                     rows[here] = window.rows[now]
@@ -160,18 +167,21 @@ class ShuffledRows:
                     rows, arrays = rows[good], {name: a[good] for name, a in arrays.items()}
                 yield Batch(rows, arrays)
 
-    def _prepared(self, windows: list[Window], pool: ThreadPoolExecutor) -> Iterator[Window]:
+    def _prepared(self, windows: Iterator[Window], pool: ThreadPoolExecutor) -> Iterator[Window]:
         """The windows, each made ready to take from while the one before it is in use."""
         sources = list(self._sources.values())
-        # One window is read ahead while one is in use.
-        ahead = [
-            [pool.submit(source.prepare, window) for source in sources] for window in windows[:1]
-        ]
-        for i, window in enumerate(windows):
-            for source, prepared in zip(sources, ahead.pop()):
+
+        def prepare_next() -> tuple[Window, list[Future[None]]] | None:
+            if (window := next(windows, None)) is None:
+                return None
+            return window, [pool.submit(source.prepare, window) for source in sources]
+
+        ahead = prepare_next()
+        while ahead is not None:
+            window, jobs = ahead
+            for source, prepared in zip(sources, jobs):
                 source.enter(window, prepared)
-            if i + 1 < len(windows):
-                ahead.append([pool.submit(source.prepare, windows[i + 1]) for source in sources])
+            ahead = prepare_next()
             yield window
 
     def _judge(self, source: RowSource, bad: dict[int, str]) -> dict[int, str]:

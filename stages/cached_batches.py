@@ -109,7 +109,7 @@ class CachedBatches:
         self._maker = maker
         self._rows = ShuffledRows(
             maker.sources,
-            batch_size=batch_size // world_size,
+            batch_size=batch_size,
             seed=seed,
             rank=rank,
             world_size=world_size,

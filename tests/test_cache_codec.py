@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cache.codec import Codec, FirstPositionVariesError, decode, encode, fit
+from cache.codec import Codec, FirstPositionVariesError, FittedCodec, decode, encode, fit
 
 
 def normal(n: int, scale: float = 1.0) -> np.ndarray:
@@ -127,3 +127,20 @@ def test_measured_error_is_the_error_of_reading_back(values: np.ndarray, dtype: 
     energy = (values.astype(float) ** 2).sum((1, 2))
     some = energy > 1e-20
     np.testing.assert_allclose(error[some], gap[some] / energy[some], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-3])
+def test_values_in_the_stored_type_are_kept_as_they_came_beside_a_shared_first(off: float) -> None:
+    """Bits, and the error of the first position alone, against the road through float32."""
+    values = np.random.default_rng(0).normal(size=(6, 5, 16)).astype(np.float16)
+    values[:, 0] = values[0, 0]
+    first = values[0, 0] * np.float32(1 + off)
+    fitted = FittedCodec("float16", first=first)
+    stored, error, refused = encode(fitted, values)
+    through, error_through, _ = encode(fitted, values.astype(np.float32))
+    assert not refused
+    assert stored.tobytes() == through.tobytes() == values[:, 1:].tobytes()
+    np.testing.assert_array_equal(error, error_through)
+    expected = ((values.astype(float) - decode(fitted, stored)) ** 2).sum((1, 2))
+    np.testing.assert_allclose(error, expected / (values.astype(float) ** 2).sum((1, 2)), rtol=1e-4)
+    assert (error > 0).all() == bool(off)

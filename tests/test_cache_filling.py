@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -596,3 +597,25 @@ def test_the_manifest_says_what_is_in_the_store(tmp_path: Path) -> None:
     assert changed["content"] != manifest["content"]
     assert changed["shards"]["embedding"][1:] == manifest["shards"]["embedding"][1:]
     assert changed["shards"]["embedding"][0] != manifest["shards"]["embedding"][0]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def logged_fsync(handle: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file"
+        events.append(f"{kind} of {os.fstat(handle).st_size if kind == 'file' else 'names'} synced")
+        fsync(handle)
+
+    def logged_replace(path: Path, target: Path) -> Path:
+        events.append("named")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(Path, "replace", logged_replace)
+    locate(tmp_path / "s.zarr").write_bytes([b"ab", b"c"], "embedding", "c", "0")
+    assert events == ["file of 3 synced", "named", "folder of names synced"]
+    assert (tmp_path / "s.zarr/embedding/c/0").read_bytes() == b"abc"

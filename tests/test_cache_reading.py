@@ -1,6 +1,7 @@
 """Reading: right rows, right order, every row once, resumable, and damage that is noticed."""
 
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from cache import (
     shards,
 )
 from cache.memory import Memory
+from gill_errors import InputError
 
 Stores = tuple[Path | EmbeddingStore, ...]
 
@@ -69,6 +71,14 @@ def shuffled(stores: Stores, **options: object) -> ShuffledRows:
     return ShuffledRows(sources, **{**defaults, **options})  # type: ignore[arg-type]
 
 
+def at(epoch: int, step: int, batch_size: int = 10) -> dict[str, int]:
+    return {"epoch": epoch, "step": step, "batch_size": batch_size}
+
+
+def pooled(stores: Stores, **options: object) -> ShuffledRows:
+    return ShuffledRows({"pooled": (opened(stores)[0], "pooled")}, **options)  # type: ignore[arg-type]
+
+
 def test_batches_join_the_stores_row_by_row(stores: Stores, rows: list[str]) -> None:
     reader = shuffled(stores)
     seen = []
@@ -84,7 +94,7 @@ def test_batches_join_the_stores_row_by_row(stores: Stores, rows: list[str]) -> 
     assert [len(rows) for rows in seen] == [10] * 8
     assert sorted(np.concatenate(seen)) == sorted(set(range(COUNT)) - set(FAILED))
     assert (reader.num_rows, reader.num_failed) == (80, 3)
-    assert reader.state_dict() == {"epoch": 1, "step": 0}
+    assert reader.state_dict() == at(1, 0)
 
 
 @given(
@@ -113,20 +123,88 @@ def test_every_row_once_over_all_ranks(
     orders = [reader.order(epoch) for reader in ranks]
     assert sorted(np.concatenate(orders)) == sorted(set(subset) - set(FAILED))
     lengths = {len(order) for order in orders}
-    assert max(lengths) - min(lengths) <= 1
-    assert {len(reader) for reader in ranks} == {-(-max(lengths) // batch_size)}
+    num_rows = sum(map(len, orders))
+    steps = -(-num_rows // batch_size)
+    assert max(lengths) - min(lengths) <= steps
+    assert {len(reader) for reader in ranks} == {steps}
     again = shuffled(stores, rank=0, **options).order(epoch)
     np.testing.assert_array_equal(again, orders[0])
 
 
-@given(step=st.integers(0, 8), epoch=st.integers(0, 2), rank=st.integers(0, 1))
+@given(
+    subset=st.sets(st.integers(0, COUNT - 1), min_size=1).map(sorted),
+    batch_size=st.integers(1, 30),
+    block_rows=st.integers(1, 20),
+    buffer_rows=st.integers(1, 60),
+    before=st.integers(1, 8),
+    after=st.integers(1, 8),
+    cut=st.integers(0, 80),
+    drop_last=st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_steps_are_the_same_on_any_number_of_ranks_also_after_a_cut(
+    stores, subset, batch_size, block_rows, buffer_rows, before, after, cut, drop_last
+) -> None:
+    params = ReadingParams(block_rows=block_rows, buffer_rows=buffer_rows)
+    options = {"batch_size": batch_size, "subset": subset, "params": params, "seed": 3}
+    options["drop_last"] = drop_last
+
+    def steps(world_size: int, position: dict[str, int], stop: int | None) -> list[list[int]]:
+        """The rows of every step, over all ranks, in the order of ranks."""
+        ranks = [
+            pooled(stores, rank=rank, world_size=world_size, **options).load_state_dict(position)
+            for rank in range(world_size)
+        ]
+        parts = [[batch.rows.tolist() for batch in islice(reader, stop)] for reader in ranks]
+        assert {len(part) for part in parts} == {len(parts[0])}
+        for step in zip(*parts):
+            assert max(map(len, step)) - min(map(len, step)) <= 1
+        return [list(chain.from_iterable(step)) for step in zip(*parts)]
+
+    alone = steps(1, at(2, 0, batch_size), None)
+    cut = min(cut, len(alone))
+    begun = steps(before, at(2, 0, batch_size), cut)
+    assert begun + steps(after, at(2, cut, batch_size), None) == alone
+    rows = list(chain.from_iterable(alone))
+    assert len(rows) == len(set(rows))
+    usable = sorted(set(subset) - set(FAILED))
+    if drop_last:
+        assert len(rows) == len(usable) // batch_size * batch_size
+    else:
+        assert sorted(rows) == usable
+
+
+def test_one_process_keeps_the_order_that_it_had(stores: Stores) -> None:
+    """Written down when each process had an order of its own."""
+    order = shuffled(stores, params=ReadingParams(block_rows=8, buffer_rows=24)).order(1)
+    assert order[:12].tolist() == [11, 56, 14, 80, 10, 60, 57, 82, 63, 12, 59, 81]
+
+
+def test_a_position_of_other_batches_or_of_an_order_per_process_is_refused(stores: Stores) -> None:
+    with pytest.raises(InputError, match="when every process had an order of its own.*train anew"):
+        shuffled(stores).load_state_dict({"epoch": 0, "step": 3})
+    with pytest.raises(InputError, match="batches of 20 rows over all processes, not 10"):
+        shuffled(stores).load_state_dict(at(0, 3, 20))
+
+
+def test_each_rank_reads_its_own_rows_and_no_more(stores: Stores) -> None:
+    for rank in range(4):
+        reader = shuffled(stores, rank=rank, world_size=4, batch_size=8)
+        windows = list(reader.windows(0))
+        for window in windows:
+            np.testing.assert_array_equal(np.concatenate([*window.pieces, []]), window.rows)
+        taken = np.concatenate([batch.rows for batch in reader])
+        assert sorted(np.concatenate([window.rows for window in windows])) == sorted(taken)
+
+
+@given(step=st.integers(0, 16), epoch=st.integers(0, 2), rank=st.integers(0, 1))
 @settings(max_examples=12, deadline=None)
 def test_an_epoch_can_be_entered_at_any_step(stores, step: int, epoch: int, rank: int) -> None:
     options = {"rank": rank, "world_size": 2, "batch_size": 5}
-    whole = shuffled(stores, **options).load_state_dict({"epoch": epoch, "step": 0})
+    whole = shuffled(stores, **options).load_state_dict(at(epoch, 0, 5))
     batches = list(whole)
     np.testing.assert_array_equal(np.concatenate([b.rows for b in batches]), whole.order(epoch))
-    entered = list(shuffled(stores, **options).load_state_dict({"epoch": epoch, "step": step}))
+    entered = list(shuffled(stores, **options).load_state_dict(at(epoch, step, 5)))
     assert len(entered) == len(batches) - step
     for one, other in zip(batches[step:], entered):
         np.testing.assert_array_equal(one.rows, other.rows)
@@ -140,7 +218,7 @@ def test_state_counts_what_was_handed_out(stores: Stores) -> None:
         first.append(batch.rows)
         if len(first) == 3:
             break
-    assert reader.state_dict() == {"epoch": 0, "step": 3}
+    assert reader.state_dict() == at(0, 3)
     rest = [batch.rows for batch in shuffled(stores).load_state_dict(reader.state_dict())]
     np.testing.assert_array_equal(np.concatenate([*first, *rest]), shuffled(stores).order(0))
 
@@ -159,7 +237,7 @@ def test_order_is_mixed_in_two_levels(stores: Stores) -> None:
 
 def test_batches_stay_as_they_were_handed_out(stores: Stores) -> None:
     kept = list(shuffled(stores, params=PARAMS.model_copy(update={"prefetch": 1})))
-    kept += list(shuffled(stores).load_state_dict({"epoch": 1, "step": 0}))
+    kept += list(shuffled(stores).load_state_dict(at(1, 0)))
     for batch in kept:
         np.testing.assert_array_equal(
             batch.arrays["embedding"], read_rows(stores[0], batch.rows)["embedding"]
@@ -187,7 +265,7 @@ def test_memory_is_used_again_when_nobody_holds_it() -> None:
 
 def test_drop_last_gives_full_batches_only(stores: Stores) -> None:
     for rank in range(3):
-        reader = shuffled(stores, rank=rank, world_size=3, batch_size=8, drop_last=True)
+        reader = shuffled(stores, rank=rank, world_size=3, batch_size=24, drop_last=True)
         assert [len(batch.rows) for batch in reader] == [8, 8, 8]
 
 
@@ -324,4 +402,4 @@ def test_a_file_that_changes_between_epochs_is_noticed(tmp_path: Path, compresso
         with pytest.raises(DamagedRowsError, match=r"c/2/0/0 \(shard 2\)"):
             list(reader)
         shard.write_bytes(sound)
-        reader.load_state_dict({"epoch": 0, "step": 0})
+        reader.load_state_dict(at(0, 0, 4))
