@@ -174,9 +174,13 @@ class ImageTokenInit(Record):
     """First values of the [IMG] rows."""
 
     kind: Literal["mean", "words"] = Field(
-        "mean", description="rows around the mean of the vocabulary, or the rows of given words"
+        "mean", description="rows around the mean of the vocabulary, or means of given words"
     )
-    text: str = Field("", description="for `words`: text of at least r tokens")
+    text: str = Field(
+        "",
+        description="for `words`: text of at least r tokens. [IMG1] starts from the mean of all of "
+        "it, the others from the means of its r parts",
+    )
 
 
 class ModelParams(Record):
@@ -200,7 +204,9 @@ class BatchesParams(Record):
     """What a training batch is made of."""
 
     max_caption_tokens: int = Field(23, ge=1, description="longer captions are cut, [IMG] kept")
-    validation_rows: int = Field(500, ge=0, description="held-out rows measured during training")
+    validation_rows: int = Field(
+        500, ge=0, description="held-out rows measured during training, one per picture"
+    )
     reading: ReadingOrder = ReadingOrder()
 
 

@@ -123,6 +123,7 @@ training.betas
 training.checkpoint
 training.clip_norm
 training.epsilon
+training.image_token_rate
 training.learning_rate
 training.schedule.at
 training.schedule.begin

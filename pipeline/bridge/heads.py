@@ -79,12 +79,17 @@ def mean_image_embeddings(
 def word_image_embeddings(
     language_model: "LanguageModel", r: int, text: str
 ) -> Float[Tensor, "r e"]:
-    """The embedding rows of the first r tokens of `text`, in float32.
+    """Means of the embedding rows of `text`: [IMG1] of all of it, [IMG i] of its i-th r-th part.
+
+    In float32. [IMG1] is the only row that retrieval reads: what its start does not say, training
+    hardly brings in.
 
     Raises:
-        ValueError: `text` has fewer than r tokens.
+        InputError: `text` has fewer than r tokens.
     """
     ids = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) < r:
         raise InputError(f"{text!r} has {len(ids)} tokens; r = {r} [IMG] tokens need as many")
-    return language_model.embed(torch.tensor(ids[:r])).detach().float().cpu()
+    words = language_model.embed(torch.tensor(ids)).detach().float().cpu()
+    parts = [part.mean(0) for part in words.tensor_split(r)]
+    return torch.stack([words.mean(0), *parts[1:]])
