@@ -24,6 +24,7 @@ from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
 from stages.trained_weights import read_weights
+from stages.validation_rows import contents_of, one_row_per_picture
 
 
 def train_heads(
@@ -58,7 +59,8 @@ def train_heads(
         world_size=num_processes(),
         reading=params.reading,
     )
-    held_out = maker.usable(table.rows_of_split("val"))[: params.batches.validation_rows]
+    held_out = one_row_per_picture(table, maker.usable(table.rows_of_split("val")))
+    held_out = held_out[: params.batches.validation_rows]
     part = settings.micro_batch_size or max(len(held_out), 1)
     validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
     with DvcliveLog(curve) if rank() == 0 else nullcontext() as log:
@@ -69,6 +71,7 @@ def train_heads(
             settings,
             directory=folder,
             validation=validation,
+            contents=torch.from_numpy(contents_of(table, held_out, params, artifacts)),
             backbones=backbones.fingerprints,
             parameters={"model": params.model.model_dump(mode="json")},
             resume=resume,

@@ -21,6 +21,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int64
+from torch import Tensor
 
 from gill_errors import GillError, InputError
 from pipeline.bridge.batch import CaptionBatch
@@ -107,6 +109,7 @@ def train(
     *,
     directory: str | Path,
     validation: Sequence[CaptionBatch] = (),
+    contents: Int64[Tensor, " N"] | None = None,
     backbones: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -120,6 +123,7 @@ def train(
 
     Args:
         validation: held-out batches, read every `validate_every` steps and at the end.
+        contents: which of all their rows show the same, as `validate` takes it.
         backbones: fingerprint of each frozen model by role, kept in the checkpoints.
         parameters: further sections of parameters behind this run, kept in the checkpoints.
         resume: go on from `state.safetensors`, where there is one. Of several processes only the
@@ -167,7 +171,7 @@ def train(
             if on_progress is not None and rank() == 0:
                 on_progress(clock.progress(run.step, report))
         if validation and (run.step % settings.validate_every == 0 or done):
-            write(run.note("validation", validate(gill, validation, objective)))
+            write(run.note("validation", validate(gill, validation, objective, contents)))
             run.keep_best()
         if run.step % settings.checkpoint_every == 0 or done:
             run.save()
