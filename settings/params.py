@@ -39,6 +39,7 @@ MINIATURE = "miniature"
 MOVED = {
     "run.checkpoint": "training.checkpoint",
     "captions.workers": "run.readers",
+    "model.image_token_init.text": "model.image_token_init.texts",
     "objective.mapper_adds_embedding": "model.mapper.adds_embedding",
     **{f"{section}.scheduler": "run.scheduler" for section in ("features", "targets", "index")},
     **{f"{section}.num_workers": "run.workers" for section in ("features", "targets", "index")},
@@ -176,10 +177,9 @@ class ImageTokenInit(Record):
     kind: Literal["mean", "words"] = Field(
         "mean", description="rows around the mean of the vocabulary, or means of given words"
     )
-    text: str = Field(
-        "",
-        description="for `words`: text of at least r tokens. [IMG1] starts from the mean of all of "
-        "it, the others from the means of its r parts",
+    texts: tuple[str, ...] = Field(
+        (),
+        description="for `words`: one text per [IMG] row, at least r; the mean of its words",
     )
 
 

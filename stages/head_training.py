@@ -120,9 +120,9 @@ def new_heads(params: ModelParams, backbones: Backbones, language_model: Languag
     init = params.image_token_init
     if init.kind == "words":
         try:
-            rows = word_image_embeddings(language_model, params.r, init.text)
+            rows = word_image_embeddings(language_model, params.r, init.texts)
         except ValueError as error:
-            raise StageError(f"model.image_token_init.text: {error}") from None
+            raise StageError(f"model.image_token_init.texts: {error}") from None
     else:
         rows = mean_image_embeddings(language_model, params.r)
     heads.set_image_embeddings(rows)

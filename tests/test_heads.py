@@ -48,20 +48,19 @@ def test_image_embeddings_around_the_mean_row(language_model: LanguageModel) -> 
 
 
 def test_image_embeddings_from_words(language_model: LanguageModel) -> None:
-    """[IMG1] from all words; the others from their parts, of which earlier ones are longer."""
-    words = ["w3", "w7", "w9", "w4", "w6"]
-    ids = language_model.tokenizer.convert_tokens_to_ids(words)
-    given = language_model.input_rows[ids].detach()
-    for r, parts in ((5, [[1], [2], [3], [4]]), (2, [[3, 4]]), (1, [])):
-        rows = word_image_embeddings(language_model, r, " ".join(words))
-        expected = [given.mean(0), *(given[part].mean(0) for part in parts)]
-        torch.testing.assert_close(rows, torch.stack(expected))
-        heads = Heads(HeadSizes(d=4, e=32, m=16, L=5, D=6, r=r))
-        heads.set_image_embeddings(rows)
-        assert heads.image_embeddings.equal(rows)
-        assert heads.image_embeddings.requires_grad
-    with pytest.raises(ValueError, match="has 3 tokens; r = 4"):
-        word_image_embeddings(language_model, 4, "w3 w7 w9")
+    rows = word_image_embeddings(language_model, 2, ["w3", "w7 w9", "w4"])
+    ids = language_model.tokenizer.convert_tokens_to_ids(["w3", "w7", "w9"])
+    first, second, third = language_model.input_rows[ids]
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows, torch.stack([first, (second + third) / 2]))
+    heads = Heads(HeadSizes(d=4, e=32, m=16, L=5, D=6, r=2))
+    heads.set_image_embeddings(rows)
+    assert heads.image_embeddings.equal(rows)
+    assert heads.image_embeddings.requires_grad
+    with pytest.raises(ValueError, match="3 texts; r = 4"):
+        word_image_embeddings(language_model, 4, ["w3", "w7", "w9"])
+    with pytest.raises(ValueError, match="text 2, '', has no tokens"):
+        word_image_embeddings(language_model, 2, ["w3", ""])
 
 
 def test_unknown_keys_are_refused() -> None:

@@ -81,7 +81,7 @@ targets.shard_rows
 targets.source
 
 model.image_token_init.kind
-model.image_token_init.text
+model.image_token_init.texts
 model.k
 model.m
 model.mapper.adds_embedding

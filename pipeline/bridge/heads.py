@@ -1,6 +1,7 @@
 """Everything that is trained, and nothing that is frozen."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,19 +78,19 @@ def mean_image_embeddings(
 
 
 def word_image_embeddings(
-    language_model: "LanguageModel", r: int, text: str
+    language_model: "LanguageModel", r: int, texts: Sequence[str]
 ) -> Float[Tensor, "r e"]:
-    """Means of the embedding rows of `text`: [IMG1] of all of it, [IMG i] of its i-th r-th part.
-
-    In float32. [IMG1] is the only row that retrieval reads: what its start does not say, training
-    hardly brings in.
+    """Row i is the mean of the embedding rows of the tokens of `texts[i]`, in float32.
 
     Raises:
-        InputError: `text` has fewer than r tokens.
+        InputError: there are fewer than r texts, or one of them has no tokens.
     """
-    ids = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) < r:
-        raise InputError(f"{text!r} has {len(ids)} tokens; r = {r} [IMG] tokens need as many")
-    words = language_model.embed(torch.tensor(ids)).detach().float().cpu()
-    parts = [part.mean(0) for part in words.tensor_split(r)]
-    return torch.stack([words.mean(0), *parts[1:]])
+    if len(texts) < r:
+        raise InputError(f"{len(texts)} texts; r = {r} [IMG] tokens need as many")
+    rows = []
+    for i, text in enumerate(texts[:r]):
+        ids = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise InputError(f"text {i + 1}, {text!r}, has no tokens: name a word")
+        rows.append(language_model.embed(torch.tensor(ids)).detach().float().cpu().mean(0))
+    return torch.stack(rows)
