@@ -224,10 +224,10 @@ def test_a_run_learns_logs_and_leaves_its_files(tmp_path):
     assert record.parameters["training"]["steps"] == 60
     assert record.parameters["model"] == {"k": 2}
     best = read_record(tmp_path / BEST)
-    recalls = {row["step"]: row["validation/text_to_image_r1"] for row in result.curve
-               if "validation/loss" in row}  # fmt: skip
-    assert best.step == result.best_step == max(recalls, key=recalls.get)
-    assert best.metrics["validation/text_to_image_r1"] == max(recalls.values())
+    ranks = {row["step"]: (row["validation/text_to_image_r1"], -row["validation/loss"])
+             for row in result.curve if "validation/loss" in row}  # fmt: skip
+    assert best.step == result.best_step == max(ranks, key=ranks.__getitem__)
+    assert best.metrics["validation/text_to_image_r1"] == max(ranks.values())[0]
 
     shown = progress[-1]
     assert isinstance(shown, TrainingProgress)

@@ -119,7 +119,8 @@ def train(
     """Train `gill.heads` for `settings.steps` steps.
 
     Writes to `directory`: `last.safetensors` and `state.safetensors` every `checkpoint_every` steps
-    and at the end; `best.safetensors` at the validation with the highest text-to-image R@1.
+    and at the end; `best.safetensors` at the validation with the highest text-to-image R@1, of
+    equal ones the one with the lowest loss.
 
     Args:
         validation: held-out batches, read every `validate_every` steps and at the end.
@@ -208,9 +209,10 @@ class _Run:
 
     @property
     def best_step(self) -> int | None:
-        """Step of the best validation so far; the earlier one of two equals."""
+        """Step of the best validation so far: the highest R@1, of equal ones the lowest loss."""
         validated = [row for row in self.curve if _BEST_BY in row]
-        return int(max(validated, key=lambda row: row[_BEST_BY])["step"]) if validated else None
+        best = max(validated, key=_goodness, default=None)
+        return None if best is None else int(best["step"])
 
     def next_batch(self, iterator: Iterator[CaptionBatch]) -> CaptionBatch:
         try:
@@ -309,6 +311,11 @@ class _Run:
 
 
 _BEST_BY = "validation/text_to_image_r1"
+
+
+def _goodness(row: CurvePoint) -> tuple[float, float]:
+    """What the best validation is the highest of; R@1 alone is often 1 among few contents."""
+    return row[_BEST_BY], -row["validation/loss"]
 
 
 def _own_draws(draws: PackingDraws) -> PackingDraws:
