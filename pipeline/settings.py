@@ -187,6 +187,12 @@ class TrainingNumbers(Record):
     steps: int = Field(default=20000, ge=1, description="optimiser steps")
     batch_size: int = Field(default=200, ge=1, description="examples per step, over all processes")
     learning_rate: float = Field(default=1e-3, gt=0, description="highest rate (section 4)")
+    image_token_rate: float = Field(
+        default=1.0,
+        gt=0,
+        description="rate of E_img as a multiple of learning_rate; below 1 its rows stay near "
+        "where they started. Ours: the paper and the released code have one rate for all",
+    )
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Adam's")
     epsilon: float = Field(default=1e-8, gt=0, description="Adam's")
     warmup_steps: int = Field(

@@ -39,6 +39,7 @@ MINIATURE = "miniature"
 MOVED = {
     "run.checkpoint": "training.checkpoint",
     "captions.workers": "run.readers",
+    "model.image_token_init.text": "model.image_token_init.texts",
     "objective.mapper_adds_embedding": "model.mapper.adds_embedding",
     **{f"{section}.scheduler": "run.scheduler" for section in ("features", "targets", "index")},
     **{f"{section}.num_workers": "run.workers" for section in ("features", "targets", "index")},
@@ -173,9 +174,12 @@ class ImageTokenInit(Record):
     """First values of the [IMG] rows."""
 
     kind: Literal["mean", "words"] = Field(
-        "mean", description="rows around the mean of the vocabulary, or the rows of given words"
+        "mean", description="rows around the mean of the vocabulary, or means of given words"
     )
-    text: str = Field("", description="for `words`: text of at least r tokens")
+    texts: tuple[str, ...] = Field(
+        (),
+        description="for `words`: one text per [IMG] row, at least r; the mean of its words",
+    )
 
 
 class ModelParams(Record):
@@ -199,7 +203,9 @@ class BatchesParams(Record):
     """What a training batch is made of."""
 
     max_caption_tokens: int = Field(23, ge=1, description="longer captions are cut, [IMG] kept")
-    validation_rows: int = Field(500, ge=0, description="held-out rows measured during training")
+    validation_rows: int = Field(
+        500, ge=0, description="held-out rows measured during training, one per picture"
+    )
     reading: ReadingOrder = ReadingOrder()
 
 

@@ -24,6 +24,7 @@ from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
 from stages.trained_weights import read_weights
+from stages.validation_rows import contents_of, one_row_per_picture
 
 
 def train_heads(
@@ -60,7 +61,8 @@ def train_heads(
         reading=params.reading,
     )
     # The same rows in every process: the passes of a sharded model are common ones.
-    held_out = maker.usable(table.rows_of_split("val"))[: params.batches.validation_rows]
+    held_out = one_row_per_picture(table, maker.usable(table.rows_of_split("val")))
+    held_out = held_out[: params.batches.validation_rows]
     # No larger than what training reads at once, as it needs no more memory then.
     part = settings.micro_batch_size or max(len(held_out), 1)
     validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
@@ -72,6 +74,7 @@ def train_heads(
             settings,
             directory=folder,
             validation=validation,
+            contents=torch.from_numpy(contents_of(table, held_out, params, artifacts)),
             backbones=backbones.fingerprints,
             parameters={"model": params.model.model_dump(mode="json")},
             resume=resume,
@@ -120,9 +123,9 @@ def new_heads(params: ModelParams, backbones: Backbones, language_model: Languag
     init = params.image_token_init
     if init.kind == "words":
         try:
-            rows = word_image_embeddings(language_model, params.r, init.text)
+            rows = word_image_embeddings(language_model, params.r, init.texts)
         except ValueError as error:
-            raise StageError(f"model.image_token_init.text: {error}") from None
+            raise StageError(f"model.image_token_init.texts: {error}") from None
     else:
         rows = mean_image_embeddings(language_model, params.r)
     heads.set_image_embeddings(rows)

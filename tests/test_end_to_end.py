@@ -270,6 +270,25 @@ def test_pairs_for_annotators_are_made_from_prompts(world, monkeypatch, tmp_path
     assert [pair.prompt for pair in pairs] == [line.split("\t")[0] for line in lines[1:]]
 
 
+def test_a_classifier_is_fitted_anew_beside_one_of_other_heads(world, monkeypatch):
+    """Its stage alone after training: the one that lies there is not read."""
+    monkeypatch.chdir(world)
+    stages = ("train", "build-index", "fit-decision")
+    record = Path("artifacts/decision/decision.json")
+    before = record.read_bytes()
+    write_params(**lay_over(WORLD, {"model": {"seed": 1}}))
+    try:
+        for stage in stages:
+            run(stage)
+        assert record.read_bytes() != before
+        assert Gill.load("artifacts").decision is not None
+    finally:
+        write_params(**WORLD)
+        said = {stage: run(stage) for stage in stages}
+    assert all("nothing to do" in words for words in said.values())
+    assert record.read_bytes() == before
+
+
 def test_weights_bring_their_classifier(world, monkeypatch, tmp_path):
     """Released weights instead of trained ones, and back."""
     monkeypatch.chdir(world)

@@ -48,15 +48,19 @@ def test_image_embeddings_around_the_mean_row(language_model: LanguageModel) -> 
 
 
 def test_image_embeddings_from_words(language_model: LanguageModel) -> None:
-    rows = word_image_embeddings(language_model, 2, "w3 w7 w9")
-    ids = language_model.tokenizer.convert_tokens_to_ids(["w3", "w7"])
-    assert rows.equal(language_model.input_rows[ids])
+    rows = word_image_embeddings(language_model, 2, ["w3", "w7 w9", "w4"])
+    ids = language_model.tokenizer.convert_tokens_to_ids(["w3", "w7", "w9"])
+    first, second, third = language_model.input_rows[ids]
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows, torch.stack([first, (second + third) / 2]))
     heads = Heads(HeadSizes(d=4, e=32, m=16, L=5, D=6, r=2))
     heads.set_image_embeddings(rows)
     assert heads.image_embeddings.equal(rows)
     assert heads.image_embeddings.requires_grad
-    with pytest.raises(ValueError, match="has 3 tokens; r = 4"):
-        word_image_embeddings(language_model, 4, "w3 w7 w9")
+    with pytest.raises(ValueError, match="3 texts; r = 4"):
+        word_image_embeddings(language_model, 4, ["w3", "w7", "w9"])
+    with pytest.raises(ValueError, match="text 2, '', has no tokens"):
+        word_image_embeddings(language_model, 2, ["w3", ""])
 
 
 def test_unknown_keys_are_refused() -> None:

@@ -90,7 +90,7 @@ targets.shard_rows
 targets.source
 
 model.image_token_init.kind
-model.image_token_init.text
+model.image_token_init.texts
 model.k
 model.m
 model.mapper.adds_embedding
@@ -132,6 +132,7 @@ training.betas
 training.checkpoint
 training.clip_norm
 training.epsilon
+training.image_token_rate
 training.learning_rate
 training.schedule.at
 training.schedule.begin

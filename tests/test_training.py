@@ -42,6 +42,7 @@ SETTINGS = TrainingSettings(
     steps=8,
     batch_size=4,
     learning_rate=0.01,
+    image_token_rate=0.3,
     warmup_steps=2,
     clip_norm=1.0,
     log_every=1,
@@ -151,6 +152,22 @@ def test_without_decay_a_step_is_plain_adam():
         torch.testing.assert_close(gill.heads.state_dict()[name], tensor)
 
 
+def test_image_tokens_learn_at_a_rate_of_their_own():
+    def after_a_step(rate: float) -> dict[str, torch.Tensor]:
+        gill = tiny_gill(objective=OBJECTIVES["paper"])
+        settings = TrainingSettings(schedule=Constant(), image_token_rate=rate)
+        stepper = Stepper(gill, Objective.paper(), settings)
+        stepper.take(0, random_batch(1), PackingDraws.same(4, packed=False))
+        return gill.heads.state_dict()
+
+    start = tiny_gill(objective=OBJECTIVES["paper"]).heads.image_embeddings.detach()
+    whole, tenth = after_a_step(1.0), after_a_step(0.1)
+    moved, moved_less = (heads.pop("image_embeddings") - start for heads in (whole, tenth))
+    assert float(moved.abs().max()) == pytest.approx(1e-3, rel=1e-2)
+    torch.testing.assert_close(moved_less, 0.1 * moved, rtol=1e-3, atol=1e-7)
+    assert all(torch.equal(tensor, tenth[name]) for name, tensor in whole.items())
+
+
 def test_clipping_and_rescaling():
     gill = tiny_gill()
     settings = TrainingSettings(schedule=Constant(), clip_norm=0.01)
@@ -207,10 +224,10 @@ def test_a_run_learns_logs_and_leaves_its_files(tmp_path):
     assert record.parameters["training"]["steps"] == 60
     assert record.parameters["model"] == {"k": 2}
     best = read_record(tmp_path / BEST)
-    recalls = {row["step"]: row["validation/text_to_image_r1"] for row in result.curve
-               if "validation/loss" in row}  # fmt: skip
-    assert best.step == result.best_step == max(recalls, key=recalls.get)
-    assert best.metrics["validation/text_to_image_r1"] == max(recalls.values())
+    ranks = {row["step"]: (row["validation/text_to_image_r1"], -row["validation/loss"])
+             for row in result.curve if "validation/loss" in row}  # fmt: skip
+    assert best.step == result.best_step == max(ranks, key=ranks.__getitem__)
+    assert best.metrics["validation/text_to_image_r1"] == max(ranks.values())[0]
 
     shown = progress[-1]
     assert isinstance(shown, TrainingProgress)
@@ -251,6 +268,16 @@ def test_validation_is_over_all_rows_at_once():
     ranked = (keys @ queries.T).argsort(dim=1, descending=True)
     hits = sum(int(row[0]) == i for i, row in enumerate(ranked))
     assert metrics["image_to_text_r1"] == pytest.approx(hits / 9)
+
+
+def test_any_picture_of_the_same_content_is_a_hit():
+    gill, objective = tiny_gill(objective=OBJECTIVES["paper"]), Objective.paper()
+    distinct = validate(gill, HELD_OUT, objective, torch.arange(9))
+    assert distinct == validate(gill, HELD_OUT, objective)
+    assert distinct["text_to_image_r1"] < 1
+    same = validate(gill, HELD_OUT, objective, torch.zeros(9, dtype=torch.int64))
+    assert same["text_to_image_r1"] == same["image_to_text_r1"] == 1
+    assert same["text_to_image"] == distinct["text_to_image"]
 
 
 @pytest.mark.parametrize("repository", ["none", "without a commit"])

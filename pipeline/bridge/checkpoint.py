@@ -257,7 +257,9 @@ def put_optimizer_tensors(
     optimizer: torch.optim.Optimizer, heads: Heads, tensors: Mapping[str, Tensor]
 ) -> None:
     """Give the optimiser back what `optimizer_tensors` took; its settings stay as they are."""
-    index = {name: i for i, (name, _) in enumerate(heads.named_parameters())}
+    names = {parameter: name for name, parameter in heads.named_parameters()}
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    index = {names[parameter]: i for i, parameter in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     # torch numbers parameters in the order in which the optimiser got them: that of the heads.
     for joined, tensor in tensors.items():

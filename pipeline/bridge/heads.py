@@ -1,6 +1,7 @@
 """Everything that is trained, and nothing that is frozen."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,14 +81,19 @@ def mean_image_embeddings(
 
 
 def word_image_embeddings(
-    language_model: "LanguageModel", r: int, text: str
+    language_model: "LanguageModel", r: int, texts: Sequence[str]
 ) -> Float[Tensor, "r e"]:
-    """The embedding rows of the first r tokens of `text`, in float32.
+    """Row i is the mean of the embedding rows of the tokens of `texts[i]`, in float32.
 
     Raises:
-        ValueError: `text` has fewer than r tokens.
+        InputError: there are fewer than r texts, or one of them has no tokens.
     """
-    ids = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) < r:
-        raise InputError(f"{text!r} has {len(ids)} tokens; r = {r} [IMG] tokens need as many")
-    return language_model.embed(torch.tensor(ids[:r])).detach().float().cpu()
+    if len(texts) < r:
+        raise InputError(f"{len(texts)} texts; r = {r} [IMG] tokens need as many")
+    rows = []
+    for i, text in enumerate(texts[:r]):
+        ids = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise InputError(f"text {i + 1}, {text!r}, has no tokens: name a word")
+        rows.append(language_model.embed(torch.tensor(ids)).detach().float().cpu().mean(0))
+    return torch.stack(rows)

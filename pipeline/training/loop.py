@@ -21,6 +21,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int64
+from torch import Tensor
 
 from gill_errors import GillError, InputError
 from pipeline.bridge.batch import CaptionBatch
@@ -107,6 +109,7 @@ def train(
     *,
     directory: str | Path,
     validation: Sequence[CaptionBatch] = (),
+    contents: Int64[Tensor, " N"] | None = None,
     backbones: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -116,10 +119,12 @@ def train(
     """Train `gill.heads` for `settings.steps` steps.
 
     Writes to `directory`: `last.safetensors` and `state.safetensors` every `checkpoint_every` steps
-    and at the end; `best.safetensors` at the validation with the highest text-to-image R@1.
+    and at the end; `best.safetensors` at the validation with the highest text-to-image R@1, of
+    equal ones the one with the lowest loss.
 
     Args:
         validation: held-out batches, read every `validate_every` steps and at the end.
+        contents: which of all their rows show the same, as `validate` takes it.
         backbones: fingerprint of each frozen model by role, kept in the checkpoints.
         parameters: further sections of parameters behind this run, kept in the checkpoints.
         resume: go on from `state.safetensors`, where there is one. Of several processes only the
@@ -172,7 +177,7 @@ def train(
         # writes. Before the state, so that a state holds the validation of its own step and
         # resuming skips it.
         if validation and (run.step % settings.validate_every == 0 or done):
-            write(run.note("validation", validate(gill, validation, objective)))
+            write(run.note("validation", validate(gill, validation, objective, contents)))
             run.keep_best()
         if run.step % settings.checkpoint_every == 0 or done:
             run.save()
@@ -210,10 +215,11 @@ class _Run:
 
     @property
     def best_step(self) -> int | None:
-        """Step of the best validation so far; the earlier one of two equals."""
+        """Step of the best validation so far: the highest R@1, of equal ones the lowest loss."""
         validated = [row for row in self.curve if _BEST_BY in row]
         # `max` keeps the first of equals.
-        return int(max(validated, key=lambda row: row[_BEST_BY])["step"]) if validated else None
+        best = max(validated, key=_goodness, default=None)
+        return None if best is None else int(best["step"])
 
     def next_batch(self, iterator: Iterator[CaptionBatch]) -> CaptionBatch:
         try:
@@ -316,6 +322,11 @@ class _Run:
 
 
 _BEST_BY = "validation/text_to_image_r1"
+
+
+def _goodness(row: CurvePoint) -> tuple[float, float]:
+    """What the best validation is the highest of; R@1 alone is often 1 among few contents."""
+    return row[_BEST_BY], -row["validation/loss"]
 
 
 def _own_draws(draws: PackingDraws) -> PackingDraws:

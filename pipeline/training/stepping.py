@@ -28,7 +28,7 @@ class NonFiniteStepError(Exception):
 
 
 class Stepper:
-    """Optimiser steps on one model: AdamW over every trained tensor.
+    """Optimiser steps on one model: AdamW over every trained tensor, `E_img` at a rate of its own.
 
     The heads are put into the objective's `trained_dtype`; the language model recomputes its
     activations from now on, where `settings` say so.
@@ -47,8 +47,13 @@ class Stepper:
         if settings.recompute_activations:
             recompute_activations(gill.language_model)
         gill.heads.to(getattr(torch, objective.trained_dtype))
+        image_embeddings = gill.heads.image_embeddings
+        others = [p for p in gill.heads.parameters() if p is not image_embeddings]
         self.optimizer = torch.optim.AdamW(
-            gill.heads.parameters(),
+            [
+                {"params": [image_embeddings], "rate_factor": settings.image_token_rate},
+                {"params": others, "rate_factor": 1.0},
+            ],
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.epsilon,
@@ -83,7 +88,7 @@ class Stepper:
         # By the step's number alone: there is no scheduler whose state a resumed run would need.
         rate = settings.rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         self.optimizer.step()
         if self.objective.rescale_image_rows:
             rescale_image_rows(self.gill.heads.image_embeddings, self._mean_row_norm)

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pipeline.bridge.batch import CaptionBatch, take_examples
@@ -19,12 +19,18 @@ from pipeline.settings import Objective
 
 @torch.no_grad()
 def validate(
-    gill: MultimodalLanguageModel, batches: Sequence[CaptionBatch], objective: Objective
+    gill: MultimodalLanguageModel,
+    batches: Sequence[CaptionBatch],
+    objective: Objective,
+    contents: Int64[Tensor, " N"] | None = None,
 ) -> dict[str, float]:
     """Losses and recall on held-out rows, unpacked.
 
     Losses are means over examples. Retrieval is over all rows of all batches at once: its two
     losses, and R@1 of pictures given texts (`text_to_image_r1`) and of texts given pictures.
+
+    `contents` are equal for rows whose pictures show the same: each of them is then a hit for the
+    others' texts, and the reverse. None: no two show the same. The losses know of none.
     """
     # Retrieval is measured below, over all rows; without it no process waits for another here.
     alone = objective.model_copy(update={"retrieval_weight": 0.0})
@@ -44,6 +50,7 @@ def validate(
     # [N, N] over all batches, texts down, pictures across: R@1 among N candidates, not among B.
     scores = torch.cat(queries) @ torch.cat(keys).T
     own = torch.arange(total, device=scores.device)
+    shown = own if contents is None else contents.to(scores.device)
     logits = gill.heads.logit_scale.float().exp() * scores
     to_image = float(F.cross_entropy(logits, own))
     to_text = float(F.cross_entropy(logits.T, own))
@@ -51,8 +58,8 @@ def validate(
         "loss": means["loss"] + objective.retrieval_weight * (to_image + to_text),
         "text_to_image": to_image,
         "image_to_text": to_text,
-        "text_to_image_r1": float((scores.argmax(dim=1) == own).float().mean()),
-        "image_to_text_r1": float((scores.argmax(dim=0) == own).float().mean()),
+        "text_to_image_r1": float((shown[scores.argmax(dim=1)] == shown).float().mean()),
+        "image_to_text_r1": float((shown[scores.argmax(dim=0)] == shown).float().mean()),
     }
 
 
