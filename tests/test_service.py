@@ -12,7 +12,6 @@ import re
 import socket
 import struct
 import threading
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,21 +152,6 @@ def test_64_clients_at_once_are_answered_or_told_when_to_come_again(director: Di
         assert f'gill_requests_total{{status="200"}} {float(statuses.count(200))}' in counted
         assert f'gill_requests_total{{status="429"}} {float(statuses.count(429))}' in counted
         assert f'gill_answers_total{{end="stop"}} {float(statuses.count(200))}' in counted
-
-
-def test_who_finds_no_place_is_told_so_after_sending_all(director: Director) -> None:
-    """An answer to a request that is still being sent is lost where its connection is reset."""
-    with serving(director.gill) as running:
-        places, running.service.places = running.service.places, 0
-        address = httpx.URL(running.url)
-        with socket.create_connection((address.host, address.port), timeout=30) as connection:
-            head = f"POST {CHAT} HTTP/1.1", f"Host: {address.host}", "Content-Length: 2000000"
-            connection.sendall("\r\n".join([*head, "", ""]).encode())
-            for _ in range(20):
-                connection.sendall(b" " * 100_000)
-                time.sleep(0.01)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 429 ")
-        running.service.places = places
 
 
 def _resident() -> int:

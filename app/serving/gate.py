@@ -69,11 +69,8 @@ class Gate:
 
         try:
             if service.places == 0:
-                try:
-                    await self._read(receive, 0)
-                    raise busy(service.worker.retry_after())
-                except RequestError as error:
-                    await error_response(error)(scope, receive, noting)
+                error = busy(service.worker.retry_after())
+                await error_response(error)(scope, receive, noting)
                 return
             service.places -= 1
             try:
@@ -90,29 +87,17 @@ class Gate:
             service.metrics.seconds.observe(time.monotonic() - began)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        largest = self.service.settings.limits.max_body_bytes
-        body = await self._read(receive, largest)
-        if body is None:
-            raise RequestError(f"the request has more than {largest} bytes", status=413)
-        kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RequestError("the content type must be application/json", status=415)
-        return body
-
-    async def _read(self, receive: Receive, largest: int) -> bytes | None:
-        """The whole body; None of one with more than `largest` bytes, which is not kept.
-
-        It is read to its end all the same: a client hears nothing while it sends, and an answer
-        before that reaches it as a connection that was reset.
-        """
+        settings = self.service.settings
+        largest = settings.limits.max_body_bytes
         body, too_long, more = bytearray(), False, True
         try:
-            async with asyncio.timeout(self.service.settings.body_timeout_s):
+            async with asyncio.timeout(settings.body_timeout_s):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise RequestError("the client has left", status=CLIENT_LEFT)
                     part, more = message.get("body", b""), message.get("more_body", False)
+                    # Read on without keeping it: a client hears nothing while it sends.
                     too_long |= len(body) + len(part) > largest
                     if too_long:
                         body.clear()
@@ -121,7 +106,12 @@ class Gate:
         except TimeoutError:
             reason = "the request did not arrive in time"
             raise RequestError(reason, status=408, headers={"Connection": "close"}) from None
-        return None if too_long else bytes(body)
+        if too_long:
+            raise RequestError(f"the request has more than {largest} bytes", status=413)
+        kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestError("the content type must be application/json", status=415)
+        return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
