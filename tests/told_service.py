@@ -156,7 +156,13 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         config = uvicorn.Config(
-            application, port=self.port, log_level="error", timeout_graceful_shutdown=1
+            application,
+            port=self.port,
+            log_level="error",
+            timeout_graceful_shutdown=1,
+            # On a busy machine a round can outlast the default: a kept connection would be closed
+            # at the moment in which a client uses it again.
+            timeout_keep_alive=120,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
