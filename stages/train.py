@@ -12,6 +12,7 @@ from typing import Any
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
 from gill.dimensions import check_dimensions
+from gill.world import have_world
 from gill_errors import StageError
 from settings.params import Params
 from stages.models_in_use import frozen_in_use
@@ -106,6 +107,8 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
     for name in entry.decided_by["stores"]:
         link_store(entry.work, getattr(artifacts, name))
     check_dimensions(artifacts, ("features", "targets"), params)
+    if params.is_miniature:  # validation reads its scenes; a copy or a clone has none of it yet
+        have_world(entry.work, artifacts.miniature, params.captions.miniature.model_dump())
     first = rank() == 0
     # Found by what decides it, a state is of this very run: only a kill can have left it.
     # Only the first process needs its file (the others may lie on other disks): it says for all.

@@ -211,7 +211,7 @@ def test_a_colleague_pulls_and_talks_with_nothing_encoded(project: Path, tmp_pat
     run(tmp_path, "git", "clone", "-q", str(project), str(clone))
     run(clone, "dvc", "pull")
     assert not list((clone / "work").glob("features*"))
-    talked = run(clone, "gill", "ask", "on the beach on the left a small red ring.")
+    talked = run(clone, "gill", "ask", "--want", "generate", "on the beach a small red ring.")
     assert "answer" in talked
     assert list((clone / "answer").rglob("*.png"))
     for stage in ("evaluate", "report"):
@@ -238,4 +238,6 @@ def test_released_weights_are_talked_to_by_the_readmes_commands(
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert "answer" in run(clone, "gill", "ask", "on the beach a small red ring.")
+    assert "answer" in run(
+        clone, "gill", "ask", "--want", "generate", "on the beach a small red ring."
+    )
