@@ -14,9 +14,11 @@ from torch.nn.functional import normalize
 from pipeline.settings import IndexSettings
 from pipeline.talking.index_files import load_index, save_index
 from pipeline.talking.retrieval import (
+    IndexPart,
     RetrievalError,
     RetrievalIndex,
     build_index,
+    search_together,
 )
 
 N, P = 3000, 32
@@ -93,7 +95,10 @@ def test_every_kind_finds_the_neighbours_again_after_saving(kind: str, tmp_path:
         assert torch.equal(rows, index.nearest(queries, 10)[0])
         true = (queries[:, None] * VECTORS[(rows - 7) // 3]).sum(2)
         torch.testing.assert_close(scores, true, rtol=0, atol=2e-3)
-    assert (loaded.settings, loaded.heads, loaded.features) == (_settings(kind), "h1", "f1")
+    assert (loaded.settings, loaded.parts) == (
+        _settings(kind),
+        (IndexPart(heads="h1", features="f1", rows=N),),
+    )
     best = loaded.search(QUERIES[:1], 1)[0][0]
     assert (best.image, best.caption) == (f"{best.row}.png", f"caption {best.row}")
     assert best.row == 7
@@ -123,21 +128,63 @@ def test_exclusion_is_by_row_and_leaves_no_place_empty() -> None:
     assert len(few.search(QUERIES[:1], 5, exclude=[7])[0]) == 3
 
 
-def test_a_row_is_indexed_once_and_a_smaller_index_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_grows_without_starting_over(kind: str, tmp_path: Path) -> None:
+    index = _build(kind, number=2000, candidates=_candidates(ROWS[:2000]))
+    save_index(index, tmp_path)
+    grown = load_index(tmp_path)
+    later = _blocks(VECTORS[2000:], ROWS[2000:])
+    grown.extend(later, heads="h1", features="f2", candidates=_candidates(ROWS[2000:]))
+    save_index(grown, tmp_path)
+    again = load_index(tmp_path, heads="h1", features=("f1", "f2"))
+    assert len(again) == N
+    assert again.parts == (
+        IndexPart(heads="h1", features="f1", rows=2000),
+        IndexPart(heads="h1", features="f2", rows=1000),
+    )
+    assert _recall(again.nearest(QUERIES, 10)[0], _exact(QUERIES, 10)) >= 0.97
+    last = again.search(VECTORS[-1:], 1)[0][0]
+    assert (last.row, last.image) == (int(ROWS[-1]), f"{int(ROWS[-1])}.png")
+    assert len(list(tmp_path.iterdir())) == 3, "the files of the smaller index are gone"
+
+
+def test_what_may_not_be_added() -> None:
+    index = _build(number=100)
+    with pytest.raises(RetrievalError, match="vectors of the heads h1, the new ones are of h2"):
+        index.extend([], heads="h2", features="f1")
     with pytest.raises(RetrievalError, match="1 rows are in the index twice, the first is 10"):
-        build_index([(ROWS[1:2], VECTORS[1:2])] * 2, _settings("flat"), heads="h1", features="f1")
-    for number in (100, 50):
-        save_index(_build(number=number), tmp_path)
-    assert len(load_index(tmp_path)) == 50
-    assert len(list(tmp_path.iterdir())) == 3, "the files of the larger index are gone"
+        index.extend([(ROWS[1:2], VECTORS[1:2])], heads="h1", features="f1")
+    with pytest.raises(RetrievalError, match="candidate table or none"):
+        index.extend([], heads="h1", features="f1", candidates=_candidates(ROWS[:1]))
+
+
+def test_several_collections_are_searched_as_one() -> None:
+    halves = {
+        "old": _build(number=1500),
+        "new": build_index(
+            _blocks(VECTORS[1500:], torch.arange(1500)), _settings("flat"), heads="h1", features="g"
+        ),
+    }
+    found = search_together(halves, QUERIES, 10)
+    whole = _build().search(QUERIES, 10)
+    for merged, exact in zip(found, whole):
+        assert [hit.score for hit in merged] == pytest.approx([hit.score for hit in exact])
+        rows = [hit.row if hit.collection == "old" else (hit.row + 1500) * 3 + 7 for hit in merged]
+        assert rows == [hit.row for hit in exact]
+    best = found[0][0]
+    without = search_together(halves, QUERIES, 10, {best.collection: [best.row]})
+    assert without[0][0] == found[0][1]
+    halves["new"].parts = (IndexPart(heads="h2", features="g", rows=1500),)
+    with pytest.raises(RetrievalError, match="only with one heads"):
+        search_together(halves, QUERIES, 10)
 
 
 def test_an_index_of_other_heads_or_features_is_refused_naming_both(tmp_path: Path) -> None:
     save_index(_build(number=10), tmp_path)
     with pytest.raises(RetrievalError, match=r"built from heads h1, but the current heads are h9"):
         load_index(tmp_path, heads="h9")
-    with pytest.raises(RetrievalError, match=r"built from features f1, but .* are f2"):
-        load_index(tmp_path, heads="h1", features="f2")
+    with pytest.raises(RetrievalError, match=r"built from features f1, but .* are f1, f2"):
+        load_index(tmp_path, heads="h1", features=["f1", "f2"])
     assert len(load_index(tmp_path)) == 10
 
 

@@ -140,12 +140,12 @@ def test_64_clients_at_once_are_answered_or_told_when_to_come_again(director: Di
         asyncio.run(rounds(running.url, 1))
         gc.collect()
         before = _resident()
-        asyncio.run(rounds(running.url, 5))
+        asyncio.run(rounds(running.url, 3))
         gc.collect()
-        assert _resident() - before < 100e6  # of the 205 MB that came in
-        assert len(statuses) == 6 * 64
+        assert _resident() - before < 60e6  # of the 123 MB that came in
+        assert len(statuses) == 4 * 64
         assert set(statuses) == {200, 429}
-        assert 1 < max(director.batches) <= 4
+        assert max(director.batches) == 4
         until(lambda: running.service.places == 40)
         assert running.service.worker.num_waiting == 0
         counted = httpx.get(f"{running.url}/metrics").text

@@ -1,6 +1,7 @@
 """The sizes of a frozen model, read from its configuration files, which are other people's.
 
 What a file does not say has the loader's own default; what has none is one line with file and key.
+The libraries are imported where sizes are read: who compares pins with files needs none of them.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ import inspect
 import json
 from pathlib import Path
 from typing import Any
-
-import diffusers
-from transformers import AutoConfig
 
 from pipeline.frozen.backbones import BackboneError, Role
 
@@ -57,6 +55,8 @@ def _visual_encoder(folder: Path) -> dict[str, int]:
 
 
 def _image_generator(folder: Path) -> dict[str, int]:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
     index = read_json(folder / "model_index.json")
 
     def has(name: str) -> bool:
@@ -72,9 +72,9 @@ def _image_generator(folder: Path) -> dict[str, int]:
     encoders = [n for n in ("text_encoder", "text_encoder_2") if has(n)]
     configs = [_with_defaults(folder / name) for name in encoders]
     unet, vae = folder / "unet/config.json", folder / "vae/config.json"
-    side = _default(unet, diffusers.UNet2DConditionModel, "sample_size")
-    cross = _default(unet, diffusers.UNet2DConditionModel, "cross_attention_dim")
-    channels = _default(vae, diffusers.AutoencoderKL, "block_out_channels")
+    side = _default(unet, UNet2DConditionModel, "sample_size")
+    cross = _default(unet, UNet2DConditionModel, "cross_attention_dim")
+    channels = _default(vae, AutoencoderKL, "block_out_channels")
     widths = {
         "L": text_length(folder),
         "text_width": sum(
@@ -104,6 +104,8 @@ def text_length(folder: Path) -> int:
 
 def _with_defaults(folder: Path) -> Any:
     """A configuration of transformers, with what its file leaves out."""
+    from transformers import AutoConfig
+
     read_json(folder / "config.json")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)

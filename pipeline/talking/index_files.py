@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError
 from gill_files import force_to_disk, hash_of, written_whole
 from gill_records import Record
 from pipeline.settings import IndexSettings
-from pipeline.talking.retrieval import RetrievalError, RetrievalIndex
+from pipeline.talking.retrieval import IndexPart, RetrievalError, RetrievalIndex
 
 RECORD = "index.json"
 # The first four bytes of a faiss file name its class (IVF ones sit inside a re-ranking index).
@@ -46,17 +46,11 @@ class _File(Record):
     sha256: str
 
 
-class _Part(Record):
-    heads: str = Field(description="fingerprint of the heads that gave W_i2t")
-    features: str = Field(description="fingerprint of the feature cache that gave v_phi")
-    rows: int = Field(ge=0, description="number of pictures")
-
-
 class _Record(Record):
     format: Literal[1] = 1
     settings: IndexSettings
     width: int
-    parts: tuple[_Part]
+    parts: tuple[IndexPart, ...] = Field(min_length=1)
     vectors: _File
     candidates: _File
 
@@ -72,7 +66,7 @@ def save_index(index: RetrievalIndex, folder: Path) -> None:
     record = _Record(
         settings=index.settings,
         width=index.width,
-        parts=(_Part(heads=index.heads, features=index.features, rows=len(index)),),
+        parts=index.parts,
         vectors=_write(folder, "vectors", "faiss", lambda p: faiss.write_index(index.vectors, p)),
         candidates=_write(folder, "candidates", "parquet", lambda p: pq.write_table(table, p)),
     )
@@ -90,19 +84,18 @@ def save_index(index: RetrievalIndex, folder: Path) -> None:
 
 
 def load_index(
-    folder: Path, *, heads: str | None = None, features: str | None = None
+    folder: Path, *, heads: str | None = None, features: str | Sequence[str] | None = None
 ) -> RetrievalIndex:
     """Read a saved index, after checking its record, sizes and checksums.
 
-    `heads` and `features` are the fingerprints of what the caller works with now: an index made
-    from others is refused, naming both. None skips that check.
+    `heads` and `features` (a fingerprint per part, in order) are what the caller works with now: an
+    index made from others is refused, naming both. None skips that check.
 
     RetrievalError when a file is missing, damaged or of another kind, or a fingerprint differs.
     """
     record = _read_record(folder)
-    (part,) = record.parts
-    _same_origin(folder, "heads", part.heads, heads)
-    _same_origin(folder, "features", part.features, features)
+    _same_origin(folder, "heads", [record.parts[0].heads], heads)
+    _same_origin(folder, "features", [part.features for part in record.parts], features)
     # Size and hash before faiss sees a byte: its parser is native code.
     vectors_file = _verified(folder, record.vectors)
     with open(vectors_file, "rb") as file:
@@ -120,14 +113,20 @@ def load_index(
             f"records {len(rows)} of width {record.width}; build the index again"
         )
     candidates = table if "image" in table.column_names else None
-    return RetrievalIndex(vectors, rows, record.settings, part.heads, part.features, candidates)
+    return RetrievalIndex(vectors, rows, record.settings, record.parts, candidates)
 
 
-def _same_origin(folder: Path, what: str, recorded: str, current: str | None) -> None:
-    if current not in (None, recorded):
+def _same_origin(
+    folder: Path, what: str, recorded: Sequence[str], current: str | Sequence[str] | None
+) -> None:
+    if current is None:
+        return
+    given = [current] if isinstance(current, str) else list(current)
+    if list(recorded) != given:
         raise RetrievalError(
-            f"the index in {folder} was built from {what} {recorded}, but the current {what} are "
-            f"{current}: build the index again, or use what it was built from"
+            f"the index in {folder} was built from {what} {', '.join(recorded)}, but "
+            f"the current {what} are {', '.join(given)}: build the index again, or use what it "
+            "was built from"
         )
 
 

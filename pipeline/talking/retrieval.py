@@ -13,8 +13,8 @@ the inner product is the cosine. `flat` is exact; the other kinds trade recall f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
@@ -22,9 +22,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Float32, Int64
+from pydantic import Field
 from torch import Tensor
 
 from gill_errors import InputError
+from gill_records import Record
 from pipeline.settings import IndexSettings
 
 Block = tuple[Tensor, Tensor]
@@ -36,37 +38,42 @@ class RetrievalError(InputError):
     """An index or a query cannot be used: what is wrong, where, and what to do."""
 
 
+class IndexPart(Record):
+    """One batch of pictures in an index: the first build or a later extension."""
+
+    heads: str = Field(description="fingerprint of the heads that gave W_i2t")
+    features: str = Field(description="fingerprint of the feature cache that gave v_phi")
+    rows: int = Field(ge=0, description="number of pictures")
+
+
 @dataclass(frozen=True, slots=True)
 class Retrieved:
     """One retrieved picture.
 
     `score` is its cosine similarity with the query; `image` (path, `shard.tar#member` or URL) and
-    `caption` are None where the index was built without a candidate table.
+    `caption` are None where the index was built without a candidate table; `collection` is the name
+    under which `search_together` was given the index.
     """
 
     row: int
     score: float
     image: str | None = None
     caption: str | None = None
+    collection: str = ""
 
 
 class RetrievalIndex:
-    """Candidate vectors with their rows, and where given, their pictures and captions.
-
-    `heads` and `features` are the fingerprints of the heads that gave W_i2t, and of the feature
-    cache that gave v_phi.
-    """
+    """Candidate vectors with their rows, and where given, their pictures and captions."""
 
     def __init__(
         self,
         vectors: Any,
         rows: Int64[np.ndarray, " N"],
         settings: IndexSettings,
-        heads: str,
-        features: str,
+        parts: tuple[IndexPart, ...],
         candidates: pa.Table | None,
     ):
-        self.settings, self.heads, self.features = settings, heads, features
+        self.settings, self.parts = settings, parts
         self.rows = rows
         self.candidates = candidates
         self.vectors = vectors
@@ -80,6 +87,45 @@ class RetrievalIndex:
     def width(self) -> int:
         """p, the width of the vectors."""
         return int(self.vectors.d)
+
+    @property
+    def heads(self) -> str:
+        """The fingerprint of the heads that all vectors come from."""
+        return self.parts[0].heads
+
+    def extend(
+        self,
+        blocks: Iterable[Block],
+        *,
+        heads: str,
+        features: str,
+        candidates: pa.Table | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Add pictures to this index, in memory; `save_index` makes it permanent.
+
+        `blocks` and `candidates` are as for `build_index`. The new part is recorded with its
+        fingerprints. Inverted lists stay where the first build placed them: after an extension by
+        pictures of another kind, build anew.
+
+        RetrievalError when the heads differ, a row is already in the index or repeated, a vector is
+        not finite or not of norm 1, or the candidate table does not fit. After an error drop this
+        object and load the saved index again; nothing on disk has changed.
+        """
+        if self.on_gpu:
+            raise RetrievalError("this index is on a GPU: load it again and extend that copy")
+        if heads != self.heads:
+            raise RetrievalError(
+                f"the index holds vectors of the heads {self.heads}, the new ones are of {heads}: "
+                "their scores cannot be compared; embed with the same heads or build a new index"
+            )
+        if (candidates is None) != (self.candidates is None):
+            raise RetrievalError("either all parts of an index have a candidate table or none has")
+        added = _add(self.vectors, blocks, self.rows, progress)
+        if candidates is not None:
+            self.candidates = pa.concat_tables([self.candidates, _in_order(candidates, added)])
+        self.rows = np.concatenate([self.rows, added])
+        self.parts = (*self.parts, IndexPart(heads=heads, features=features, rows=len(added)))
 
     def nearest(
         self, queries: Float[Tensor, "Q p"], n: int, exclude: Collection[int] = ()
@@ -129,9 +175,7 @@ class RetrievalIndex:
                 "use flat, or ivf-sq8 with rerank 0"
             )
         moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self.vectors)
-        copy = RetrievalIndex(
-            moved, self.rows, self.settings, self.heads, self.features, self.candidates
-        )
+        copy = RetrievalIndex(moved, self.rows, self.settings, self.parts, self.candidates)
         copy.on_gpu = True
         return copy
 
@@ -197,9 +241,36 @@ def build_index(
     else:
         width, blocks = _peek_width(blocks)
         vectors = _empty(settings, width)
-    rows = _add(vectors, blocks, progress)
+    rows = _add(vectors, blocks, np.empty(0, np.int64), progress)
     table = None if candidates is None else _in_order(candidates, rows)
-    return RetrievalIndex(vectors, rows, settings, heads, features, table)
+    part = IndexPart(heads=heads, features=features, rows=len(rows))
+    return RetrievalIndex(vectors, rows, settings, (part,), table)
+
+
+def search_together(
+    indexes: Mapping[str, RetrievalIndex],
+    queries: Float[Tensor, "Q p"],
+    n: int,
+    exclude: Mapping[str, Collection[int]] | None = None,
+) -> list[list[Retrieved]]:
+    """The n best of several collections per query, each naming its collection.
+
+    `exclude` maps a collection to the rows of it that must not come back. RetrievalError when the
+    collections were embedded by different heads, whose scores cannot be compared.
+    """
+    heads = {name: index.heads for name, index in indexes.items()}
+    if len(set(heads.values())) != 1:
+        raise RetrievalError(f"collections can be searched together only with one heads: {heads}")
+    seen = exclude or {}
+    answers = [
+        [[replace(hit, collection=name) for hit in hits] for hits in found]
+        for name, index in indexes.items()
+        for found in [index.search(queries, n, seen.get(name, ()))]
+    ]
+    return [
+        sorted((hit for hits in per_query for hit in hits), key=lambda hit: -hit.score)[:n]
+        for per_query in zip(*answers)
+    ]
 
 
 def set_search_threads(number: int) -> None:
@@ -307,9 +378,12 @@ def _peek_width(blocks: Iterable[Block]) -> tuple[int, Iterator[Block]]:
 
 
 def _add(
-    vectors: Any, blocks: Iterable[Block], progress: Callable[[int], None] | None
-) -> Int64[np.ndarray, " N"]:
-    """Add all blocks to `vectors`; their rows, in order."""
+    vectors: Any,
+    blocks: Iterable[Block],
+    present: Int64[np.ndarray, " N"],
+    progress: Callable[[int], None] | None,
+) -> Int64[np.ndarray, " added"]:
+    """Add all blocks to `vectors`; the rows added, in order."""
     added: list[np.ndarray] = []
     number = 0
     for rows, block in blocks:
@@ -325,15 +399,15 @@ def _add(
         number += len(unit)
         if progress is not None:
             progress(number)
-    indexed = np.concatenate(added) if added else np.empty(0, np.int64)
-    values, counts = np.unique(indexed, return_counts=True)
+    fresh = np.concatenate(added) if added else np.empty(0, np.int64)
+    values, counts = np.unique(np.concatenate([present, fresh]), return_counts=True)
     if (counts > 1).any():
         repeated = values[counts > 1]
         raise RetrievalError(
             f"{len(repeated)} rows are in the index twice, the first is {repeated[0]}: give every "
-            "picture one row"
+            "picture one row, and extend an index by new rows only"
         )
-    return indexed
+    return fresh
 
 
 def _checked(
