@@ -21,8 +21,9 @@ from evaluation.scores import Found, Rows, pooled_of
 from evaluation.sets import Picture, caption_set, story_set
 from evaluation.sources import Source, Sources
 from gill.loading import Gill
+from miniature.drawing import render
 from miniature.language import EVERYTHING, caption
-from miniature.world import SCENES, SCENES_OF, Scene, render
+from miniature.world import SCENES, SCENES_OF, Scene
 from pipeline.talking.reading import read_contexts
 from settings.evaluation import EvaluationParams
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from PIL import Image
 
+from miniature.drawing import render
 from miniature.language import (
     MOST,
     Round,
@@ -30,7 +31,7 @@ from miniature.language import (
     picture_caption,
     story,
 )
-from miniature.world import ATTRIBUTES, SPLITS, Scene, Split, draw_scene, render
+from miniature.world import ATTRIBUTES, SPLITS, Scene, Split, draw_scene
 
 RARE_SHARE = 0.1  # of the pictures, stories and dialogues
 _KIND_SHARES = {"Rare pairs": 0.4, "Common scenes": 0.4, "Held-out scenes": 0.2}

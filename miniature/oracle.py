@@ -7,17 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from miniature.world import (
-    ATTRIBUTES,
+from miniature.drawing import (
     COLOR_RGB,
     PICTURE_SIZE,
     PLACE_RGB,
     SIDE_X,
     SIZE_RADIUS,
-    VALUES,
-    Scene,
     shape_coverage,
 )
+from miniature.world import ATTRIBUTES, VALUES, Scene
 
 UNKNOWN = -1
 _COLOR_TOLERANCE = 95.0  # RGB distance beyond which a pixel belongs to nothing

@@ -8,9 +8,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from miniature.drawing import PICTURE_SIZE, render
 from miniature.optimization import Optimization, Recipe, Report
 from miniature.oracle import score
-from miniature.world import PICTURE_SIZE, SCENES_OF, Scene, render
+from miniature.world import SCENES_OF, Scene
 
 
 class AutoencoderRecipe(Recipe):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from miniature.drawing import render
 from miniature.language import caption, picture_caption
 from miniature.optimization import Optimization, Recipe, Report
 from miniature.oracle import score
@@ -32,7 +33,7 @@ from miniature.recipe_autoencoder import as_tensor, encode
 from miniature.recipe_autoencoder import load as load_autoencoder
 from miniature.recipe_visual_encoder import tokenize
 from miniature.vocabulary import TEXT_LENGTH, clip_tokenizer
-from miniature.world import SCENES_OF, Scene, Split, draw_scene, render
+from miniature.world import SCENES_OF, Scene, Split, draw_scene
 
 # How it is meant to be sampled; the scheduler, DPM-Solver++, is in its directory.
 SAMPLING_STEPS = 12

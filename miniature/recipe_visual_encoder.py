@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from miniature.drawing import PICTURE_SIZE, render
 from miniature.language import caption, picture_caption
 from miniature.optimization import Optimization, Recipe, Report
 from miniature.recipe_autoencoder import as_tensor
 from miniature.vocabulary import TEXT_LENGTH, clip_tokenizer
-from miniature.world import PICTURE_SIZE, SCENES, SCENES_OF, SPLIT_OF, render
+from miniature.world import SCENES, SCENES_OF, SPLIT_OF
 
 
 class VisualEncoderRecipe(Recipe):

@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from miniature import recipe_image_generator, recipe_language_model, recipe_visual_encoder
 from miniature.backbones import SHIPPED
+from miniature.drawing import render
 from miniature.language import SUMMARY_ORDER, caption, dialogue_prompt, summary, words
 from miniature.recipe import PARTS, Recipes
 from miniature.recipe_visual_encoder import tokenize
 from miniature.vocabulary import MAX_POSITIONS, TEXT_LENGTH, clip_tokenizer, learn_merges
-from miniature.world import SCENES, render
+from miniature.world import SCENES
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from miniature.drawing import render
 from miniature.oracle import UNKNOWN, read_scenes, score
-from miniature.world import ATTRIBUTES, SCENES, Scene, render
+from miniature.world import ATTRIBUTES, SCENES, Scene
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -5,18 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from miniature.world import (
-    COLOR_RGB,
-    PLACE_RGB,
-    RARE_PAIRS,
-    SCENES,
-    SCENES_OF,
-    SPLIT_OF,
-    VALUES,
-    Scene,
-    draw_scene,
-    render,
-)
+from miniature.drawing import COLOR_RGB, PLACE_RGB, render
+from miniature.world import RARE_PAIRS, SCENES, SCENES_OF, SPLIT_OF, VALUES, Scene, draw_scene
 
 
 def test_there_are_576_different_scenes():

@@ -184,7 +184,8 @@ def test_lmms_eval_asks_about_pictures_of_the_miniature(running: Any) -> None:
     )
     from lmms_eval.api.instance import Instance
 
-    from miniature.world import SCENES_OF, render
+    from miniature.drawing import render
+    from miniature.world import SCENES_OF
 
     pictures = [Image.fromarray(pixels) for pixels in render(SCENES_OF["test"][:3], seed=0)]
     model = library.OpenAICompatible(
