@@ -9,25 +9,33 @@ from PIL import Image
 
 from miniature.drawing import (
     COLOR_RGB,
+    GROUND_RGB,
+    LIGHT_RGB,
+    LOWEST_SKY_LIGHT,
     PICTURE_SIZE,
-    PLACE_RGB,
     SIDE_X,
     SIZE_RADIUS,
+    SKY_RGB,
+    render,
     shape_coverage,
 )
-from miniature.world import ATTRIBUTES, VALUES, Scene
+from miniature.world import ATTRIBUTES, SCENES, VALUES, Scene
 
 UNKNOWN = -1
-_COLOR_TOLERANCE = 95.0  # RGB distance beyond which a pixel belongs to nothing
-_FEWEST_PIXELS = 12  # of one colour, to count as an object
+_FEWEST_PIXELS = 24  # of one colour, to count as an object
 _LEAST_OVERLAP = 0.35  # intersection over union with the best template
+_COLOR_TOLERANCE = 95.0  # RGB distance beyond which a pixel belongs to nothing
+_PAINT_LIGHT = (0.62, 1.25)  # how dark and how light the colour of an object gets
+_GROUND_LIGHT = (0.40, 1.20)  # in its shadow, and around the light
+_EDGE_ROWS = PICTURE_SIZE // 8  # at the top and the bottom, where no object is
+_FIRST_ROW = int(LOWEST_SKY_LIGHT * PICTURE_SIZE)  # below sun and moon
 
 Pictures = NDArray[np.uint8] | Sequence[Image.Image]
 
 
 @cache
 def _templates() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Shapes of varied size and place: coverage [M, 1024], and (shape, size, side) [M, 3]."""
+    """Shapes of varied size and place: coverage [M, H x W], and (shape, size, side) [M, 3]."""
     covers, labels = [], []
     for shape in range(len(VALUES["shape"])):
         # In steps around the nominal sizes and places: no object is exactly there.
@@ -35,24 +43,48 @@ def _templates() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             [
                 (SIDE_X[side] + shift, y, SIZE_RADIUS[size] + growth, size, side)
                 for size in range(len(VALUES["size"]))
-                for growth in (-0.3, 0.1, 0.5)
+                for growth in (-0.01, 0.0, 0.01)
                 for side in range(len(VALUES["side"]))
-                for shift in (-0.7, 0.0, 0.7)
-                for y in (15.0, 15.6, 16.2, 16.8)
+                for shift in (-0.02, 0.0, 0.02)
+                for y in (0.54, 0.56, 0.58, 0.60)
             ],
             np.float32,
         )
         covers.append(shape_coverage(shape, grid[:, 0], grid[:, 1], grid[:, 2]))
         sizes_sides = grid[:, 3:].astype(np.int64)
         labels.append(np.column_stack([np.full(len(grid), shape), sizes_sides]))
-    return np.concatenate(covers).reshape(-1, PICTURE_SIZE**2), np.concatenate(labels)
+    whole = np.concatenate(covers)[:, _FIRST_ROW:]
+    return whole.reshape(len(whole), -1), np.concatenate(labels)
+
+
+@cache
+def _edges_of_places() -> NDArray[np.float32]:
+    """The middle colours of the first and the last rows of every place: [4, 2, 3]."""
+    scenes = SCENES[::5]
+    edges = _edges(render(scenes, 0))
+    places = np.array([scene.codes[0] for scene in scenes])
+    return np.stack([edges[places == code].mean(0) for code in range(len(VALUES["place"]))])
+
+
+def _edges(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The middle colours of the first and the last rows, which hold no object: [N, 2, 3]."""
+    halves = pixels[:, :_EDGE_ROWS], pixels[:, -_EDGE_ROWS:]
+    return np.stack([np.median(rows, (1, 2)) for rows in halves], 1).astype(np.float32)
+
+
+def _squared_distance(
+    pixels: NDArray[np.floating], color: NDArray[np.floating], darkest: float, lightest: float
+) -> NDArray[np.floating]:
+    """From pixels [n, P, 3] to a colour [n, 1, 3] in that light that makes it nearest: [n, P]."""
+    light = (pixels * color).sum(-1, keepdims=True) / (color * color).sum(-1, keepdims=True)
+    return ((pixels - np.clip(light, darkest, lightest) * color) ** 2).sum(-1)
 
 
 def as_pixels(pictures: Pictures) -> NDArray[np.uint8]:
-    """Pictures as uint8 [N, 32, 32, 3]; PIL pictures of another size or mode are converted.
+    """Pictures as uint8 [N, 64, 64, 3]; PIL pictures of another size or mode are converted.
 
     Raises:
-        ValueError: an array that is not uint8 [N, 32, 32, 3].
+        ValueError: an array that is not uint8 [N, 64, 64, 3].
     """
     if isinstance(pictures, np.ndarray):
         expected = (PICTURE_SIZE, PICTURE_SIZE, 3)
@@ -76,7 +108,7 @@ def read_scenes(pictures: Pictures) -> NDArray[np.int64]:
     The columns are in the order of `ATTRIBUTES`.
 
     Args:
-        pictures: uint8 [N, 32, 32, 3], or PIL pictures.
+        pictures: uint8 [N, 64, 64, 3], or PIL pictures.
     """
     pixels = as_pixels(pictures)
     blocks = [_read_block(pixels[i : i + 256]) for i in range(0, len(pixels), 256)]
@@ -85,32 +117,25 @@ def read_scenes(pictures: Pictures) -> NDArray[np.int64]:
 
 def _read_block(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     n = len(pixels)
-    values = pixels.astype(np.float32)
-    found = np.full((n, len(ATTRIBUTES)), UNKNOWN, np.int64)
+    codes = np.full((n, len(ATTRIBUTES)), UNKNOWN, np.int64)
+    # By the sky's and the ground's colours together.
+    distance = ((_edges(pixels)[:, None] - _edges_of_places()) ** 2).sum((-2, -1))
+    codes[:, 0] = distance.argmin(1)
 
-    top, bottom = values[:, :5].mean((1, 2)), values[:, -5:].mean((1, 2))
-    distance = ((PLACE_RGB[None, :, 0] - top[:, None]) ** 2).sum(-1)
-    distance += ((PLACE_RGB[None, :, 1] - bottom[:, None]) ** 2).sum(-1)
-    # By the sky's and the ground's colours together: top and bottom rows hold no object.
-    found[:, 0] = distance.argmin(1)
-
-    # Every pixel goes to the nearest of the six colours and the picture's own two background
-    # colours.
-    num_colors = len(COLOR_RGB)
-    palette = np.concatenate(
-        [np.broadcast_to(COLOR_RGB, (n, num_colors, 3)), top[:, None], bottom[:, None]], 1
-    )
-    # [n, pixels, 3] against [n, colours, 3] -> [n, pixels, colours], a colour at a time.
-    flat = values.reshape(n, -1, 3)
-    squared = np.stack(
-        [((flat - palette[:, None, c]) ** 2).sum(-1) for c in range(num_colors + 2)], -1
-    )
-    nearest = np.where(squared.min(-1) < _COLOR_TOLERANCE**2, squared.argmin(-1), UNKNOWN)
-    counts = np.stack([(nearest == c).sum(1) for c in range(num_colors)], 1)
-    # The object has the one colour of the six that most pixels have.
+    # Every pixel goes to the nearest of the six paints and of what this place has around an object.
+    values = pixels[:, _FIRST_ROW:].reshape(n, -1, 3).astype(np.float32)
+    place = codes[:, :1]
+    sky, ground, light = SKY_RGB[place], GROUND_RGB[place], LIGHT_RGB[place]  # [n, 1, 3]
+    squared = [_squared_distance(values, paint[None, None], *_PAINT_LIGHT) for paint in COLOR_RGB]
+    for around in (sky, ground, (sky + ground) / 2, 0.8 * ground + 0.2 * light):
+        squared.append(_squared_distance(values, around, *_GROUND_LIGHT))
+    nearest = np.argmin(squared, 0)
+    nearest[np.min(squared, 0) > _COLOR_TOLERANCE**2] = UNKNOWN
+    # The object has the one paint of the six that most pixels have.
+    counts = np.stack([(nearest == code).sum(1) for code in range(len(COLOR_RGB))], 1)
     color = counts.argmax(1)
     seen = counts.max(1) >= _FEWEST_PIXELS
-    found[seen, 1] = color[seen]
+    codes[seen, 1] = color[seen]
 
     covers, labels = _templates()
     mask = (nearest == color[:, None]).astype(np.float32)
@@ -118,8 +143,8 @@ def _read_block(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     overlap = mask @ covers.T
     overlap /= np.maximum(mask.sum(1)[:, None] + covers.sum(1)[None] - overlap, 1e-6)
     matched = seen & (overlap.max(1) >= _LEAST_OVERLAP)
-    found[matched, 2:] = labels[overlap.argmax(1)[matched]]
-    return found
+    codes[matched, 2:] = labels[overlap.argmax(1)[matched]]
+    return codes
 
 
 def score(pictures: Pictures, scenes: Sequence[Scene]) -> dict[str, float]:

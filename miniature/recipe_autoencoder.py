@@ -1,4 +1,4 @@
-"""The tiny autoencoder, a diffusers `AutoencoderKL`: 32 x 32 x 3 to 8 x 8 x 4 and back."""
+"""The tiny autoencoder, a diffusers `AutoencoderKL`: 64 x 64 x 3 to 8 x 8 x 4 and back."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from miniature.world import SCENES_OF, Scene
 class AutoencoderRecipe(Recipe):
     """Sizes and training of the tiny autoencoder."""
 
-    widths: tuple[int, ...] = (16, 32, 32)
+    widths: tuple[int, ...] = (16, 32, 32, 32)
     latent_channels: int = 4
     pictures_per_scene: int = 16
-    num_steps: int = 2400
+    num_steps: int = 3600
     batch: int = 16
     kl_weight: float = 0.01
     gradient_weight: float = 1.0
@@ -104,7 +104,7 @@ def measure_written(directory: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """The most likely latents, unscaled: [N, 3, 32, 32] to [N, 4, 8, 8]."""
+    """The most likely latents, unscaled: [N, 3, 64, 64] to [N, 4, 8, 8]."""
     return torch.cat([autoencoder.encode(part).latent_dist.mode() for part in pictures.split(200)])
 
 

@@ -235,7 +235,7 @@ def measure_written(directory: Path) -> dict[str, float]:
 def generate(
     pipeline: StableDiffusionPipeline, captions: Sequence[str], seed: int = 1
 ) -> NDArray[np.uint8]:
-    """One picture per caption, uint8 [N, 32, 32, 3], with the miniature's usual steps and
+    """One picture per caption, uint8 [N, 64, 64, 3], with the miniature's usual steps and
     guidance.
     """
     parts = []

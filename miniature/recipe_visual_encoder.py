@@ -25,7 +25,7 @@ class VisualEncoderRecipe(Recipe):
 
     width: int = 96  # d
     num_layers: int = 3
-    patch: int = 8  # pixels
+    patch: int = 16  # pixels
     text_width: int = 64  # D
     text_layers: int = 2
     text_heads: int = 4

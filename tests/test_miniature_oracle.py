@@ -17,13 +17,14 @@ def test_it_reads_every_scene_without_a_mistake(seed):
 
 def test_it_knows_only_the_place_of_a_picture_without_an_object():
     empty = render([Scene("sea", "red", "ring", "small", "left")], 0)
-    empty[0, 8:24] = np.concatenate([empty[0, :8], empty[0, -8:]])  # sky and water over the object
+    # The water on the right, where nothing is, over all that is below the light.
+    empty[0, 16:] = empty[0, -16:, 40:].repeat(3, 0)[:, :1]
     np.testing.assert_array_equal(read_scenes(empty), [[2, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN]])
 
 
 def test_it_knows_no_shape_in_stripes():
     striped = render([Scene("desert", "blue", "ring", "small", "left")], 0)
-    striped[0, ::8] = (25, 45, 235)
+    striped[0, ::4] = (25, 45, 235)
     assert read_scenes(striped)[0, 2:].tolist() == [UNKNOWN] * 3
 
 
@@ -32,7 +33,7 @@ def test_pil_pictures_of_any_size_read_the_same():
     pixels = render(scenes, 2)
     pictures = [Image.fromarray(each) for each in pixels]
     np.testing.assert_array_equal(read_scenes(pictures), read_scenes(pixels))
-    larger = [picture.resize((64, 64), Image.Resampling.NEAREST) for picture in pictures]
+    larger = [picture.resize((128, 128), Image.Resampling.NEAREST) for picture in pictures]
     assert score(larger, scenes)["exact"] == 1.0
 
 
@@ -50,7 +51,7 @@ def test_score_counts_attributes_pictures_and_their_spread():
 
 def test_it_refuses_what_are_no_pictures():
     with pytest.raises(ValueError, match="uint8"):
-        read_scenes(np.zeros((2, 32, 32, 3), np.float32))  # type: ignore[arg-type]
+        read_scenes(np.zeros((2, 64, 64, 3), np.float32))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one scene per picture"):
         score(render(SCENES[:2], 0), SCENES[:3])
     with pytest.raises(ValueError, match="one scene per picture"):

@@ -3,9 +3,7 @@
 import random
 
 import numpy as np
-import pytest
 
-from miniature.drawing import COLOR_RGB, PLACE_RGB, render
 from miniature.world import RARE_PAIRS, SCENES, SCENES_OF, SPLIT_OF, VALUES, Scene, draw_scene
 
 
@@ -48,24 +46,3 @@ def test_rare_pairs_are_six_and_drawn_as_often_as_asked():
     assert abs(np.mean([scene.is_rare for scene in drawn]) - 0.1) < 0.02
     assert {SPLIT_OF[scene] for scene in drawn} == {"train"}
     assert all(draw_scene(rng, None, rare_share=1.0).is_rare for _ in range(50))
-
-
-def test_pictures_depend_on_the_seed_and_nothing_else():
-    scenes = SCENES[:300]  # more than one block
-    first = render(scenes, 7)
-    assert first.shape == (300, 32, 32, 3)
-    assert first.dtype == np.uint8
-    np.testing.assert_array_equal(first, render(scenes, 7))
-    assert (first != render(scenes, 8)).any()
-    assert render([], 0).shape == (0, 32, 32, 3)
-
-
-def test_a_big_square_has_its_colour_in_the_middle_and_its_place_around():
-    scene = Scene("desert", "blue", "square", "big", "middle")
-    picture = render([scene] * 20, 1).astype(float).mean(0)
-    np.testing.assert_allclose(picture[12:20, 12:20].mean((0, 1)), COLOR_RGB[5], atol=6)
-    np.testing.assert_allclose(picture[:4].mean((0, 1)), PLACE_RGB[0, 0], atol=6)
-    np.testing.assert_allclose(picture[-4:].mean((0, 1)), PLACE_RGB[0, 1], atol=6)
-    # Its side is 2 x 0.88 x 8 pixels long.
-    num_blue = (np.abs(picture - COLOR_RGB[5]).sum(-1) < 100).sum()
-    assert num_blue == pytest.approx(14.08**2, rel=0.15)
