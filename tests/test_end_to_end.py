@@ -171,7 +171,7 @@ def test_gill_ask_writes_pictures_and_json(world, monkeypatch, tmp_path):
     assert result.exit_code == 0, result.output
     answers = json.loads(result.output[result.output.index("[") :])
     made = [one for one in answers if one["kind"] == "generated"]
-    assert Image.open(made[0]["path"]).size == (32, 32)
+    assert Image.open(made[0]["path"]).size == (64, 64)
     result = CliRunner().invoke(gill_app, ["ask", "look", "missing.png"])
     assert result.exit_code == 1
     assert "missing.png" in result.output
@@ -330,7 +330,7 @@ def test_a_clone_that_pulled_the_results_talks_and_evaluates(world, monkeypatch,
     assert not Path("artifacts/miniature").exists()
     gill = Gill.load("artifacts")
     [picture] = gill.reply(["a red ring."], want="retrieve").images
-    assert picture.picture.size == (32, 32)
+    assert picture.picture.size == (64, 64)
     run("evaluate")
     made = {path.name for path in Path("work").iterdir() if path.is_dir()}
     assert made == {"evaluation", "locks", "miniature", "pictures", "uses"}, "no store"

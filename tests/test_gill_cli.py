@@ -19,6 +19,8 @@ from evaluation.store import EvaluationStore
 from evaluation.texts import captioning
 from gill.loading import Gill, read_caption_prompt, read_generation
 from gill_errors import GillError
+from miniature.drawing import render
+from miniature.world import SCENES
 from pipeline.settings import GenerationSettings
 from pipeline.talking.captioning import first_sentence
 from pipeline.talking.context import Context
@@ -53,7 +55,7 @@ def test_ask_answers_with_what_the_run_was_set_up_for(run):
     [made] = json.loads(run("ask", "a red ring.", "photo.png", "--want", "generate", "--json"))
     assert (made["kind"], made["steps"], made["guidance"], made["seed"]) == (
         "generated", FEW.steps, FEW.guidance, 0)  # fmt: skip
-    assert Image.open(made["path"]).size == (32, 32)
+    assert Image.open(made["path"]).size == (64, 64)
     [other] = json.loads(
         run("ask", "a red ring.", "--want", "generate", "--json", "--steps", "2", "--seed", "9",
             "--candidates", "3", "--scheduler", "euler", "--negative-prompt", "blue", "--out", "o")
@@ -116,7 +118,7 @@ def test_chat_remembers_and_goes_on_after_an_error(run):
     assert len(answers) == 3
     assert [one["kind"] for one in answers[1]["answer"]] == ["generated"]
     [path] = [one["path"] for one in answers[1]["answer"]]
-    assert Image.open(path).size == (32, 32)
+    assert Image.open(path).size == (64, 64)
     assert {one["kind"] for one in answers[2]["answer"]} == {"text"}
 
 
@@ -240,12 +242,12 @@ def test_retrieve_prints_scores_pictures_and_captions(run):
 def test_a_caption_is_the_one_that_the_evaluation_measures(run, gill, monkeypatch, prompt):
     """Byte for byte, and by hand: picture, start, prompt, then greedily to the first stop."""
     monkeypatch.setattr(gill, "caption_prompt", prompt)
-    names = [f"{i}.png" for i in range(6)]
-    for i, name in enumerate(names):
-        Image.effect_mandelbrot((32, 32), (-2 + i / 3, -1.5, 1, 1.5), 40).save(name)
+    names = [f"{i}.png" for i in range(15)]
+    for name, pixels in zip(names, render(SCENES[::40], 0)):
+        Image.fromarray(pixels).save(name)
     images = [CaptionedImage(name, name, ("a ring.", "a cross.")) for name in names]
     store = EvaluationStore({"gill": Path("evaluation")})
-    _, records = captioning(gill, Source(images, 6), EvaluationParams(), store)
+    _, records = captioning(gill, Source(images, 15), EvaluationParams(), store)
     measured = [record.texts["gill"] for record in records]
     assert [run("caption", name) for name in names] == [f"{text}\n" for text in measured]
     together = json.loads(run("caption", *names, "--json"))

@@ -157,14 +157,14 @@ def test_complete_captions_find_their_pictures_among_all_scenes():
 
 
 def test_the_image_generator_has_the_shapes_it_says(image_generator):
-    assert image_generator.vae_scale_factor == 4
+    assert image_generator.vae_scale_factor == 8
     assert image_generator.unet.config.sample_size == 8
     assert image_generator.unet.config.in_channels == 4
     assert image_generator.text_encoder.config.hidden_size == 64
     assert image_generator.tokenizer.model_max_length == TEXT_LENGTH
     assert image_generator.safety_checker is None
     pictures = image_generator("a big red ring.", num_inference_steps=2).images
-    assert pictures[0].size == (32, 32)
+    assert pictures[0].size == (64, 64)
 
 
 def test_the_image_generator_draws_held_out_scenes_from_complete_captions(image_generator):

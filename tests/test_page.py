@@ -284,7 +284,7 @@ def test_a_study_is_drawn_and_served(gill: Gill, tmp_path: Path) -> None:
     assert len({pair.prompt for pair in pairs}) == 2
     for pair in pairs:
         with Image.open(routes.folder / pair.generated) as made:
-            assert made.size == (32, 32)
+            assert made.size == (64, 64)
     routes.open()
 
     server = Server(routes)

@@ -553,7 +553,7 @@ def test_the_miniature_answers_the_openai_client(
             pictures = [
                 _opened(part) for part in one.choices[0].message.parts if part["type"] != "text"
             ]
-            assert [picture.size for picture in pictures] == [(32, 32)]
+            assert [picture.size for picture in pictures] == [(64, 64)]
             repeated = [
                 _opened(part) for part in again.choices[0].message.parts if part["type"] != "text"
             ]
