@@ -112,15 +112,27 @@ def test_the_second_waits_and_says_for_whom(
     assert not entry.is_held()
 
 
-def test_placed_files_share_bytes_and_are_replaced_whole(tmp_path: Path) -> None:
+def test_large_files_share_bytes_and_are_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "made" / "in").mkdir(parents=True)
     (tmp_path / "made" / "in" / "a").write_text("1")
+    (tmp_path / "made" / "weights").write_bytes(bytes(2**20))
     place(tmp_path / "made", tmp_path / "art" / "x")
-    assert (tmp_path / "art/x/in/a").stat().st_ino == (tmp_path / "made/in/a").stat().st_ino
+    assert (tmp_path / "art/x/weights").stat().st_ino == (tmp_path / "made/weights").stat().st_ino
     (tmp_path / "made2").write_text("2")
     place(tmp_path / "made2", tmp_path / "art" / "x")
     assert (tmp_path / "art" / "x").read_text() == "2"
     assert (tmp_path / "made" / "in" / "a").read_text() == "1"
+
+
+def test_what_is_finished_does_not_change_with_a_small_file_that_is_written_into(
+    tmp_path: Path,
+) -> None:
+    # As DVC does with files of git when it applies an experiment.
+    (tmp_path / "made.json").write_text("1")
+    place(tmp_path / "made.json", tmp_path / "metrics" / "made.json")
+    with (tmp_path / "metrics" / "made.json").open("r+") as stream:
+        stream.write("2")
+    assert (tmp_path / "made.json").read_text() == "1"
 
 
 def test_files_are_copied_where_there_are_no_hard_links(
@@ -130,10 +142,10 @@ def test_files_are_copied_where_there_are_no_hard_links(
         raise OSError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    (tmp_path / "a").write_text("1")
+    (tmp_path / "a").write_bytes(bytes(2**20))
     place(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_text() == "1"
-    assert content_of(tmp_path / "b") == {"": "c4ca4238a0b923820dcc509a6f75849b"}
+    assert (tmp_path / "b").read_bytes() == bytes(2**20)
+    assert content_of(tmp_path / "b") == {"": "b6d81b360a5672d80c27430f39153e2c"}
 
 
 def test_a_link_never_replaces_what_is_no_link(

@@ -25,6 +25,7 @@ VARIABLE = "GILL_WORK"
 ASIDE = ".aside-"
 """In the names of folders that were put aside."""
 _TEMPORARY = Path(".dvc/tmp/exps")
+_LARGE_FILE = 2**20  # bytes
 """Where DVC lays the workspace of an experiment with --temp or --queue, below the repository."""
 
 
@@ -273,19 +274,25 @@ def repository_of(workspace: Path) -> Path:
 
 
 def place(source: Path, target: Path) -> None:
-    """Put a finished file or folder at `target`, replacing what is there: links where they can be.
+    """Put a finished file or folder at `target`, replacing what is there.
 
-    Both names then share their bytes; whoever writes replaces files whole, so neither changes the
-    other. Where the file system has no hard links, or is another one, files are copied.
+    Small files are copied: git and editors write into a file as it is, and what is finished must
+    not change with it. Large ones, which DVC replaces whole, share their bytes by a hard link where
+    the file system has them.
     """
     with explained(target):
         remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Killed here, the target is missing: DVC asks the stage again, which only places.
         if source.is_dir():
-            shutil.copytree(source, target, copy_function=link_or_copy)
+            shutil.copytree(source, target, copy_function=_put_file)
         else:
-            link_or_copy(source, target)
+            _put_file(source, target)
+
+
+def _put_file(source: str | Path, target: str | Path) -> None:
+    is_large = os.path.getsize(source) >= _LARGE_FILE
+    (link_or_copy if is_large else shutil.copy2)(source, target)
 
 
 def place_link(source: Path, target: Path) -> None:
