@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from corpora import picture_checks
+from corpora import picture_verdicts
 from corpora.captions import (
     CaptionParams,
     CaptionReport,
@@ -411,13 +411,13 @@ def test_the_fingerprint_sees_captions_pictures_and_order_but_not_splits(
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the pictures that were really looked at."""
     names: list[str] = []
-    check_picture = picture_checks.check_picture
+    check_picture = picture_verdicts.check_picture
 
     def counted(reference: str, *rest: Any) -> bytes:
         names.append(Path(reference).name)
         return check_picture(reference, *rest)
 
-    monkeypatch.setattr(picture_checks, "check_picture", counted)
+    monkeypatch.setattr(picture_verdicts, "check_picture", counted)
     return names
 
 
@@ -448,20 +448,20 @@ def test_an_interrupted_check_continues_and_leaves_the_old_table(
     # b.png comes first in the second block of rows
     text = "caption\timage\n" + "".join(f"cat {i}\ta.png\n" for i in range(1023)) + "cow\tc.png\n"
     text += "dog\tb.png\n"
-    counted = picture_checks.check_picture
+    counted = picture_verdicts.check_picture
 
     def interrupted(reference: str, *rest: Any) -> bytes:
         if reference.endswith("b.png"):
             raise KeyboardInterrupt
         return counted(reference, *rest)
 
-    monkeypatch.setattr(picture_checks, "check_picture", interrupted)
+    monkeypatch.setattr(picture_verdicts, "check_picture", interrupted)
     with pytest.raises(KeyboardInterrupt):
         check(text)
     assert (tmp_path / "out.parquet").read_bytes() == before
     assert not list(tmp_path.glob(".*.partial"))
     assert looked_at == ["c.png"]
-    monkeypatch.setattr(picture_checks, "check_picture", counted)
+    monkeypatch.setattr(picture_verdicts, "check_picture", counted)
     assert check(text).kept == 1025
     assert looked_at == ["c.png", "b.png"]
 
