@@ -311,6 +311,13 @@ def test_a_table_may_name_members_of_shards(tmp_path: Path, images: Path, check:
         (b"caption\timage\na cat\tno.png\n", "none of its 1 rows can be used: picture missing 1"),
         (b"caption\timage\tcaption\n", "column caption is there more than once"),
         ("caption\timage\n".encode("utf-16-le"), "byte 1 is 0.*captions.encoding: utf-16-le"),
+        ("caption\timage\n".encode("utf-16-be"), "byte 0 is 0.*captions.encoding: utf-16-be"),
+        (b"MZ\x90\0\3\0\0\0", "not a UTF-8 text table: byte 3 is 0$"),
+        (b"PK\3\4\x14\0\0\0\0\0", "an Excel workbook or a zip archive: save it as CSV"),
+        (b"PAR1\x15\4\x15\0", "a Parquet file: call it"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"BZh91AY&SY\0\0", "compressed by bzip2: unpack it"),
+        (b"\x80\4\x95\0\0", "a pickle, which is never opened"),
         (b"\x89PNG\r\n\x1a\n", "not a UTF-8 text table: byte 0 .*captions.encoding"),
     ],
 )
