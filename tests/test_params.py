@@ -335,7 +335,7 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
         ),
         (
             {"index": {"kind": "ivf-pq", "pq_bytes": 7}},
-            "index.pq_bytes: twice 7 does not divide model.p (256)",
+            "index.pq_bytes: twice 7 does not divide model.p (64)",
         ),
         (
             {"evaluation": {"vist": {"stories": "val.json"}}},
