@@ -18,7 +18,9 @@ class ColumnParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    caption: str | None = Field(default=None, description="null: caption, text, title or txt")
+    caption: str | None = Field(
+        default=None, description="null: caption, captions, text, title or txt"
+    )
     image: str | None = Field(
         default=None,
         description="null: image, image_path, filepath, file_name, path, jpg, png or webp",

@@ -214,10 +214,12 @@ def _clean(row: SourceRow, params: CaptionParams, paths: PicturePaths) -> Source
         return excluded("bad encoding", "half of a surrogate pair")
     caption = " ".join(CONTROLS.sub(" ", row.caption).split())
     if not is_visible(caption):
-        return excluded("no caption", "invisible characters alone" if caption else "")
+        why = ": invisible characters alone" if caption else ""
+        return excluded("no caption", f"{row.image}{why}")
     if len(caption) > params.max_caption_chars:
         return excluded(
-            "caption too long", f"{len(caption)} characters, at most {params.max_caption_chars}"
+            "caption too long",
+            f"{row.image}: {len(caption)} characters, at most {params.max_caption_chars}",
         )
     if not row.image:
         return excluded("no image")

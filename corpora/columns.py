@@ -10,7 +10,7 @@ from corpora.caption_params import ColumnParams
 from corpora.records import CaptionTableError
 
 NAMES = {
-    "caption": ("caption", "text", "title", "txt"),
+    "caption": ("caption", "captions", "text", "title", "txt"),
     "image": ("image", "image_path", "filepath", "file_name", "path", "jpg", "png", "webp"),
     "id": ("id",),
     "split": ("split",),

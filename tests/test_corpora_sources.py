@@ -212,6 +212,7 @@ def test_a_line_feed_ends_a_line_where_there_is_one(folder: Path) -> None:
     [
         *("Caption,IMAGE", "text,image_path", "TITLE,filepath", "caption,File Name"),
         *("text,file_name", "title,path", "caption,text,image,path", "note,caption,image"),
+        *("captions,jpg", "txt,PNG", "note,txt,webp"),
     ],
 )
 def test_names_that_people_use(folder: Path, header: str) -> None:
@@ -220,7 +221,8 @@ def test_names_that_people_use(folder: Path, header: str) -> None:
     plain = {name: name.lower().replace(" ", "_") for name in names}
     value = {
         name: cells["caption"]
-        if plain[name] == "caption" or (plain[name] in ("text", "title") and "caption" not in names)
+        if plain[name] == "caption"
+        or (plain[name] in ("captions", "text", "title", "txt") and "caption" not in names)
         else cells["image"]
         if plain[name] != "note"
         else "?"
@@ -611,6 +613,21 @@ def test_what_stands_beside_a_picture_in_a_shard(folder: Path) -> None:
     assert merged.detail.startswith("IMG_2024: ")
     assert "IMG_2024.01.05.jpg, IMG_2024.01.06.jpg" in merged.detail
     assert latin.detail.startswith("5: ")
+
+
+def test_a_sample_that_is_left_out_is_named_with_its_key(folder: Path, tmp_path: Path) -> None:
+    picture = (folder / "img/a.png").read_bytes()
+    members = {"k1.png": picture, "k2.png": picture, "k2.txt": b"a dog", "k3.png": picture}
+    members |= {"k3.txt": b"a" * 3000, "k4.png": b"", "k4.txt": b"a cat", "k5.txt": b"alone"}
+    report = check(shard(folder / "0.tar", members), tmp_path / "out.parquet")
+    assert report.kept == 1
+    for reason, key in (
+        ("no caption", "0.tar#k1.png"),
+        ("caption too long", "0.tar#k3.png: 3000 characters"),
+        ("picture empty", "0.tar#k4.png"),
+        ("no image", "k5: k5.txt"),
+    ):
+        assert key in report.examples[reason][0]
 
 
 def test_shards_by_braces(folder: Path) -> None:
