@@ -18,9 +18,12 @@ class ColumnParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    caption: str | None = Field(default=None, description="null: caption, text or title")
+    caption: str | None = Field(
+        default=None, description="null: caption, captions, text, title or txt"
+    )
     image: str | None = Field(
-        default=None, description="null: image, image_path, filepath, file_name or path"
+        default=None,
+        description="null: image, image_path, filepath, file_name, path, jpg, png or webp",
     )
     id: str | None = Field(default=None, description="null: id, where there is one")
     split: str | None = Field(default=None, description="null: split, where there is one")

@@ -98,9 +98,10 @@ class CaptionReport:
 
 
 class Tally:
-    """Everything that the report counts."""
+    """Everything that the report counts, and the fraction of the source that it comes from."""
 
     def __init__(self) -> None:
+        self.fraction = 0.0
         self.rows = self.kept = self.excluded = self.captions_cleaned = self.paths_respelled = 0
         self._reasons: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}

@@ -89,7 +89,7 @@ def _kind(file: str) -> str:
     name = file.lower().removesuffix(".gz")
     if name.endswith((".tar", ".tgz")):
         return "tar"
-    if name.endswith((*PARQUET, ".arrow")):
+    if name.endswith((*PARQUET, ".arrow", ".feather")):
         return "parquet"
     return "json" if name.endswith(_JSON) else "text"
 
@@ -116,6 +116,8 @@ def _open_folder(params: CaptionParams, unpacked: Path | None) -> CaptionSource:
     if PictureFolder.fits(folder):
         _without_images_dir(params, "a folder of pictures holds")
         return PictureFolder(params, folder)
+    if parts:
+        return _open_files(params, parts, unpacked)
     if tables := below(*(f"*{suffix}" for suffix in (*_TEXT, *_JSON))):
         raise CaptionTableError(f"{folder}: a folder; name the table in it: {tables[0]}?")
     raise CaptionTableError(

@@ -19,8 +19,9 @@ from corpora.caption_params import CaptionParams
 from corpora.caption_report import CaptionReport, ExclusionWriter, Tally
 from corpora.caption_sources import open_source
 from corpora.caption_table import SPLITS, CaptionTable, CaptionTableWriter, CheckedRow
-from corpora.picture_checks import PictureChecks, Verdict
+from corpora.picture_checks import PictureChecks
 from corpora.picture_paths import PicturePaths
+from corpora.picture_verdicts import Verdict
 from corpora.records import SPLIT_NAMES, CaptionTableError, Exclusion
 from corpora.references import is_file_address, is_url
 from corpora.source_rows import CaptionSource, SourceRow
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 _BLOCK_ROWS = 1024
+
+_Rows = list[SourceRow | Exclusion]
+_Answers = Callable[[], dict[str, Verdict]]
 
 
 class CheckProgress(NamedTuple):
@@ -111,7 +115,7 @@ def check_captions(
                 tally.add_kept(row)
             if progress is not None and tally.rows % _BLOCK_ROWS == 0:
                 seconds = time.monotonic() - started
-                progress(CheckProgress(tally.rows, tally.excluded, source.fraction(), seconds))
+                progress(CheckProgress(tally.rows, tally.excluded, tally.fraction, seconds))
         if progress is not None:
             progress(CheckProgress(tally.rows, tally.excluded, 1.0, time.monotonic() - started))
         excluded.close()
@@ -143,12 +147,18 @@ def _checked_rows(
     tally: Tally,
 ) -> Iterator[CheckedRow | Exclusion]:
     seen, seen_ids = _Seen(), _Seen()
-    for block in _blocks(source, _BLOCK_ROWS):
-        parsed = [
+    coming: tuple[_Rows, _Rows, _Answers, float] = ([], [], dict, 0.0)
+    # While the pictures of a block are looked at, the rows of the one before are judged.
+    for block in itertools.chain(_blocks(source, _BLOCK_ROWS), [[]]):
+        cleaned = [
             row if isinstance(row, Exclusion) else _clean(row, params, paths) for row in block
         ]
-        verdicts = _verdicts(parsed, paths, pictures, tally)
-        for written, row in zip(block, parsed):
+        written_rows, rows, answers, tally.fraction = coming
+        verdicts = answers()
+        images = [row.image for row in cleaned if isinstance(row, SourceRow)]
+        coming = block, cleaned, _look_up(images, paths, pictures), source.fraction()
+        verdicts |= _respell(rows, verdicts, paths, pictures, tally)
+        for written, row in zip(written_rows, rows):
             if isinstance(row, SourceRow):
                 checked = _judge(row, verdicts[row.image], seen, seen_ids, params)
                 if isinstance(checked, CheckedRow):
@@ -158,29 +168,38 @@ def _checked_rows(
                 yield row
 
 
-def _verdicts(
-    rows: list[SourceRow | Exclusion], paths: PicturePaths, pictures: PictureChecks, tally: Tally
+def _look_up(images: Iterable[str], paths: PicturePaths, pictures: PictureChecks) -> _Answers:
+    references = {image: os.path.join(paths.root, image) for image in images}
+    wait = pictures.ask(references.values())
+
+    def answers() -> dict[str, Verdict]:
+        verdicts = wait()
+        return {image: verdicts[reference] for image, reference in references.items()}
+
+    return answers
+
+
+def _respell(
+    rows: _Rows,
+    verdicts: dict[str, Verdict],
+    paths: PicturePaths,
+    pictures: PictureChecks,
+    tally: Tally,
 ) -> dict[str, Verdict]:
-    """The verdict on each row's image; rows whose picture has another name get that name."""
-
-    def looked_up(images: Iterable[str]) -> dict[str, Verdict]:
-        references = {image: os.path.join(paths.root, image) for image in images}
-        found = pictures.verdicts(list(references.values()))
-        return {image: found[reference] for image, reference in references.items()}
-
-    verdicts = looked_up(row.image for row in rows if isinstance(row, SourceRow))
+    """Rows whose picture has another name get that name; the verdicts on those and on the rest."""
     missing = [image for image, verdict in verdicts.items() if verdict.kind == "missing"]
     meant = {image: name for image in missing if (name := paths.find(image)) is not None}
-    verdicts |= looked_up(name for name in meant.values() if name not in verdicts)
+    new = [name for name in meant.values() if name not in verdicts]
+    changed = _look_up(new, paths, pictures)()
     for image in missing:
         if image not in meant:
             verdict = verdicts[image]
-            verdicts[image] = verdict._replace(detail=verdict.detail + paths.hint(image))
+            changed[image] = verdict._replace(detail=verdict.detail + paths.hint(image))
     for place, row in enumerate(rows):
         if isinstance(row, SourceRow) and row.image in meant:
             rows[place] = row._replace(image=meant[row.image])
             tally.paths_respelled += 1
-    return verdicts
+    return changed
 
 
 def _clean(row: SourceRow, params: CaptionParams, paths: PicturePaths) -> SourceRow | Exclusion:
@@ -195,10 +214,12 @@ def _clean(row: SourceRow, params: CaptionParams, paths: PicturePaths) -> Source
         return excluded("bad encoding", "half of a surrogate pair")
     caption = " ".join(CONTROLS.sub(" ", row.caption).split())
     if not is_visible(caption):
-        return excluded("no caption", "invisible characters alone" if caption else "")
+        why = ": invisible characters alone" if caption else ""
+        return excluded("no caption", f"{row.image}{why}")
     if len(caption) > params.max_caption_chars:
         return excluded(
-            "caption too long", f"{len(caption)} characters, at most {params.max_caption_chars}"
+            "caption too long",
+            f"{row.image}: {len(caption)} characters, at most {params.max_caption_chars}",
         )
     if not row.image:
         return excluded("no image")

@@ -10,16 +10,16 @@ from corpora.caption_params import ColumnParams
 from corpora.records import CaptionTableError
 
 NAMES = {
-    "caption": ("caption", "text", "title"),
-    "image": ("image", "image_path", "filepath", "file_name", "path"),
+    "caption": ("caption", "captions", "text", "title", "txt"),
+    "image": ("image", "image_path", "filepath", "file_name", "path", "jpg", "png", "webp"),
     "id": ("id",),
     "split": ("split",),
 }
 """What a column is called, in any case and with or without underscores; the first goes before the
 others, and of the others there may be one."""
 _HINTS = {
-    "caption": ("descr", "label", "prompt", "txt"),
-    "image": ("img", "file", "photo", "pic", "jpg", "png", "webp"),
+    "caption": ("descr", "label", "prompt"),
+    "image": ("img", "file", "photo", "pic"),
 }
 
 

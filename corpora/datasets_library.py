@@ -8,6 +8,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from corpora.arrow_table import ArrowTable
 from corpora.caption_params import CaptionParams
@@ -61,10 +64,12 @@ def open_from_hub(params: CaptionParams) -> ArrowTable:
             "pip install 'gill[datasets]'"
         )
     import datasets  # type: ignore[import-not-found, unused-ignore]
+    from huggingface_hub import constants
 
-    config = datasets.DownloadConfig(local_files_only=not params.allow_download)
     try:
-        loaded = datasets.load_dataset(name, download_config=config)
+        # The library's own `local_files_only` is no longer heeded by its requests to the hub.
+        with nullcontext() if params.allow_download else _offline(datasets.config, constants):
+            loaded = datasets.load_dataset(name)
     except Exception as error:  # the library raises whatever it stumbles over
         hint = "" if params.allow_download else "; captions.allow_download: true fetches it"
         raise CaptionTableError(
@@ -73,4 +78,23 @@ def open_from_hub(params: CaptionParams) -> ArrowTable:
     splits = {
         file["filename"]: split for split, part in loaded.items() for file in part.cache_files
     }
+    if (
+        params.images_dir is None
+    ):  # of a folder of pictures, the pictures lie in the hub's own cache
+        caches = [datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE]
+        shared = os.path.commonpath([*map(os.path.abspath, caches), *splits])
+        if shared != os.sep:
+            params = params.model_copy(update={"images_dir": shared})
     return ArrowTable(params, list(splits), splits if len(loaded) > 1 else None)
+
+
+@contextmanager
+def _offline(*libraries: Any) -> Iterator[None]:
+    before = [library.HF_HUB_OFFLINE for library in libraries]
+    try:
+        for library in libraries:
+            library.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for library, offline in zip(libraries, before):
+            library.HF_HUB_OFFLINE = offline

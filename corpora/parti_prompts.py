@@ -6,15 +6,18 @@
 A vote says which picture suits the prompt better: the generated one ("gen"), the retrieved one
 ("ret"), or neither more than the other ("same"). Paper: section 3.3, appendices C and F.
 
-The files are raw tab-separated text without a quoting convention: one prompt begins with a
-quotation mark that belongs to it, and a CSV reader would drop it. Reading and writing give the same
-bytes back.
+The released files are raw tab-separated text without a quoting convention: one prompt begins with
+a quotation mark that belongs to it, and a CSV reader would drop it. Reading and writing give the
+same bytes back. What a program saved anew with commas, or with all its marks quoted, is read so.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +30,7 @@ from gill_files import written_whole
 _PROMPT_COLUMNS = ("Prompt", "Category", "Challenge", "Note")
 _VOTE_COLUMNS = (*_PROMPT_COLUMNS, "Decisions")
 _VOTES = ("gen", "ret", "same")
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 _Record = TypeVar("_Record")
 
@@ -61,7 +65,7 @@ def read_votes(path: Path) -> list[VotedPrompt]:
     """Prompts with all votes, as released with the paper (column `Decisions`, comma-separated)."""
 
     def record(cells: dict[str, str]) -> VotedPrompt:
-        votes = tuple(vote.strip() for vote in cells["Decisions"].split(","))
+        votes = tuple(vote.strip().lower() for vote in cells["Decisions"].split(","))
         for vote in votes:
             if vote not in _VOTES:
                 raise InputError(f"vote {vote!r} is none of {', '.join(_VOTES)}")
@@ -161,13 +165,14 @@ def _read(
         text = data.decode(marked_encoding(data[:4]))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    lines = [
-        (number, line.removesuffix("\r").split("\t"))
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
-    ]
+    try:
+        lines = list(_lines(text))
+    except csv.Error as error:
+        raise CorpusError(f"{path}: {error}") from error
+    if lines and lines[0][1][0].startswith('{"'):
+        raise CorpusError(f"{path}: JSON; expected a table of tabs or commas, or a prompt a line")
     header = [cell.strip() for cell in lines[0][1]] if lines else []
-    names = {name.casefold(): name for name in _VOTE_COLUMNS}
+    names = {name.casefold(): name for name in _VOTE_COLUMNS} | {"prompts": "Prompt"}
     columns = [names.get(cell.casefold(), cell) for cell in header]
     absent = [name for name in needed if name not in columns]
     if lines and absent == ["Prompt"] and len(header) == 1:
@@ -194,3 +199,22 @@ def _read(
         except ValueError as error:
             raise CorpusError(f"{path}:{number}: {error}") from error
     return rows
+
+
+def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of every line that holds something, with its number."""
+    lines = re.split("\r\n|\n|\r", text)
+    first = next((line for line in lines if line.strip()), "")
+    of_header = {
+        mark: {cell.strip(' "').casefold() for cell in first.split(mark)} for mark in "\t,;"
+    }
+    delimiter = next((mark for mark, cells in of_header.items() if "prompt" in cells), "\t")
+    marked = [cell for line in lines for cell in line.split("\t") if '"' in cell]
+    doubled = first.startswith('"') or any('""' in cell[1:-1] for cell in marked)
+    if delimiter != "\t" or (doubled and all(map(_QUOTED.fullmatch, marked))):
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        yield from ((reader.line_num, cells) for cells in reader if "".join(cells).strip())
+        return
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line.split("\t")

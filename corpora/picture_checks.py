@@ -7,39 +7,33 @@ looked at again when its size or time of change differs, or when the rules do.
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import PIL
 
 from corpora.caption_params import CheckLevel
-from corpora.picture_errors import PictureError, PictureErrorKind
-from corpora.pictures import PictureStat, check_picture, stat_picture
+from corpora.picture_errors import PictureError
+from corpora.picture_verdicts import HeaderReaders, Pictures, Verdict, judge
+from corpora.pictures import PictureStat, stat_picture
 from corpora.records import CorpusError
-from gill_errors import OutOfMemoryError
+from corpora.references import split_reference
 
 _FORMAT = 1
 _PARTS_PER_WORKER = 4
+_WORTH_PROCESSES = 256  # pictures: starting a process costs as much as some thousand headers
 _QUERY_SIZE = 500  # SQLite allows 999 variables in older builds
 
 _T = TypeVar("_T")
 
 
-class Verdict(NamedTuple):
-    """`identity` (16 bytes) of a good picture; otherwise `kind` and `detail` of the refusal."""
-
-    identity: bytes
-    kind: PictureErrorKind | None = None
-    detail: str = ""
-
-
 class PictureChecks:
-    """A pool of threads (Pillow decodes without the interpreter's lock) and the journal.
+    """A pool of threads, the processes that read headers for them, and the journal.
 
     Use as a context manager. Raises CorpusError for a damaged journal.
     """
@@ -49,6 +43,7 @@ class PictureChecks:
         self._max_pixels = max_pixels
         self._workers = workers or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._workers, "pictures")
+        self._readers = HeaderReaders(max_pixels)
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._path = journal
         self._journal = sqlite3.connect(journal)
@@ -68,14 +63,18 @@ class PictureChecks:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._readers.close()
         self._journal.close()
 
-    def verdicts(self, references: Sequence[str]) -> dict[str, Verdict]:
-        """The verdict on each distinct reference; those of unchanged pictures are remembered."""
+    def ask(self, references: Iterable[str]) -> Callable[[], dict[str, Verdict]]:
+        """Start looking at pictures; what is returned waits for the verdict on each of them.
+
+        The verdicts on unchanged pictures are remembered, the new ones once they were waited for.
+        """
         distinct = list(dict.fromkeys(references))
         verdicts: dict[str, Verdict] = {}
-        found: dict[str, PictureStat] = {}
-        for reference, status in zip(distinct, self._in_parts(_status, distinct)):
+        found: Pictures = {}
+        for reference, status in zip(distinct, self._in_parts(_stat, distinct)):
             if isinstance(status, Verdict):
                 verdicts[reference] = status
             else:
@@ -83,32 +82,36 @@ class PictureChecks:
         with self._transaction():
             verdicts |= self._remembered(found)
         new = [reference for reference in found if reference not in verdicts]
-        fresh = dict(zip(new, self._in_parts(lambda name: self._look(name, found[name]), new)))
-        with self._transaction():
-            self._journal.executemany(
-                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
-                [(name, found[name].version, *verdict) for name, verdict in fresh.items()],
-            )
-        return verdicts | fresh
+        far = self._check == "header" and len(new) >= _WORTH_PROCESSES
 
-    def _in_parts(self, work: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:
-        """`work` on each name, some at a time: a task costs as much as a small header."""
+        def look(names: Sequence[str]) -> list[Verdict]:
+            pictures = {name: found[name] for name in names}
+            if far and not any(split_reference(name) for name in names):
+                return self._readers.judge(pictures)
+            return judge(pictures, self._check, self._max_pixels)
+
+        coming = self._in_parts(look, new)
+
+        def wait() -> dict[str, Verdict]:
+            fresh = dict(zip(new, coming))
+            with self._transaction():
+                self._journal.executemany(
+                    "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
+                    [(name, found[name].version, *verdict) for name, verdict in fresh.items()],
+                )
+            return verdicts | fresh
+
+        return wait
+
+    def _in_parts(
+        self, work: Callable[[Sequence[str]], Iterable[_T]], names: Sequence[str]
+    ) -> Iterator[_T]:
+        """`work` on some of the names at a time: a task costs as much as a small header."""
         size = -(-len(names) // (_PARTS_PER_WORKER * self._workers)) or 1
         parts = [names[start : start + size] for start in range(0, len(names), size)]
-        return chain.from_iterable(self._pool.map(lambda part: [work(n) for n in part], parts))
+        return chain.from_iterable(self._pool.map(work, parts))
 
-    def _look(self, reference: str, status: PictureStat) -> Verdict:
-        try:
-            return Verdict(check_picture(reference, self._check, self._max_pixels, status))
-        except PictureError as error:
-            return Verdict(b"", error.kind, error.detail)
-        except MemoryError as error:
-            raise OutOfMemoryError(
-                f"not enough memory to open {reference}: set captions.max_pixels or run.readers "
-                "lower; the verdicts so far are kept"
-            ) from error
-
-    def _remembered(self, statuses: dict[str, PictureStat]) -> dict[str, Verdict]:
+    def _remembered(self, statuses: Pictures) -> dict[str, Verdict]:
         found: dict[str, Verdict] = {}
         names = list(statuses)
         for start in range(0, len(names), _QUERY_SIZE):
@@ -141,8 +144,11 @@ class PictureChecks:
             ) from error
 
 
-def _status(reference: str) -> PictureStat | Verdict:
-    try:
-        return stat_picture(reference)
-    except PictureError as error:  # never remembered: the file may appear later
-        return Verdict(b"", error.kind, error.detail)
+def _stat(references: Sequence[str]) -> list[PictureStat | Verdict]:
+    statuses: list[PictureStat | Verdict] = []
+    for reference in references:
+        try:
+            statuses.append(stat_picture(reference))
+        except PictureError as error:  # never remembered: the file may appear later
+            statuses.append(Verdict(b"", error.kind, error.detail))
+    return statuses

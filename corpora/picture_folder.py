@@ -26,6 +26,7 @@ class PictureFolder:
         self._max_pixels = max_pixels
         self._checked: dict[str, PictureError | None] = {}
         self._by_name: dict[str, str] = {}
+        self._by_folded: dict[str, str | None] = {}  # None: several
         self._by_stem: dict[str, str] = {}
         self._by_number: dict[int, str] = {}
         if not os.path.isdir(folder):
@@ -42,6 +43,8 @@ class PictureFolder:
                 if suffix[1:].lower() in PICTURE_SUFFIXES:
                     path = os.path.relpath(os.path.join(parent, name), folder)
                     self._by_name.setdefault(name, path)
+                    low = name.casefold()
+                    self._by_folded[low] = None if low in self._by_folded else path
                     self._by_stem.setdefault(stem, path)
                     if number := _NUMBER.search(stem):
                         self._by_number.setdefault(int(number[0]), path)
@@ -55,7 +58,8 @@ class PictureFolder:
         if os.path.isabs(path) or path.split(os.sep)[0] == "..":
             raise PictureError("missing", f"{name} leads out of {self._folder}")
         if not os.path.exists(os.path.join(self._folder, path)):
-            path = self._by_name.get(os.path.basename(path), path)
+            base = os.path.basename(path)
+            path = self._by_name.get(base) or self._by_folded.get(base.casefold()) or path
         if not os.path.exists(os.path.join(self._folder, path)) and id_.isdecimal():
             ending = f"{int(id_):012d}"
             other = self._by_number.get(int(id_), "")

@@ -38,7 +38,6 @@ from corpora.picture_rendering import to_rgb
 from corpora.references import is_url, split_reference
 
 MAX_BYTES = 512 * 2**20
-_SMALL_BYTES = 2**16
 PICTURE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpx jpf "  # noqa: SIM905
     "ppm pgm pbm pnm ico heic heif hif jxl".split()
@@ -166,23 +165,12 @@ def check_picture(
         raise PictureError("empty", "0 bytes", str(reference))
     if check == "header":
         try:
-            _open(_header_source(reference, status), max_pixels).close()
+            in_container = split_reference(str(reference)) is not None
+            source = io.BytesIO(read_picture(reference)) if in_container else str(reference)
+            _open(source, max_pixels).close()
         except PictureError as error:
             raise PictureError(error.kind, error.detail, str(reference)) from error
     return hashlib.blake2b(status.version.encode(), digest_size=16).digest()
-
-
-def _header_source(reference: str | Path, status: PictureStat) -> str | io.BytesIO:
-    """What the header is read from: a small file at once, which costs less than its parts."""
-    if split_reference(str(reference)) is not None:
-        return io.BytesIO(read_picture(reference))
-    if status.size > _SMALL_BYTES:
-        return str(reference)
-    try:
-        with open(reference, "rb", buffering=0) as file:
-            return io.BytesIO(file.read())
-    except OSError as error:
-        raise PictureError("unreadable", error.strerror or str(error)) from error
 
 
 def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_CONTAINED = re.compile(r"(.+?\.(?:tar|parquet|pq|arrow))#(.+)", re.DOTALL | re.IGNORECASE)
+_CONTAINED = re.compile(r"(.+?\.(?:tar|parquet|pq|arrow|feather))#(.+)", re.DOTALL | re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:|pipe:", re.IGNORECASE)
 
 

@@ -126,6 +126,8 @@ class PictureFolder(CaptionSource):
                 suffix = suffix[1:].lower()
                 if name.startswith(".") or suffix not in {*PICTURE_SUFFIXES, *_TEXTS, _RECORD}:
                     continue
+                if name.endswith("_stats.json"):  # img2dataset's account of a shard
+                    continue
                 path = os.path.relpath(os.path.join(parent, name), folder)
                 key = os.path.join(os.path.dirname(path), stem)
                 self._samples.setdefault(key, {}).setdefault(suffix, []).append(path)

@@ -21,6 +21,19 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _CHUNK = 2**20
+_BINARY = {
+    b"PK\3\4": "an Excel workbook or a zip archive: save it as CSV (UTF-8), or unpack it",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: save it as CSV (UTF-8)",
+    b"PAR1": "a Parquet file: call it *.parquet",
+    b"ARROW1": "an Arrow file: call it *.arrow",
+    b"SQLite format 3": "an SQLite database: export the table as CSV",
+    b"BZh": "compressed by bzip2: unpack it; gzip alone is read as it is",
+    b"\xfd7zXZ": "compressed by xz: unpack it; gzip alone is read as it is",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it; gzip alone is read as it is",
+    b"\x80\4\x95": "a pickle, which is never opened: save it as Parquet",
+    b"\x80\5\x95": "a pickle, which is never opened: save it as Parquet",
+}
+"""How files begin that people name in place of a text table, and what they are."""
 
 
 def marked_encoding(start: bytes) -> str:
@@ -52,10 +65,15 @@ class TextFile:
             raise CaptionTableError(
                 f"{path}: captions.encoding: no encoding is called {encoding}"
             ) from None
+        for magic, kind in _BINARY.items():
+            if self._strict and start.startswith(magic):
+                raise CaptionTableError(f"{path}: not a text table but {kind}")
         if marked == "utf-8" and self._strict and b"\0" in start[:64]:
+            utf16 = f"utf-16-{'be' if start[0] == 0 else 'le'}"
+            hint = f", as in UTF-16 without a mark: set captions.encoding: {utf16}"
             raise CaptionTableError(
-                f"{path}: not a UTF-8 text table: byte {start.index(0)} is 0, as in UTF-16 without "
-                "a mark: set captions.encoding: utf-16-le (or utf-16-be)"
+                f"{path}: not a UTF-8 text table: byte {start.index(0)} is 0"
+                + (hint if start[:2].count(0) == 1 else "")
             )
         self._newline = "\n"
         with self._bytes() as file, self._text(file, "") as text:

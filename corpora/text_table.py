@@ -36,13 +36,18 @@ class _Header:
         if not fitting and not any(map(params.columns.model_dump().get, ("caption", "image"))):
             self._say_what_is_expected(file.path)
         self.columns = find_columns(file.path, self.names, params.columns)
-        if self.quoted and self._has_row_names(file):
+        if self._has_row_names(file):
             self.names = ["row names", *self.names]
 
     def _has_row_names(self, file: TextFile) -> bool:
-        """Whether rows have one cell more than the header: R writes their names so."""
-        row = next(itertools.islice(file.lines(), self.line, None), "")
-        return len(_cells(row, self.delimiter)) == len(self.names) + 1
+        """Whether rows have one cell more than the header: R writes their names so, numbers from 1
+        on where there are none."""
+        lines = itertools.islice(file.lines(), self.line, self.line + 2)
+        rows = [_cells(line, self.delimiter) for line in lines]
+        numbered = [row[:1] for row in rows] == [["1"], ["2"]]
+        if not self.quoted and not numbered:
+            return False
+        return bool(rows) and len(rows[0]) == len(self.names) + 1
 
     def _say_what_is_expected(self, path: str) -> None:
         try:

@@ -148,7 +148,9 @@ def language_model_blueprint(
     known = known_language_model(found.source) if found.folder is None else None
     try:
         if found.folder is not None:
-            config = AutoConfig.from_pretrained(found.folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                found.folder, local_files_only=True, trust_remote_code=False
+            )
         elif known is not None:
             config = AutoConfig.for_model(known.model_type, **known.sizes)
         else:

@@ -20,11 +20,13 @@ from doctor.blueprints import (
 )
 from doctor.known_models import ALIASES
 from doctor.memory import Memory
+from doctor.model_files import check_files, naming
 from doctor.throughput import Card
 from doctor.weights import check_weights
 from miniature.backbones import SHIPPED
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.frozen.backbones import BackboneError, Dtype, Role
+from pipeline.frozen.language_model import check_language_model
 from pipeline.frozen.visual_encoder import VisualEncoder
 from settings.params import Params
 
@@ -73,10 +75,16 @@ def outline_models(params: Params, card: Card | None) -> Models:
         source = getattr(params.backbones, role)
         revision = getattr(params.backbones, f"{role}_revision")
         try:
-            found = find(role, _shipped(role, source), revision)
-            parameters, stored = _outline(models, params, role, found, getattr(torch, dtype))
-            if source != "miniature" and found.folder is not None and found.has_weights:
-                check_weights(role, found.folder)
+            with naming(role, source):
+                found = find(role, _shipped(role, source), revision)
+                foreign = None if source == "miniature" else found.folder
+                if foreign is not None and found.place == "local":
+                    check_files(role, foreign)
+                parameters, stored = _outline(models, params, role, found, getattr(torch, dtype))
+                if foreign is not None and found.has_weights:
+                    if role == "language_model":
+                        check_language_model(foreign)
+                    check_weights(role, foreign)
         except BackboneError as error:
             models.problems += str(error).splitlines()
             parameters, stored, found = None, 0, None

@@ -316,6 +316,10 @@ class Params(Record):
                 f"model.m: {model.m} is no multiple of model.mapper.num_heads "
                 f"({model.mapper.num_heads})"
             )
+        if self.index.kind == "ivf-pq" and model.p % (2 * self.index.pq_bytes):
+            found.append(
+                f"index.pq_bytes: twice {self.index.pq_bytes} does not divide model.p ({model.p})"
+            )
         if self.training.batch_size % 2 and self.objective.pack_probability > 0:
             found.append(
                 f"training.batch_size: {self.training.batch_size} is odd, but examples are packed "

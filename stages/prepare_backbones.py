@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+from doctor.model_files import check_files, naming
 from doctor.weights import check_weights
 from gill.artifacts import ARTIFACTS, INPUTS
 from miniature import backbones as miniature_backbones
-from pipeline.devices import pick_device
+from pipeline.devices import pick_device, quieten_libraries
 from pipeline.frozen.backbones import Backbone, Backbones, Quantization, Role
 from pipeline.frozen.language_model import check_language_model
 from pipeline.frozen.pinning import check_widths, resolve_backbone, resolve_dtype
@@ -19,6 +20,7 @@ from workfolder import WorkFolder, bring_from_repository, watch_files
 
 def run(params: Params, *, retrain: bool) -> None:
     """Pin what `backbones` names in the manifest; `retrain` makes the miniature's anew first."""
+    quieten_libraries()
     wanted = params.backbones
     sources: dict[Role, str] = {role: getattr(wanted, role) for role in get_args(Role)}
     bring_from_repository(sources.values())
@@ -35,13 +37,10 @@ def run(params: Params, *, retrain: bool) -> None:
         require_quantization(wanted.language_model_quantization)
     device = pick_device(params.run.device).type
     found = {role: _pinned(role, source, wanted, device) for role, source in sources.items()}
-    manifest = Backbones(**found)
-    check_widths(manifest)
-    if wanted.language_model != MINIATURE:  # tests prove that one
-        check_language_model(manifest.language_model.path)
+    check_widths(Backbones(**found))
     for role, backbone in found.items():
-        if sources[role] != MINIATURE:
-            check_weights(role, Path(backbone.path.removeprefix("local-dir:")))
+        if sources[role] != MINIATURE:  # tests prove that one
+            _check(role, backbone)
     # The manifest says what the params say, not where this machine keeps it.
     Backbones(**{role: b.model_copy(update={"path": b.source}) for role, b in found.items()}).write(
         ARTIFACTS.backbones
@@ -55,17 +54,28 @@ def run(params: Params, *, retrain: bool) -> None:
         print(f"{backbone.role}: {backbone.source} ({widths}; {how}) {backbone.fingerprint[:12]}")
 
 
+def _check(role: Role, backbone: Backbone) -> None:
+    """Refuse what would fail in a later stage. Raises BackboneError."""
+    with naming(role, backbone.source):
+        if role == "language_model":
+            check_language_model(backbone.path)
+        check_weights(role, Path(backbone.path.removeprefix("local-dir:")))
+
+
 def _pinned(role: Role, source: str, wanted: BackbonesParams, device: str) -> Backbone:
     where = str(getattr(miniature_backbones.SHIPPED, role)) if source == MINIATURE else source
     quantization: Quantization = (
         wanted.language_model_quantization if role == "language_model" else "none"
     )
-    pinned = resolve_backbone(
-        role,
-        where,
-        revision=getattr(wanted, f"{role}_revision"),
-        allow_download=wanted.allow_download,
-        dtype=resolve_dtype(getattr(wanted, f"{role}_dtype"), device),
-        quantization=quantization,
-    )
+    with naming(role, source):
+        if Path(where).is_dir():
+            check_files(role, Path(where))
+        pinned = resolve_backbone(
+            role,
+            where,
+            revision=getattr(wanted, f"{role}_revision"),
+            allow_download=wanted.allow_download,
+            dtype=resolve_dtype(getattr(wanted, f"{role}_dtype"), device),
+            quantization=quantization,
+        )
     return pinned.model_copy(update={"source": source})

@@ -51,10 +51,18 @@ def unmet_needs(splits: Mapping[str, int], params: Params) -> list[str]:
             f"train takes {training.batch_size} rows a step, but the split train has "
             f"{splits['train']}: set training.batch_size lower, or add rows"
         )
-    if trains and training.checkpoint == "best" and not splits["val"]:
+    if trains and params.batches.validation_rows and not splits["val"]:
         lines.append(
             "training.checkpoint: best is chosen on the split val, which has no rows: set "
             "captions.val_fraction, or training.checkpoint: last"
+            if training.checkpoint == "best"
+            else "train validates on the split val, which has no rows: it goes on without; set "
+            "captions.val_fraction to see how it does"
+        )
+    if params.index.candidates is None and not splits["train"]:
+        lines.append(
+            "build-index takes the pictures of the split train, which has no rows: add some, or "
+            "name other pictures under index.candidates"
         )
     reading = sorted(_READ_TEST_ROWS & set(params.evaluation.chosen(params.is_miniature)))
     if reading and not splits["test"]:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from corpora import picture_checks
+from corpora import picture_verdicts
 from corpora.captions import (
     CaptionParams,
     CaptionReport,
@@ -311,6 +311,13 @@ def test_a_table_may_name_members_of_shards(tmp_path: Path, images: Path, check:
         (b"caption\timage\na cat\tno.png\n", "none of its 1 rows can be used: picture missing 1"),
         (b"caption\timage\tcaption\n", "column caption is there more than once"),
         ("caption\timage\n".encode("utf-16-le"), "byte 1 is 0.*captions.encoding: utf-16-le"),
+        ("caption\timage\n".encode("utf-16-be"), "byte 0 is 0.*captions.encoding: utf-16-be"),
+        (b"MZ\x90\0\3\0\0\0", "not a UTF-8 text table: byte 3 is 0$"),
+        (b"PK\3\4\x14\0\0\0\0\0", "an Excel workbook or a zip archive: save it as CSV"),
+        (b"PAR1\x15\4\x15\0", "a Parquet file: call it"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"BZh91AY&SY\0\0", "compressed by bzip2: unpack it"),
+        (b"\x80\4\x95\0\0", "a pickle, which is never opened"),
         (b"\x89PNG\r\n\x1a\n", "not a UTF-8 text table: byte 0 .*captions.encoding"),
     ],
 )
@@ -411,13 +418,13 @@ def test_the_fingerprint_sees_captions_pictures_and_order_but_not_splits(
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the pictures that were really looked at."""
     names: list[str] = []
-    check_picture = picture_checks.check_picture
+    check_picture = picture_verdicts.check_picture
 
     def counted(reference: str, *rest: Any) -> bytes:
         names.append(Path(reference).name)
         return check_picture(reference, *rest)
 
-    monkeypatch.setattr(picture_checks, "check_picture", counted)
+    monkeypatch.setattr(picture_verdicts, "check_picture", counted)
     return names
 
 
@@ -448,20 +455,20 @@ def test_an_interrupted_check_continues_and_leaves_the_old_table(
     # b.png comes first in the second block of rows
     text = "caption\timage\n" + "".join(f"cat {i}\ta.png\n" for i in range(1023)) + "cow\tc.png\n"
     text += "dog\tb.png\n"
-    counted = picture_checks.check_picture
+    counted = picture_verdicts.check_picture
 
     def interrupted(reference: str, *rest: Any) -> bytes:
         if reference.endswith("b.png"):
             raise KeyboardInterrupt
         return counted(reference, *rest)
 
-    monkeypatch.setattr(picture_checks, "check_picture", interrupted)
+    monkeypatch.setattr(picture_verdicts, "check_picture", interrupted)
     with pytest.raises(KeyboardInterrupt):
         check(text)
     assert (tmp_path / "out.parquet").read_bytes() == before
     assert not list(tmp_path.glob(".*.partial"))
     assert looked_at == ["c.png"]
-    monkeypatch.setattr(picture_checks, "check_picture", counted)
+    monkeypatch.setattr(picture_verdicts, "check_picture", counted)
     assert check(text).kept == 1025
     assert looked_at == ["c.png", "b.png"]
 

@@ -318,3 +318,18 @@ def test_coco_and_vqa_ids_as_texts_and_pictures_in_folders(tmp_path: Path) -> No
         ("2", "living_room", "no"),
     ]
     assert report.excluded == ()
+
+
+def test_a_name_in_another_case_is_found_where_one_file_fits(tmp_path: Path) -> None:
+    images = tmp_path / "images/deep"
+    images.mkdir(parents=True)
+    for name in ("a.JPG", "b.JPG", "B.jpg"):
+        Image.new("RGB", (4, 3)).save(images / name)
+    names = {1: "A.jpg", 2: "b.jpg"}
+    content = {
+        "images": [{"id": id_, "file_name": name} for id_, name in names.items()],
+        "annotations": [{"id": id_, "image_id": id_, "caption": "x"} for id_ in names],
+    }
+    kept, report = read_captioned_images(written(tmp_path / "c.json", content), tmp_path / "images")
+    assert [Path(row.image or "").name for row in kept] == ["a.JPG"]
+    assert [reason for _, reason in reasons(report)] == ["picture missing"]

@@ -148,6 +148,9 @@ def test_what_the_format_cannot_store_is_refused_and_the_old_file_stays(tmp_path
         b"Prompt\tCategory\tChallenge\tNote\r\na dog\tAnimals\tBasic\t\r\n\r\n",
         b"note\tPROMPT\tcategory\tchallenge\n\ta dog\tAnimals\tBasic\n\n",
         "\ufeffPrompt\tCategory\tChallenge\na dog\tAnimals\tBasic\n".encode("utf-16-le"),
+        b"Prompt\tCategory\tChallenge\tNote\ra dog\tAnimals\tBasic\t\r",
+        b"Prompt,Category,Challenge,Note\na dog,Animals,Basic,\n",
+        b'"Category";"Prompt";"Challenge"\r\n"Animals";"a dog";"Basic"\r\n',
     ],
 )
 def test_prompts_as_others_write_them(tmp_path: Path, data: bytes) -> None:
@@ -163,9 +166,25 @@ def test_a_plain_list_of_prompts(tmp_path: Path, header: str) -> None:
     assert [row.prompt for row in read_prompts(path)] == ["a dog", '"a" cat, and more']
 
 
+def test_marks_of_a_program_are_taken_off_and_those_of_a_prompt_stay(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.tsv"
+    for text, prompts in (
+        ('Prompt\tNote\n"a ""big"" dog"\t\na cat\t"x ""y"""\n', ['a "big" dog', "a cat"]),
+        ('Prompt,Note\n"a dog, ""big""",\na cat,\n', ['a dog, "big"', "a cat"]),
+        ('Prompt\tNote\n"a ""big"" dog"\t\n"a" cat\t\n', ['"a ""big"" dog"', '"a" cat']),
+        ('Prompt\tNote\n"STOP"\t\na cat\t\n', ['"STOP"', "a cat"]),
+    ):
+        path.write_text(text)
+        assert [row.prompt for row in read_prompts(path)] == prompts
+    for text in ('Prompt,Note\n"a dog,\n', '{"prompt": "a dog"}\n'):
+        path.write_text(text)
+        with pytest.raises(CorpusError, match=str(path)):
+            read_prompts(path)
+
+
 def test_votes_as_others_write_them(tmp_path: Path) -> None:
     path = tmp_path / "votes.tsv"
-    path.write_bytes(b"\xef\xbb\xbfprompt\tdecisions\r\na dog\tgen, ret,same\r\n\r\n")
+    path.write_bytes(b"\xef\xbb\xbfprompt\tdecisions\r\na dog\tGEN, ret,same\r\n\r\n")
     assert read_votes(path) == [
         VotedPrompt(PartiPrompt("a dog", "", "", ""), ("gen", "ret", "same"))
     ]

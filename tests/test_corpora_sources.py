@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import csv
 import gzip
+import http.server
+import importlib
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -151,6 +157,13 @@ def test_r_writes_row_names_and_quotes_all_text(folder: Path) -> None:
     assert captions(folder / "table.tsv", quoting="escaped") == ['a "big" cat']
 
 
+def test_r_writes_row_names_without_quotation_marks_too(folder: Path) -> None:
+    table = written(folder, 'caption\timage\n1\ta "big" dog\timg/a.png\n2\ta cat\timg/b.png\n')
+    assert captions(table) == ['a "big" dog', "a cat"]
+    table = written(folder, "caption\timage\n1\tof 3\timg/a.png\na cat\timg/b.png\n")
+    assert [type(row) for row in read(table)] == [Exclusion, SourceRow], "a tab in a caption"
+
+
 def test_a_mark_that_is_never_closed_costs_its_rows_and_says_so(folder: Path) -> None:
     table = written(folder, 'caption\timage\na dog\timg/a.png\n"a cat\timg/b.png\n')
     rows = read(table, quoting="quoted")
@@ -199,6 +212,7 @@ def test_a_line_feed_ends_a_line_where_there_is_one(folder: Path) -> None:
     [
         *("Caption,IMAGE", "text,image_path", "TITLE,filepath", "caption,File Name"),
         *("text,file_name", "title,path", "caption,text,image,path", "note,caption,image"),
+        *("captions,jpg", "txt,PNG", "note,txt,webp"),
     ],
 )
 def test_names_that_people_use(folder: Path, header: str) -> None:
@@ -207,7 +221,8 @@ def test_names_that_people_use(folder: Path, header: str) -> None:
     plain = {name: name.lower().replace(" ", "_") for name in names}
     value = {
         name: cells["caption"]
-        if plain[name] == "caption" or (plain[name] in ("text", "title") and "caption" not in names)
+        if plain[name] == "caption"
+        or (plain[name] in ("captions", "text", "title", "txt") and "caption" not in names)
         else cells["image"]
         if plain[name] != "note"
         else "?"
@@ -396,7 +411,9 @@ def test_pictures_in_the_table_itself(folder: Path, tmp_path: Path) -> None:
     write_arrow(table, folder / "t.arrow")
     plain = pa.table({"image": [(folder / "img/b.png").read_bytes()], "text": ["a dog"]})
     pq.write_table(plain, folder / "bytes.parquet")
-    for name in ("t.parquet", "t.arrow", "bytes.parquet"):
+    pa.feather.write_feather(plain, folder / "bytes.feather")
+    pq.write_table(plain.rename_columns(["jpg", "txt"]), folder / "bytes_i2d.parquet")
+    for name in ("t.parquet", "t.arrow", "bytes.parquet", "bytes.feather", "bytes_i2d.parquet"):
         for params in ({}, {"images_dir": str(folder)}, {"check": "header"}):
             out = tmp_path / "out.parquet"
             report = check(folder / name, out, **params)
@@ -424,24 +441,71 @@ def test_a_data_set_saved_to_disk(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the library hands over, without a network."""
-    write_arrow(embedded(folder).slice(0, 1), folder / "x-train.arrow")
-    asked: list[bool] = []
+    """What the library hands over, without a network: pictures in it, and in the hub's cache."""
+    (folder / "datasets").mkdir()
+    write_arrow(embedded(folder).slice(0, 1), folder / "datasets/x-train.arrow")
+    beside = embedded(folder).to_pylist()[1:2]
+    beside[0]["image"]["path"] = str(folder / "img/c.png")
+    write_arrow(pa.Table.from_pylist(beside), folder / "datasets/x-test.arrow")
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "img"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    config = SimpleNamespace(HF_DATASETS_CACHE=str(folder / "datasets"), HF_HUB_OFFLINE=False)
+    offline: list[bool] = []
 
-    def load_dataset(name: str, download_config: SimpleNamespace) -> dict[str, SimpleNamespace]:
-        asked.append(download_config.local_files_only)
+    def load_dataset(name: str) -> dict[str, SimpleNamespace]:
+        offline.extend((config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE))
         if name != "some/pictures":
             raise FileNotFoundError(f"no {name} here")
-        files = [{"filename": str(folder / "x-train.arrow")}]
-        return {"train": SimpleNamespace(cache_files=files)}
+        files = {name: str(folder / f"datasets/x-{name}.arrow") for name in ("train", "test")}
+        return {
+            name: SimpleNamespace(cache_files=[{"filename": file}]) for name, file in files.items()
+        }
 
-    library = SimpleNamespace(DownloadConfig=SimpleNamespace, load_dataset=load_dataset)
+    library = SimpleNamespace(config=config, load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", library)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: library)
-    assert captions("some/pictures") == captions("some/pictures", allow_download=True) == ["a dog"]
-    assert asked == [True, False]
+    for allowed in (False, True):
+        report = check("some/pictures", folder / "out.parquet", allow_download=allowed)
+        assert report.splits == {"train": 1, "val": 0, "test": 1}
+    assert offline == [True, True, False, False], "not allowed: nothing is asked of the hub"
     with pytest.raises(CaptionTableError, match="no other/one here; captions.allow_download: true"):
         read("other/one")
+    assert (config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE) == (False, False)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_library_itself_asks_the_hub_only_where_allowed(tmp_path: Path, allowed: bool) -> None:
+    pytest.importorskip("datasets")
+    asked: list[str] = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    code = (
+        "from corpora.caption_sources import open_source, CaptionParams\n"
+        f"open_source(CaptionParams(table='some/pictures', allow_download={allowed}))"
+    )
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_OFFLINE": "0",
+            "HF_DATASETS_OFFLINE": "0",
+        }
+        run = [sys.executable, "-c", code]
+        done = subprocess.run(run, env={**os.environ, **where}, capture_output=True, text=True)
+        server.shutdown()
+    assert "some/pictures: no such caption table here, and as a data set of the hub" in done.stderr
+    assert bool(asked) is allowed
 
 
 def test_a_hub_id_needs_the_extra_or_leave(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,7 +541,7 @@ def test_a_folder_of_pictures_with_texts_beside_them(folder: Path, tmp_path: Pat
         ("00000/b", "a cat"),
         ("00001/c", "a hen"),
     ]
-    assert report.reasons == {"no image": 2, "no caption": 1}
+    assert report.reasons == {"no image": 1, "no caption": 1}
     with pytest.raises(CaptionTableError, match="a folder of pictures holds their own pictures"):
         read(root, images_dir=str(root))
 
@@ -549,6 +613,21 @@ def test_what_stands_beside_a_picture_in_a_shard(folder: Path) -> None:
     assert merged.detail.startswith("IMG_2024: ")
     assert "IMG_2024.01.05.jpg, IMG_2024.01.06.jpg" in merged.detail
     assert latin.detail.startswith("5: ")
+
+
+def test_a_sample_that_is_left_out_is_named_with_its_key(folder: Path, tmp_path: Path) -> None:
+    picture = (folder / "img/a.png").read_bytes()
+    members = {"k1.png": picture, "k2.png": picture, "k2.txt": b"a dog", "k3.png": picture}
+    members |= {"k3.txt": b"a" * 3000, "k4.png": b"", "k4.txt": b"a cat", "k5.txt": b"alone"}
+    report = check(shard(folder / "0.tar", members), tmp_path / "out.parquet")
+    assert report.kept == 1
+    for reason, key in (
+        ("no caption", "0.tar#k1.png"),
+        ("caption too long", "0.tar#k3.png: 3000 characters"),
+        ("picture empty", "0.tar#k4.png"),
+        ("no image", "k5: k5.txt"),
+    ):
+        assert key in report.examples[reason][0]
 
 
 def test_shards_by_braces(folder: Path) -> None:

@@ -334,6 +334,10 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
             "run.micro_batch_size: 66 is more than training.batch_size (64)",
         ),
         (
+            {"index": {"kind": "ivf-pq", "pq_bytes": 7}},
+            "index.pq_bytes: twice 7 does not divide model.p (64)",
+        ),
+        (
             {"evaluation": {"vist": {"stories": "val.json"}}},
             "evaluation.vist.images: table_1 reads it, and it is not named",
         ),

@@ -24,13 +24,29 @@ def params(**sections: dict) -> Params:
 @pytest.mark.parametrize(
     ("splits", "sections", "lines"),
     [
-        ({"train": 8, "val": 0, "test": 1}, {}, []),
+        ({"train": 8, "val": 1, "test": 1}, {}, []),
+        ({"train": 8, "val": 0, "test": 1}, {"batches": {"validation_rows": 0}}, []),
         (
-            {"train": 7, "val": 0, "test": 1},
+            {"train": 8, "val": 0, "test": 1},
+            {},
+            ["train validates on the split val, which has no rows: it goes on without; set"],
+        ),
+        (
+            {"train": 7, "val": 1, "test": 1},
             {},
             ["train takes 8 rows a step, but the split train has 7: set training.batch_size lower"],
         ),
-        ({"train": 0, "val": 0, "test": 1}, {"training": {"weights": "w"}}, []),
+        ({"train": 1, "val": 0, "test": 1}, {"training": {"weights": "w"}}, []),
+        (
+            {"train": 0, "val": 0, "test": 1},
+            {"training": {"weights": "w"}},
+            ["build-index takes the pictures of the split train, which has no rows: add some, or"],
+        ),
+        (
+            {"train": 0, "val": 0, "test": 1},
+            {"training": {"weights": "w"}, "index": {"candidates": "others.tsv"}},
+            [],
+        ),
         (
             {"train": 8, "val": 0, "test": 0},
             {"training": {"batch_size": 8, "checkpoint": "best"}},
@@ -39,7 +55,7 @@ def params(**sections: dict) -> Params:
                 "evaluate reads the split test for captions, latency, which has no rows: set",
             ],
         ),
-        ({"train": 8, "val": 0, "test": 0}, {"evaluation": {"tables": ["table_6"]}}, []),
+        ({"train": 8, "val": 1, "test": 0}, {"evaluation": {"tables": ["table_6"]}}, []),
     ],
 )
 def test_what_later_stages_need_is_said_at_once(
@@ -62,7 +78,8 @@ def test_the_stage_says_what_it_left_out_and_has_every_file_watched(
         (tmp_path / f"parts/{part}.csv").write_text(text)
     captions = {"table": "parts/*.csv", "test_fraction": 0.0}
     table = {"captions": captions, "training": {"batch_size": 4}}
-    chosen = Params.model_validate({**table, "evaluation": {"tables": ["table_6"]}})
+    quiet = {"evaluation": {"tables": ["table_6"]}, "batches": {"validation_rows": 0}}
+    chosen = Params.model_validate({**table, **quiet})
     prepare_captions.run(chosen)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
@@ -80,6 +97,7 @@ def test_the_stage_says_what_it_left_out_and_has_every_file_watched(
     said = capsys.readouterr().out.splitlines()[len(lines) :]
     assert [line.split(",")[0] for line in said] == [
         "  train takes 64 rows a step",
+        "  train validates on the split val",
         "  evaluate reads the split test for captions",
     ]
     best = Params.model_validate({**table, "training": {"batch_size": 4, "checkpoint": "best"}})

@@ -212,7 +212,7 @@ def load_language_model(
         BackboneError: the model cannot serve, or the quantisation's extra is missing; the message
             says why.
     """
-    source = {"local_files_only": Path(path_or_id).is_dir()}
+    source = {"local_files_only": Path(path_or_id).is_dir(), "trust_remote_code": False}
     if quantization != "none":
         require_quantization(quantization)
     config, tokenizer = _read_description(path_or_id, source)
@@ -238,7 +238,8 @@ def check_language_model(path_or_id: str | Path) -> None:
     Raises:
         BackboneError: the model cannot serve; the message says why.
     """
-    config, tokenizer = _read_description(path_or_id, {"local_files_only": True})
+    source = {"local_files_only": True, "trust_remote_code": False}
+    config, tokenizer = _read_description(path_or_id, source)
     _refuse_unfit_configuration(config, str(path_or_id))
     text = config.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or [])

@@ -103,7 +103,7 @@ def read_shapes(role: Role, folder: Path) -> dict[str, dict[str, tuple[int, ...]
         shapes[component] = {}
         for name in weights.files:
             try:
-                shapes[component] |= dict(_shapes(folder / name))
+                shapes[component] |= dict(_shapes(folder / name, role))
             except BackboneError as error:
                 problems.append(str(error))
     if problems:
@@ -128,7 +128,7 @@ def _absent_shards(folder: Path, weights: Weights) -> list[str]:
     return [f"{index} names {name}, which is not there: fetch it" for name in missing]
 
 
-def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(file: Path, role: Role) -> Iterator[tuple[str, tuple[int, ...]]]:
     with file.open("rb") as stream:
         if stream.read(len(_POINTER)) == _POINTER:
             raise BackboneError(
@@ -143,12 +143,19 @@ def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         mapped = zipfile.is_zipfile(file)
         content = torch.load(file, map_location="meta", weights_only=True, mmap=mapped or None)
     except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        if re.search(r"GLOBAL .* (is blocked|was not an allowed)", str(error)):
+            raise BackboneError(
+                f"{file} holds Python objects, which are never loaded: get the weights as "
+                "safetensors"
+            ) from error
         size = file.stat().st_size
         first = str(error).split("\n")[0][:200]
         raise BackboneError(
             f"{file} ({size:,} bytes) is truncated or no weights ({first}): fetch it again"
         ) from error
-    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = content if isinstance(content, dict) else {}
+    if role == "visual_encoder":  # open_clip alone looks inside
+        tensors = tensors.get("state_dict", tensors)
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor):
             yield name, tuple(tensor.shape)

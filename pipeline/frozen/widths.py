@@ -108,7 +108,7 @@ def _with_defaults(folder: Path) -> Any:
 
     read_json(folder / "config.json")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackboneError(f"{folder}/config.json: {str(error).splitlines()[0]}") from error
     except Exception as error:  # strict data classes of huggingface_hub raise kinds of their own
