@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluation import sets
+from evaluation.ceilings import oracle_ceiling
 from evaluation.decision import table_6
 from evaluation.headline import MAIN, headline, of_every_set
 from evaluation.latency import latency
@@ -161,7 +162,13 @@ class _Run:
         }
         found = self.scorer.score(one, pictures)
         rows = Rows(one.name, one.title, len(one.examples), one.of, section.seed)
-        results = [row for method in found for row in rows.results(method, found[method])]
+        results = [
+            replace(row, ceiling=oracle_ceiling(one, method))
+            if row.metric == "oracle_attributes"
+            else row
+            for method in found
+            for row in rows.results(method, found[method])
+        ]
         self.records += self._records(one, pictures, found)
         self._measured[known] = results
         return results
@@ -234,11 +241,12 @@ def _ablation_sets(sources: Sources, params: Params) -> list[EvaluationSet]:
 
 
 def _print(table: str, rows: Sequence[Result], said: set[str]) -> None:
-    """One line per set for people, with every method's main numbers; each reason once."""
+    """One line per set for people: every method's main numbers, ceilings; each reason once."""
     for name in dict.fromkeys(row.set for row in rows):
         own = [row for row in rows if row.set == name]
         numbers = ", ".join(
             f"{row.method} {row.metric} {row.value:.3g}"
+            + ("" if row.ceiling is None else f" (ceiling {row.ceiling:.3g})")
             for row in own
             if row.value is not None and row.metric in (*MAIN, *_SPEEDS)
         )
