@@ -178,7 +178,8 @@ class ImageTokenInit(Record):
     )
     texts: tuple[str, ...] = Field(
         (),
-        description="for `words`: one text per [IMG] row, at least r; the mean of its words",
+        description="for `words`: at least r; cut into r neighbouring groups, of each of which the "
+        "row is the mean of all words",
     )
 
 
