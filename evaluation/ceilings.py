@@ -1,6 +1,6 @@
-"""What the words of the miniature's examples tell at all: no reading of them scores more, but by luck.
+"""What the words of the miniature's examples tell: no reading of them scores more, but by luck.
 
-A story's last caption names two of five attributes at most, so that 1.0 is out of reach there.
+A story's last caption names two of five attributes at most: 1.0 is out of reach there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the drawn texts tell at all, against numbers that were counted by hand and by another program."""
+"""What texts tell, against counting by hand, and by another program on a drawn world."""
 
 import json
 
@@ -58,10 +58,6 @@ def test_the_ceilings_of_a_drawn_world(tmp_path):
     )
     drawn = [*sets.table_1(stories, None), *sets.table_2(dialogues, None)]
     ceilings = {one.name: oracle_ceiling(one, "gill") for one in drawn}
-    assert ceilings == pytest.approx(
-        {
-            **{"story_1": 0.504, "story_5": 0.820, "story_5_pictures": 1.0},
-            **{"dialogue_1": 0.440, "dialogue_5": 0.817, "dialogue_10": 1.0},
-        },
-        abs=5e-4,
-    )
+    counted = {"story_1": 0.504, "story_5": 0.820, "story_5_pictures": 1.0}
+    counted |= {"dialogue_1": 0.440, "dialogue_5": 0.817, "dialogue_10": 1.0}
+    assert ceilings == pytest.approx(counted, abs=5e-4)
