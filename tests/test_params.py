@@ -129,6 +129,7 @@ objective.trained_dtype
 
 training.batch_size
 training.betas
+training.captioning_from
 training.checkpoint
 training.clip_norm
 training.epsilon
@@ -305,6 +306,14 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
             {"training": {"weights": "a", "start_from": "b"}},
             "training.weights: goes without training.start_from: use weights as they are, or train "
             "on from them",
+        ),
+        (
+            {
+                "training": {"captioning_from": "a"},
+                "objective": {"captioning_softmax": "words_and_images"},
+            },
+            "training.captioning_from: l_c trains E_img too where objective.captioning_softmax is "
+            "words_and_images: it cannot be left out",
         ),
         (
             {

@@ -50,14 +50,15 @@ class Heads(nn.Module):
     def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
         self.sizes = s = sizes
-        # In another order the same seed would start them elsewhere: all draw from one generator.
-        self.image_embeddings = nn.Parameter(torch.randn(s.r, s.e) * 0.02)
+        # In another order the same seed would start them elsewhere: all draw from one generator,
+        # and what no r or mapping network changes draws first, so that it starts alike in all.
         self.caption_projection = nn.Linear(s.d, s.k * s.e)
         self.text_to_image = nn.Linear(s.e, s.p)
         self.image_to_text = nn.Linear(s.d, s.p)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.mapper = MAPPERS[s.mapper.kind](s.e, s.r, s.L, s.D, s.m, s.mapper)
         self.pooled_projection = None if s.D_pooled is None else nn.Linear(s.e, s.D_pooled)
+        self.image_embeddings = nn.Parameter(torch.randn(s.r, s.e) * 0.02)
 
     @torch.no_grad()
     def set_image_embeddings(self, rows: Float[Tensor, "r e"]) -> None:
