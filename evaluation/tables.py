@@ -156,7 +156,7 @@ class _Run:
         if known in self._measured:
             return self._measured[known]
         section = self.params.evaluation
-        maker = PictureMaker(self.crew, self.store, section.seed)
+        maker = PictureMaker(self.crew, self.store, section.seed, self._read_prompt)
         pictures: dict[str, list[Path]] = {
             method: maker.make(one, method, settings) for method in section.methods
         }
@@ -172,6 +172,11 @@ class _Run:
         self.records += self._records(one, pictures, found)
         self._measured[known] = results
         return results
+
+    def _read_prompt(self, prompt: str) -> list[list[int]]:
+        """What the generator's own text side, loaded when it is first asked, reads of a prompt."""
+        assert self.gill.conditioner is not None, "Gill.load gives one"
+        return self.gill.conditioner().read(prompt)
 
     def _records(
         self,
