@@ -19,8 +19,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from evaluation.variants import BASELINE, Cell, cell, is_done, read_study
-from gill_errors import StageError
+from gill_errors import GillError, StageError
 from gill_progress import Ticker, duration
+from stages import run_variant
 
 # What a cell imports first or last: all that is slow to import is behind one of these.
 _IMPORTED_ONCE = ["evaluation.tables", "stages.decision_labels", "stages.head_training"]
@@ -92,25 +93,23 @@ def _run_all(files: tuple[Path, Path], cells: Sequence[Cell], jobs: int) -> list
 
 def _start(files: tuple[Path, Path], one: Cell) -> _Running:
     one.folder.mkdir(parents=True, exist_ok=True)
-    words = ["run-variant", one.name, "--seed", str(one.seed)]
-    words += ["--params", str(files[0]), "--variants", str(files[1])]
-    process = multiprocessing.get_context("forkserver").Process(
-        target=_run_cell, args=(one.log, words)
-    )
     one.log.write_bytes(b"")  # here by the time that its last line is shown
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_run_cell, args=(files, one))
     process.start()
     return _Running(one, process, time.monotonic())
 
 
-def _run_cell(log: Path, words: Sequence[str]) -> None:
-    """The command `stages WORDS`, in the process that is forked for it."""
-    from stages.cli import main
-
-    with log.open("wb") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    sys.argv = ["stages", *words]
-    main()
+def _run_cell(files: tuple[Path, Path], one: Cell) -> None:
+    """Run a cell in the process that is forked for it."""
+    with one.log.open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    params_file, study_file = files
+    try:
+        run_variant.run(params_file, read_study(study_file), one.name, one.seed)
+    except GillError as failure:
+        sys.exit(f"error: {failure}")
 
 
 def _interrupt(*_: object) -> None:

@@ -42,7 +42,7 @@ class TextConditioner:
         return Conditioning(result[0], result[2] if len(result) == 4 else None)
 
     def read(self, prompt: str) -> list[list[int]]:
-        """The token ids that each tokenizer keeps of a prompt: `encode` knows nothing else of it."""
+        """The token ids that each tokenizer keeps of a prompt: all that `encode` knows of it."""
         parts = [getattr(self._pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
         return [
             part(prompt, truncation=True, max_length=part.model_max_length)["input_ids"]
