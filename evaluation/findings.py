@@ -188,7 +188,10 @@ def _over(results: Sequence[Result]) -> dict[str, Any]:
     one = results[0]
     values = [result.value for result in results if result.value is not None]
     mean, deviation = mean_and_deviation(values) if values else (None, None)
-    said = ("table", "set", "title", "method", "metric", "examples", "of", "published", "absent")
+    said = (
+        *("table", "set", "title", "method", "metric", "examples", "of"),
+        *("published", "absent", "ceiling"),
+    )
     return {key: getattr(one, key) for key in said} | {
         "mean": mean, "deviation": deviation, "low": None, "high": None, "values": values
     }  # fmt: skip

@@ -60,8 +60,16 @@ class PictureMaker:
     What `crew` makes is saved here alone, so a worker that dies leaves nothing half-written.
     """
 
-    def __init__(self, crew: Crew, store: EvaluationStore, seed: int) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        store: EvaluationStore,
+        seed: int,
+        read_prompt: Callable[[str], list[list[int]]],
+    ) -> None:
+        """`read_prompt`: what the generator's text encoder reads of a prompt (its `read`)."""
         self._crew, self._store, self._seed = crew, store, seed
+        self._read_prompt = read_prompt
 
     def make(self, one: EvaluationSet, method: Method, settings: GenerationSettings) -> list[Path]:
         """The pictures of a set, in the order of its examples."""
@@ -96,9 +104,12 @@ class PictureMaker:
     def _key(
         self, example: Example, method: Method, seed: int, settings: GenerationSettings
     ) -> str:
-        """Of all that a picture depends on, but for the models; pictures count by content."""
+        """Of all that a picture depends on, but for the models; pictures count by content.
+
+        The generator's own text encoder cuts long prompts, so that many rounds are like few.
+        """
         read = (
-            [example.prompt]
+            self._read_prompt(example.prompt)
             if method == "generator"
             else [
                 part if isinstance(part, str) else {"picture": content_of(part.reference)}

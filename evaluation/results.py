@@ -47,6 +47,8 @@ class Result:
     published: float | None = None
     absent: str | None = None
     """Why `value` is None."""
+    ceiling: float | None = None
+    """The most that what was read can tell (`evaluation.ceilings`), where that is known."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluation import sets
+from evaluation.ceilings import oracle_ceiling
 from evaluation.decision import table_6
 from evaluation.headline import MAIN, headline, of_every_set
 from evaluation.latency import latency
@@ -155,16 +156,27 @@ class _Run:
         if known in self._measured:
             return self._measured[known]
         section = self.params.evaluation
-        maker = PictureMaker(self.crew, self.store, section.seed)
+        maker = PictureMaker(self.crew, self.store, section.seed, self._read_prompt)
         pictures: dict[str, list[Path]] = {
             method: maker.make(one, method, settings) for method in section.methods
         }
         found = self.scorer.score(one, pictures)
         rows = Rows(one.name, one.title, len(one.examples), one.of, section.seed)
-        results = [row for method in found for row in rows.results(method, found[method])]
+        results = [
+            replace(row, ceiling=oracle_ceiling(one, method))
+            if row.metric == "oracle_attributes"
+            else row
+            for method in found
+            for row in rows.results(method, found[method])
+        ]
         self.records += self._records(one, pictures, found)
         self._measured[known] = results
         return results
+
+    def _read_prompt(self, prompt: str) -> list[list[int]]:
+        """What the generator's own text side, loaded when it is first asked, reads of a prompt."""
+        assert self.gill.conditioner is not None, "Gill.load gives one"
+        return self.gill.conditioner().read(prompt)
 
     def _records(
         self,
@@ -234,11 +246,12 @@ def _ablation_sets(sources: Sources, params: Params) -> list[EvaluationSet]:
 
 
 def _print(table: str, rows: Sequence[Result], said: set[str]) -> None:
-    """One line per set for people, with every method's main numbers; each reason once."""
+    """One line per set for people: every method's main numbers, ceilings; each reason once."""
     for name in dict.fromkeys(row.set for row in rows):
         own = [row for row in rows if row.set == name]
         numbers = ", ".join(
             f"{row.method} {row.metric} {row.value:.3g}"
+            + ("" if row.ceiling is None else f" (ceiling {row.ceiling:.3g})")
             for row in own
             if row.value is not None and row.metric in (*MAIN, *_SPEEDS)
         )

@@ -41,6 +41,11 @@ class Variant(Record):
         ("train", "evaluate"), description="what a cell runs, in this order"
     )
     params: dict[str, Any] = Field({}, description="laid over params.yaml and `common`")
+    captioning_of: str | None = Field(
+        None,
+        description="variant whose W_cap of the same seed is taken (training.captioning_from); it "
+        "runs first",
+    )
 
 
 class Study(Record):
@@ -82,6 +87,10 @@ class Cell:
         """What the cell printed."""
         return self.folder / "log.txt"
 
+    def beside(self, name: str) -> Cell:
+        """The cell of another variant with the same seed."""
+        return Cell(name, self.seed, self.folder.parents[1] / name / str(self.seed))
+
     def __str__(self) -> str:
         return f"{self.name}, seed {self.seed}"
 
@@ -112,11 +121,14 @@ def cell_params(file: Path, study: Study, name: str, seed: int) -> Params:
 
 def cell_values(file: Path, study: Study, name: str, seed: int) -> dict[str, Any]:
     """What a person would write: params.yaml with the changes of a variant and a seed."""
-    values = read_unchecked(file)
+    values, variant = read_unchecked(file), study.variant(name)
     sections = ("model", "training", "evaluation", "decision")
     seeds = {section: {"seed": seed} for section in sections}
-    for changes in (study.common, study.variant(name).params, seeds):
+    for changes in (study.common, variant.params, seeds):
         values = lay_over(values, changes)
+    if variant.captioning_of is not None:
+        trained = cell(variant.captioning_of, seed).artifacts.model
+        values = lay_over(values, {"training": {"captioning_from": str(trained)}})
     return values
 
 
@@ -130,17 +142,23 @@ def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return laid
 
 
-def cell_fingerprint(params: Params, variant: Variant, artifacts: Artifacts) -> str:
+def cell_fingerprint(params_file: Path, study: Study, one: Cell) -> str:
     """What a cell's results follow from: its params, the frozen models, the content of the caches.
+
+    Also what those of the cell follow from whose W_cap it takes.
 
     Raises StageError when the caches are not there yet.
     """
+    params = cell_params(params_file, study, one.name, one.seed)
+    variant = study.variant(one.name)
+    other = variant.captioning_of
     content = {
         "params": {name: getattr(params, name).model_dump(mode="json") for name in _SECTIONS},
         "stages": variant.stages,
         "code": code_fingerprint("evaluation.tables"),
         "training": code_fingerprint("stages.head_training"),
-        "inputs": _inputs(artifacts),
+        "inputs": _inputs(one.artifacts),
+        "captioning": other and cell_fingerprint(params_file, study, one.beside(other)),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -171,5 +189,4 @@ def is_finished(one: Cell, fingerprint: str) -> bool:
 
 def is_done(params_file: Path, study: Study, one: Cell) -> bool:
     """Whether a cell is finished with these params and caches."""
-    params = cell_params(params_file, study, one.name, one.seed)
-    return is_finished(one, cell_fingerprint(params, study.variant(one.name), one.artifacts))
+    return is_finished(one, cell_fingerprint(params_file, study, one))

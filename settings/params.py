@@ -178,7 +178,8 @@ class ImageTokenInit(Record):
     )
     texts: tuple[str, ...] = Field(
         (),
-        description="for `words`: one text per [IMG] row, at least r; the mean of its words",
+        description="for `words`: at least r; cut into r neighbouring groups, of each of which the "
+        "row is the mean of all words",
     )
 
 
@@ -221,6 +222,12 @@ class TrainingParams(TrainingNumbers):
         "the released layout or of `save_pretrained`, or with backbones.allow_download a hub id",
     )
     start_from: str | None = Field(None, description="the same, with training after it")
+    captioning_from: str | None = Field(
+        None,
+        description="the same, of which W_cap alone is taken and not trained: l_c reaches nothing "
+        "else, so that runs with other [IMG] tokens or mapping networks need not train it again. "
+        "With clip_norm: null the other parts are those of a whole training, bit by bit",
+    )
 
 
 class IndexParams(IndexSettings):
@@ -300,6 +307,11 @@ class Params(Record):
             found.append(
                 "training.weights: goes without training.start_from: use weights as they are, or "
                 "train on from them"
+            )
+        if self.training.captioning_from and self.objective.captioning_softmax != "words":
+            found.append(
+                "training.captioning_from: l_c trains E_img too where objective.captioning_softmax "
+                "is words_and_images: it cannot be left out"
             )
         if self.run.shard_language_model and lm.language_model_quantization != "none":
             found.append(

@@ -23,7 +23,7 @@ from pipeline.training.progress import DvcliveLog, show_progress
 from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
-from stages.trained_weights import read_weights
+from stages.trained_weights import read_captioning, read_weights
 from stages.validation_rows import contents_of, one_row_per_picture
 
 
@@ -44,6 +44,9 @@ def train_heads(
     )
     # Seeded, hence alike in all processes and whatever was drawn while loading.
     heads = _first_heads(params, backbones, language_model).to(device)
+    objective = params.objective
+    if params.training.captioning_from is not None:  # W_cap is there: its pass is left out
+        objective = objective.model_copy(update={"captioning_weight": 0.0})
     maker = BatchMaker(
         table,
         language_model,
@@ -70,7 +73,7 @@ def train_heads(
         result = train(
             MultimodalLanguageModel(language_model, heads),
             batches,
-            params.objective,
+            objective,
             settings,
             directory=folder,
             validation=validation,
@@ -87,11 +90,14 @@ def train_heads(
 
 
 def _first_heads(params: Params, backbones: Backbones, language_model: LanguageModel) -> Heads:
-    """Untrained heads, or those that `training.start_from` names."""
+    """Untrained heads, or those that `training.start_from` and `captioning_from` name."""
     heads = new_heads(params.model, backbones, language_model)
     if params.training.start_from is not None:
         found = read_weights(params.training.start_from, params, backbones).heads
         heads.load_state_dict(found.state_dict())
+    if params.training.captioning_from is not None:
+        captioning = read_captioning(params.training.captioning_from, params, backbones)
+        heads.caption_projection.load_state_dict(captioning.state_dict())
     return heads
 
 

@@ -45,11 +45,13 @@ def run(
     `anew` what there is of it is put aside first.
     """
     chosen = params.training.weights
-    named = chosen or params.training.start_from
-    bring_from_repository([named])
-    if not _is_worker():
-        local = Path(named) if named is not None and Path(named).exists() else None
-        watch_files(INPUTS / "train", {"weights": local})
+    named = {
+        "weights": chosen or params.training.start_from,
+        "captioning": params.training.captioning_from,
+    }
+    bring_from_repository(named.values())
+    if not _is_worker() and artifacts == ARTIFACTS:  # DVC runs no cell of the findings
+        watch_files(INPUTS / "train", named)
     if chosen is not None:
         if not _is_worker():
             _use_weights(chosen, params, artifacts, metrics)
@@ -88,8 +90,10 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
         "training": numbers,
         "code": code_of("training", work),
     }
-    if (start := params.training.start_from) is not None and Path(start).exists():
-        decided_by["start_from"] = content_of(Path(start))  # a name on the hub is in `training`
+    for key in ("start_from", "captioning_from"):
+        start = getattr(params.training, key)
+        if start is not None and Path(start).exists():  # a name on the hub is in `training`
+            decided_by[key] = content_of(Path(start))
     return work.entry("training", decided_by)
 
 

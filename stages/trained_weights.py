@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
 
 from gill_errors import StageError
 from pipeline.bridge.checkpoint import BEST, LAST, CheckpointRecord, load_heads
@@ -32,10 +35,18 @@ def read_weights(source: str, params: Params, backbones: Backbones) -> TrainedWe
     UpstreamError for damaged files, HubError for a name that the hub does not have.
     """
     found = _read(source, params, backbones)
-    wrong = _misfits(found, params, backbones)
-    if wrong:
-        raise StageError(f"{source} does not fit: " + "; ".join(wrong))
+    _refuse_misfits(source, found, params, backbones)
     return found
+
+
+def read_captioning(source: str, params: Params, backbones: Backbones) -> nn.Linear:
+    """Read the W_cap of `training.captioning_from`; the other sizes may be others than here.
+
+    Raises as `read_weights`.
+    """
+    found = _read(source, params, backbones)
+    _refuse_misfits(source, found, params, backbones, ("d", "e", "model.k"))
+    return found.heads.caption_projection
 
 
 def _read(source: str, params: Params, backbones: Backbones) -> TrainedWeights:
@@ -73,8 +84,17 @@ def _saved_pretrained(source: str, params: Params) -> TrainedWeights:
     return TrainedWeights(heads, record, decision)
 
 
-def _misfits(found: TrainedWeights, params: Params, backbones: Backbones) -> list[str]:
-    """What the heads and this run say differently, for people."""
+def _refuse_misfits(
+    source: str,
+    found: TrainedWeights,
+    params: Params,
+    backbones: Backbones,
+    compared: Sequence[str] | None = None,
+) -> None:
+    """Raise StageError for what the heads and this run say differently.
+
+    Of the sizes only those `compared`, by the first word of their names; None: all.
+    """
     sizes, model, widths = found.heads.sizes, params.model, backbones.widths
     here = {
         "d (visual width)": (sizes.d, widths["d"]),
@@ -91,7 +111,7 @@ def _misfits(found: TrainedWeights, params: Params, backbones: Backbones) -> lis
     wrong = [
         f"{name} is {theirs} in the weights, {ours} here"
         for name, (theirs, ours) in here.items()
-        if theirs != ours
+        if theirs != ours and (compared is None or name.split()[0] in compared)
     ]
     ours = backbones.fingerprints
     wrong += [
@@ -99,4 +119,5 @@ def _misfits(found: TrainedWeights, params: Params, backbones: Backbones) -> lis
         for role, theirs in found.record.backbones.items()
         if role in ours and theirs != ours[role]
     ]
-    return wrong
+    if wrong:
+        raise StageError(f"{source} does not fit: " + "; ".join(wrong))

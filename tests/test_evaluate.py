@@ -312,6 +312,16 @@ def test_other_heads_make_their_own_pictures_and_the_generators_are_shared(run, 
     assert third == first
 
 
+def test_the_generators_picture_is_made_once_for_what_it_reads_alike(run):
+    """Its text encoder reads 24 tokens: of ten rounds no more than of five."""
+    _, records = run(tables=["table_2"])
+    made = {(one.set, one.id): one.pictures for one in records}
+    for id_ in {id_ for _, id_ in made}:
+        one, five, ten = (made[f"dialogue_{n}", id_] for n in (1, 5, 10))
+        assert ten["generator"] == five["generator"] != one["generator"]
+        assert ten["gill"] != five["gill"]
+
+
 def test_a_variant_runs_without_baseline_index_and_classifier(run):
     shutil.rmtree(run.artifacts.root / "index")
     results, records = run(tables=["captions", "table_6", "latency"], methods=["gill"], captions=2)

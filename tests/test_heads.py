@@ -48,11 +48,20 @@ def test_image_embeddings_around_the_mean_row(language_model: LanguageModel) -> 
 
 
 def test_image_embeddings_from_words(language_model: LanguageModel) -> None:
-    rows = word_image_embeddings(language_model, 2, ["w3", "w7 w9", "w4"])
-    ids = language_model.tokenizer.convert_tokens_to_ids(["w3", "w7", "w9"])
-    first, second, third = language_model.input_rows[ids]
-    assert rows.dtype == torch.float32
-    torch.testing.assert_close(rows, torch.stack([first, (second + third) / 2]))
+    texts = ["w3", "w7 w9", "w4"]
+    ids = language_model.tokenizer.convert_tokens_to_ids(["w3", "w7", "w9", "w4"])
+    first, second, third, fourth = words = language_model.input_rows[ids]
+    # Whatever r is, every text stands in one of the rows.
+    expected = {
+        1: [words.mean(0)],
+        2: [(first + second + third) / 3, fourth],
+        3: [first, (second + third) / 2, fourth],
+    }
+    for r, means in expected.items():
+        rows = word_image_embeddings(language_model, r, texts)
+        assert rows.dtype == torch.float32
+        torch.testing.assert_close(rows, torch.stack(means))
+    rows = word_image_embeddings(language_model, 2, texts)
     heads = Heads(HeadSizes(d=4, e=32, m=16, L=5, D=6, r=2))
     heads.set_image_embeddings(rows)
     assert heads.image_embeddings.equal(rows)

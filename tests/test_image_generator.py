@@ -38,6 +38,11 @@ def test_text_conditioning_is_the_pipelines_own(directory):
     ours = conditioner.encode(["a b", "c"])
     torch.testing.assert_close(ours.embedding, expected[0], atol=1e-6, rtol=0)
     assert (conditioner.length, conditioner.width) == tuple(expected[0].shape[1:])
+    whole_prompt, longer = "a b c " * 40, "a b c " * 40 + "d"
+    assert conditioner.read(whole_prompt) == conditioner.read(longer) != conditioner.read("a b")
+    same = conditioner.encode([whole_prompt, longer]).embedding
+    assert same[0].equal(same[1]), "what is read alike is encoded alike"
+    assert conditioner.read("a b") != conditioner.read("a c")
     if len(expected) == 4:
         torch.testing.assert_close(ours.pooled, expected[2], atol=1e-6, rtol=0)
         assert conditioner.pooled_width == 20

@@ -129,6 +129,7 @@ objective.trained_dtype
 
 training.batch_size
 training.betas
+training.captioning_from
 training.checkpoint
 training.clip_norm
 training.epsilon
@@ -308,6 +309,14 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
         ),
         (
             {
+                "training": {"captioning_from": "a"},
+                "objective": {"captioning_softmax": "words_and_images"},
+            },
+            "training.captioning_from: l_c trains E_img too where objective.captioning_softmax is "
+            "words_and_images: it cannot be left out",
+        ),
+        (
+            {
                 "run": {"shard_language_model": True},
                 "backbones": {"language_model_quantization": "nf4"},
             },
@@ -413,7 +422,8 @@ def test_every_key_of_run_reaches_the_room_that_obeys_it():
         "prefetch": 9,
         "batch_sizes": {"features": 10, "targets": 11, "pictures": 12},
     }
-    params = accepted({"run": run, "training": {"steps": 77, "checkpoint": "best"}})
+    training = {"steps": 77, "checkpoint": "best"}
+    params = accepted({"run": run, "training": training, "generation": {"steps": 13}})
     training = params.training_settings.model_dump()
     assert {key: training[key] for key in list(run)[:5]} == {key: run[key] for key in list(run)[:5]}
     assert (training["steps"], training["learning_rate"]) == (77, 2.0e-3)
@@ -421,7 +431,7 @@ def test_every_key_of_run_reaches_the_room_that_obeys_it():
     assert {key: generation[key] for key in list(run)[5:9]} == {
         key: run[key] for key in list(run)[5:9]
     }
-    assert (generation["steps"], generation["guidance"], generation["batch_size"]) == (12, 2.5, 12)
+    assert (generation["steps"], generation["guidance"], generation["batch_size"]) == (13, 2.5, 12)
     filling = params.run.filling(params.run.batch_sizes.targets)
     assert (filling.batch_size, filling.num_readers) == (11, 7)
     assert (params.run.scale_out.scheduler, params.run.scale_out.num_workers) == ("threads", 6)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
+from safetensors.torch import load
 from stage_runs import ROOT, run, write_params
 
 from evaluation.variants import cell, read_study
@@ -30,7 +31,7 @@ STUDY = {
                 }
             },
         },
-        "r2": {"title": "r = 2", "params": {"model": {"r": 2}}},
+        "r2": {"title": "r = 2", "captioning_of": "gill", "params": {"model": {"r": 2}}},
     },
 }
 
@@ -67,7 +68,7 @@ def cells(tmp_path_factory):
             run(stage)
         for name, seed in (("gill", 0), ("gill", 1), ("r2", 0)):
             said = run("run-variant", name, "--seed", str(seed), "--variants", "study.yaml")
-            assert "finished before" not in said
+            assert f"{name}, seed {seed}: train" in said
         yield folder
 
 
@@ -77,6 +78,9 @@ def test_cells_have_their_own_heads_and_no_copy_of_the_caches(cells):
         for name in ("gill/0", "gill/1", "r2/0")
     ]
     assert len({*heads}) == 3
+    captioning = [load(one)["caption_projection.weight"] for one in heads]
+    assert captioning[2].equal(captioning[0]), "W_cap is trained once for each seed"
+    assert not captioning[1].equal(captioning[0])
     for name in ("*.zarr", "captions.parquet", "backbones", "miniature"):
         assert not list((cells / "artifacts/findings").rglob(name))
     record = json.loads((cells / "artifacts/findings/r2/0/cell.json").read_text())
@@ -88,13 +92,14 @@ def test_a_finished_cell_is_not_run_again_and_a_stale_one_is(cells, monkeypatch)
     monkeypatch.chdir(cells)
     heads = cell("r2", 0).artifacts.model / "last.safetensors"
     before, made = heads.read_bytes(), heads.stat().st_mtime_ns
-    assert "finished before" in run(*R2)
+    assert "r2, seed 0: finished before" in run(*R2)
     assert heads.stat().st_mtime_ns == made
     changed = yaml.safe_load(Path("params.yaml").read_text())
     changed["training"]["learning_rate"] = 0.01
     Path("other.yaml").write_text(yaml.safe_dump(changed))
     said = run(*R2, "--params", "other.yaml")
-    assert "finished before" not in said
+    assert "gill, seed 0: train" in said, "whose W_cap it takes"
+    assert "r2, seed 0: train" in said
     assert "changed since: training.learning_rate" in said
     assert heads.read_bytes() != before
     said = run(*R2)
@@ -110,7 +115,7 @@ def test_a_killed_cell_goes_on_after_its_training(cells, monkeypatch):
     one.record.unlink()
     shutil.rmtree(one.artifacts.root)
     said = run(*R2)
-    assert "finished before" not in said
+    assert "r2, seed 0: finished before" not in said
     assert "nothing to do: trained before" in said
     assert (one.artifacts.model / "last.safetensors").read_bytes() == before
     assert json.loads(one.record.read_text())["params"]["model"]["r"] == 2
@@ -174,7 +179,7 @@ def test_a_stopped_pool_stops_its_cells(cells, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_variants.run(Path("params.yaml"), Path("seven.yaml"), jobs=2)
     assert len(started) == 2
-    assert all(one.process.poll() is not None for one in started)
+    assert all(one.process.exitcode is not None for one in started)
 
 
 def test_without_git_ablations_say_that_there_are_no_experiments(monkeypatch, tmp_path, capsys):
@@ -212,8 +217,8 @@ def test_a_cell_waits_for_the_process_that_runs_it(cells, monkeypatch):
     monkeypatch.setattr(run_variant, "FileLock", Asking)
     monkeypatch.setattr(run_variant, "is_finished", finished)
     study = read_study(Path("study.yaml"))
-    waiting = threading.Thread(target=run_variant.run, args=(Path("params.yaml"), study, "r2", 0))
-    with FileLock(cell("r2", 0).folder.parent / "0.lock"):
+    waiting = threading.Thread(target=run_variant.run, args=(Path("params.yaml"), study, "gill", 0))
+    with FileLock(cell("gill", 0).folder.parent / "0.lock"):
         waiting.start()
         assert asked.wait(timeout=60)
         order.append("first")

@@ -274,6 +274,38 @@ def test_training_starts_from_given_weights(steps, given, tmp_path):
     assert load_file(HEADS)["image_to_text.weight"].abs().max() < 1e-20
 
 
+def test_captioning_that_was_trained_once_serves_other_heads_bit_by_bit(steps, tmp_path):
+    """Every part is that of a whole training: W_cap knows of no other, and no other of W_cap."""
+    _params(training={"clip_norm": None})
+    run("train")
+    named = tmp_path / "others.safetensors"
+    shutil.copy(HEADS, named)
+    others = {"r": 2, "mapper": {"kind": "linear", "adds_embedding": False}}
+    _params(model=others, training={"clip_norm": None})
+    run("train")
+    whole = shutil.copy(HEADS, tmp_path / "whole.safetensors")
+    curve = json.loads(CURVE.read_text())
+    assert curve["train"]["captioning"] > 0
+
+    _params(model=others, training={"clip_norm": None, "captioning_from": str(named)})
+    run("train")
+    assert steps == ALL * 3
+    assert _same_tensors(HEADS, whole)
+    left_out = json.loads(CURVE.read_text())
+    assert left_out["train"]["captioning"] == 0, "its pass is not run"
+    assert left_out["train"]["generation"] == curve["train"]["generation"]
+
+    heads, record = load_heads(named)
+    with torch.no_grad():
+        heads.caption_projection.bias.zero_()
+    save_heads(named, heads, record)  # another W_cap under the same name
+    assert "captioning_from" in run("train")
+    assert load_file(HEADS)["caption_projection.bias"].abs().max() == 0
+
+    _params(model={"k": 2}, training={"captioning_from": str(named)})
+    assert "model.k is 4 in the weights, 2 here" in refusal("train")
+
+
 def test_import_released_names_the_weights_and_their_sizes(steps, given):
     _params(model={"r": 3, "m": 32, "mapper": {"encoder_layers": 1, "adds_embedding": False}})
     before = yaml.safe_load(Path("params.yaml").read_text())

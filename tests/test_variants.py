@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from evaluation.variants import (
     Cell,
     Study,
+    cell,
     cell_fingerprint,
     cell_params,
     lay_over,
@@ -89,21 +91,23 @@ def caches(tmp_path):
     return artifacts
 
 
-def test_results_are_stale_when_params_or_caches_change(caches):
-    variant = STUDY.variant("r4")
-
-    def fingerprint(**changes):
-        params = cell_params(PARAMS, STUDY, "r4", 0).model_copy(update=changes)
-        return cell_fingerprint(params, variant, caches)
+def test_results_are_stale_when_params_or_caches_change(caches, tmp_path):
+    def fingerprint(seed=0, study=STUDY, **changes):
+        file = tmp_path / "params.yaml"
+        file.write_text(yaml.safe_dump(lay_over(yaml.safe_load(PARAMS.read_text()), changes)))
+        return cell_fingerprint(file, study, cell("r4", seed, caches))
 
     first = fingerprint()
     assert fingerprint() == first
-    params = cell_params(PARAMS, STUDY, "r4", 1)
-    assert cell_fingerprint(params, variant, caches) != first
-    unrelated = params.features.model_copy(update={"shard_rows": 1})
-    assert fingerprint(features=unrelated) == first  # what matters is the content of the cache
-    how = params.run.model_copy(update={"device": "cuda", "micro_batch_size": 2})
-    assert fingerprint(run=how) == first
+    assert fingerprint(seed=1) != first
+    assert fingerprint(training={"steps": 1}) != first
+    assert fingerprint(features={"shard_rows": 1}) == first  # the content of the cache matters
+    assert fingerprint(run={"device": "cuda", "micro_batch_size": 2}) == first
+    gill = STUDY.variant("gill")
+    other = gill.model_copy(update={"params": lay_over(gill.params, {"training": {"steps": 1}})})
+    variants = {**STUDY.variants, "gill": other}
+    # Its own params are the same, but the W_cap that it takes is another.
+    assert fingerprint(study=STUDY.model_copy(update={"variants": variants})) != first
     caches.targets.with_suffix(".manifest.json").write_text('{"content": "other"}')
     assert fingerprint() != first
     caches.captions.unlink()

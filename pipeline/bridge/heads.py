@@ -50,14 +50,15 @@ class Heads(nn.Module):
     def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
         self.sizes = s = sizes
-        # In another order the same seed would start them elsewhere: all draw from one generator.
-        self.image_embeddings = nn.Parameter(torch.randn(s.r, s.e) * 0.02)
+        # In another order the same seed would start them elsewhere: all draw from one generator,
+        # and what no r or mapping network changes draws first, so that it starts alike in all.
         self.caption_projection = nn.Linear(s.d, s.k * s.e)
         self.text_to_image = nn.Linear(s.e, s.p)
         self.image_to_text = nn.Linear(s.d, s.p)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.mapper = MAPPERS[s.mapper.kind](s.e, s.r, s.L, s.D, s.m, s.mapper)
         self.pooled_projection = None if s.D_pooled is None else nn.Linear(s.e, s.D_pooled)
+        self.image_embeddings = nn.Parameter(torch.randn(s.r, s.e) * 0.02)
 
     @torch.no_grad()
     def set_image_embeddings(self, rows: Float[Tensor, "r e"]) -> None:
@@ -83,17 +84,22 @@ def mean_image_embeddings(
 def word_image_embeddings(
     language_model: "LanguageModel", r: int, texts: Sequence[str]
 ) -> Float[Tensor, "r e"]:
-    """Row i is the mean of the embedding rows of the tokens of `texts[i]`, in float32.
+    """Row i is the mean of the embedding rows of the tokens of the i-th group of texts, in float32.
+
+    The texts are cut into r neighbouring groups, as equal as can be (the first are the larger
+    ones): whatever r is, the rows together stand for all of them.
 
     Raises:
         InputError: there are fewer than r texts, or one of them has no tokens.
     """
     if len(texts) < r:
         raise InputError(f"{len(texts)} texts; r = {r} [IMG] tokens need as many")
-    rows = []
-    for i, text in enumerate(texts[:r]):
-        ids = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
+    ids = [language_model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    for i, text in enumerate(texts):
+        if not ids[i]:
             raise InputError(f"text {i + 1}, {text!r}, has no tokens: name a word")
-        rows.append(language_model.embed(torch.tensor(ids)).detach().float().cpu().mean(0))
+    rows = []
+    for group in torch.arange(len(texts)).tensor_split(r):
+        tokens = [token for i in group.tolist() for token in ids[i]]
+        rows.append(language_model.embed(torch.tensor(tokens)).detach().float().cpu().mean(0))
     return torch.stack(rows)

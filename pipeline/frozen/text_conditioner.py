@@ -41,6 +41,15 @@ class TextConditioner:
         # XL gives embedding, negative, pooled, negative pooled; the others the first two.
         return Conditioning(result[0], result[2] if len(result) == 4 else None)
 
+    def read(self, prompt: str) -> list[list[int]]:
+        """The token ids that each tokenizer keeps of a prompt: all that `encode` knows of it."""
+        parts = [getattr(self._pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
+        return [
+            part(prompt, truncation=True, max_length=part.model_max_length)["input_ids"]
+            for part in parts
+            if part is not None
+        ]
+
     @torch.no_grad()
     def unconditional(self) -> Conditioning:
         """What classifier-free guidance leads away from where no negative prompt is given, B = 1.
