@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gill_errors import InputError
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 48_000_000
+"""Of one picture: 192 MB."""
 CheckLevel = Literal["decode", "header", "exists"]
 Quoting = Literal["auto", "quoted", "escaped", "literal"]
 
@@ -67,7 +68,10 @@ class CaptionParams(BaseModel):
         "decode identifies a picture by its content rather than by size and time of change",
     )
     max_pixels: int = Field(
-        default=MAX_PIXELS, ge=1, le=178_956_970, description="larger pictures are excluded"
+        default=MAX_PIXELS,
+        ge=1,
+        le=178_956_970,
+        description="larger pictures are excluded, and such as take as much memory",
     )
     max_caption_chars: int = Field(default=2000, ge=1, description="longer captions are excluded")
     val_fraction: float = Field(

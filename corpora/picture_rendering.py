@@ -1,5 +1,7 @@
 """A decoded picture of any kind as the 8-bit RGB picture that a person would see."""
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
@@ -16,6 +18,9 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 
+_DECODING = {"AVIF": 14, "WEBP": 20, "JPEG2000": 25, "HEIF": 14, "JXL": 25}
+"""Formats whose decoders hold several pictures themselves: bytes per pixel."""
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit RGB, transparency on white. Raises PictureError: its samples have no white."""
@@ -27,19 +32,50 @@ def to_rgb(image: Image.Image) -> Image.Image:
     orientation = _orientation(image)
 
     if image.mode.startswith("I") or image.mode == "F":
-        rgb = _from_deep_grey(image, white_level)
+        rgb = _by_strips(image, lambda strip: _from_deep_grey(strip, white_level))
     elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        rgb = Image.new("RGBA", rgba.size, "white")
-        rgb.alpha_composite(rgba)
-        rgb = rgb.convert("RGB")
+        rgb = _by_strips(image, _on_white)
+    elif image.mode == "RGB":
+        return _upright(image._new(image.im), orientation)  # no second copy, as convert makes one
     else:
         rgb = image.convert("RGB")
+    image.close()  # two whole pictures in memory are enough
+    return _upright(rgb, orientation)
 
+
+def _upright(rgb: Image.Image, orientation: int) -> Image.Image:
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     rgb.info.clear()  # a left-over orientation would be applied again by whoever reads it
     return rgb
+
+
+def _by_strips(image: Image.Image, render: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The picture rendered in strips, since rendering takes several copies."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(2**18 // image.width, 1)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(render(image.crop(box)), box)
+    return rgb
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white.convert("RGB")
+
+
+def bytes_per_pixel(image: Image.Image) -> int:
+    """How much memory `to_rgb` takes at most, as measured; of a picture that is not loaded yet."""
+    if image.format in _DECODING:
+        return _DECODING[image.format]
+    if image.info.get("progressive"):
+        return 13 if image.mode == "CMYK" else 10  # all coefficients, then the pixels
+    if image.mode == "RGB" and "transparency" not in image.info:
+        # Whether a PNG is upright is known, and asked, only when all of it has been read.
+        return 8 if image.format == "PNG" or _orientation(image) in _UPRIGHT else 4
+    return 10
 
 
 def _orientation(image: Image.Image) -> int:

@@ -34,10 +34,12 @@ from PIL import (
 from corpora import arrow_files, tar_shards
 from corpora.caption_params import MAX_PIXELS
 from corpora.picture_errors import PictureError
-from corpora.picture_rendering import to_rgb
+from corpora.picture_rendering import bytes_per_pixel, to_rgb
 from corpora.references import is_url, split_reference
 
 MAX_BYTES = 512 * 2**20
+_PLAIN_BYTES = 4
+"""Of a pixel of a picture that is RGB in its file, the least of all kinds."""
 PICTURE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpx jpf "  # noqa: SIM905
     "ppm pgm pbm pnm ico heic heif hif jxl".split()
@@ -81,7 +83,8 @@ def open_picture(reference: str | Path | bytes, *, max_pixels: int = MAX_PIXELS)
     """The picture behind a path, a tar member (`shard.tar#member`), or the bytes of a file.
 
     Returns an upright 8-bit RGB `PIL.Image.Image` without metadata. Safe to call from several
-    threads.
+    threads. It takes less than 200 MB besides the file: of kinds that take more than 4 bytes for a
+    pixel fewer pixels are let in than `max_pixels`, unless that is raised.
 
     Raises:
         PictureError: with the kind, the detail and the reference.
@@ -185,6 +188,11 @@ def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise PictureError("too large", f"{width} x {height} pixels, at most {max_pixels}")
+    memory = _PLAIN_BYTES * max(max_pixels, MAX_PIXELS)
+    if width * height * bytes_per_pixel(image) > memory:
+        most = memory // bytes_per_pixel(image)
+        kind = f"{image.format} in {image.mode}"
+        raise PictureError("too large", f"{width} x {height} pixels, at most {most} of {kind}")
     if width < 1 or height < 1:
         raise PictureError("empty", f"{width} x {height} pixels")
     return image

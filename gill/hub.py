@@ -150,6 +150,10 @@ def resolve_backbones(
     Raises BackboneError where one cannot be found and HubError where one is another model than the
     trained part belongs to.
     """
+    if given is not None and not isinstance(given, Backbones | Mapping):
+        raise HubError(
+            f"backbones are {given!r:.60}: give a manifest, its path, or {{role: source}}"
+        )
     if isinstance(given, Backbones):
         found = given
     else:

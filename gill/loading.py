@@ -17,6 +17,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
@@ -218,7 +219,11 @@ class Gill(Speaker):
 
         Raises GillError naming a knob that does not exist or a value that is not allowed.
         """
-        base = base or ReplySettings()
+        base = ReplySettings() if base is None else base
+        if not isinstance(base, ReplySettings):
+            raise GillError(
+                f"settings are {base!r:.60}, no ReplySettings: give single knobs by their names"
+            )
         changed = {name: value for name, value in knobs.items() if value is not None}
         parts = {
             "decoding": base.decoding.model_dump(),
@@ -257,28 +262,48 @@ class Gill(Speaker):
             raise ConversationError("only pictures (PIL.Image.Image) have captions")
         if not shown:
             return []
+        if not _is_count(max_tokens) or max_tokens < 1:
+            raise ConversationError(f"max_tokens is {max_tokens!r:.60}: give at least 1")
         pooled = self.encoder.encode_pictures(shown).float()
         return caption_pictures(self.model, pooled, self.caption_prompt, max_tokens)
 
     def retrieve(
         self, context: Sequence[Part] | Part, n: int = 1, exclude: Sequence[int] = ()
     ) -> list[Retrieved]:
-        """The candidates closest to what the [IMG] tokens after `context` ask for, best first.
+        """The candidates closest to what the [IMG] tokens after `context` ask for, best first: at
+        most as many as there are.
 
-        Raises ConversationError without an index.
+        Raises ConversationError without an index, and where `n` or `exclude` do not suit it.
         """
         if self.index is None:
             raise ConversationError("nothing to retrieve from: there is no candidate index")
+        if not _is_count(n) or n < 1:
+            raise ConversationError(f"n is {n!r:.60}: ask for at least 1 picture")
+        if not isinstance(exclude, list | tuple | set | frozenset) or not all(
+            map(_is_count, exclude)
+        ):
+            raise ConversationError(f"exclude is {exclude!r:.60}: give the numbers of rows")
         hidden = read_contexts(self.model, self.encoder, [parts_of(context)])
         with torch.no_grad():
             query = self.model.text_query(hidden).float().cpu()
-        return self.index.search(query, n, exclude=exclude)[0]
+        return self.index.search(
+            query, min(int(n), len(self.index)), exclude=[int(row) for row in exclude]
+        )[0]
 
     def log_likelihoods(
         self, sequences: Sequence[Sequence[Part]], given: Sequence[Part] = ()
     ) -> list[Likelihood]:
         """How likely the words of each sequence are after `given`; see the function in pipeline."""
-        return log_likelihoods(self, sequences, given)
+        if not isinstance(sequences, list | tuple):
+            raise ConversationError(f"sequences are {sequences!r:.60}: give a list of turns")
+        return log_likelihoods(self, [parts_of(one) for one in sequences], parts_of(given))
+
+
+def _is_count(number: object) -> bool:
+    """A whole number, of Python's or NumPy's, that a row can have."""
+    return (
+        isinstance(number, Integral) and not isinstance(number, bool) and 0 <= int(number) < 2**63
+    )
 
 
 def read_generation(params: Path) -> GenerationSettings:

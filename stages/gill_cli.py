@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import json
 import os
@@ -434,6 +435,22 @@ def _lines(prompt: str) -> Iterator[str]:
             yield line.replace("\\n", "\n")
 
 
+_ANSWER_ONCE = ("ask", "caption", "retrieve")
+
+
 def main() -> None:
-    """The console script."""
-    sys.exit(app())
+    """The console script.
+
+    A command that answers once collects no garbage and is not taken apart at its end: among the
+    objects of its libraries both together are a third of its time.
+    """
+    if not set(sys.argv[1:2]) & set(_ANSWER_ONCE):
+        sys.exit(app())
+    gc.disable()
+    try:
+        app()
+    except SystemExit as ended:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else bool(ended.code))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gill_errors import GillError
 from pipeline.talking.answers import (
     ConversationError,
     Ended,
@@ -517,3 +518,25 @@ def test_impossible_likelihoods_are_refused(speaker, picture):
         log_likelihoods(speaker, [["a"], ["ring " * 300]])
     [plain] = log_likelihoods(speaker, [["a red ring"]])
     assert plain.num_tokens == len(speaker.embed(["a red ring"])[0][1])
+
+
+def test_arguments_that_cannot_be_meant_are_refused_by_name(speaker):
+    picture = Image.new("RGB", (8, 8))
+    refused = [
+        (lambda: speaker.retrieve("a red ring", n="3"), "n is '3'"),
+        (lambda: speaker.retrieve("a red ring", n=float("nan")), "n is nan"),
+        (lambda: speaker.retrieve("a red ring", n=True), "n is True"),
+        (lambda: speaker.retrieve("a red ring", exclude=3), "exclude is 3"),
+        (lambda: speaker.retrieve("a red ring", exclude=[2**70]), "exclude is"),
+        (lambda: speaker.reply("a \ud800 ring"), "part 1 of the turn is not Unicode"),
+        (lambda: speaker.reply("a ring", negative_prompt="\ud800"), "negative_prompt is not"),
+        (lambda: speaker.reply("a ring", {"seed": 1}), "no ReplySettings"),
+        (lambda: speaker.reply([torch.zeros(3, 2)]), r"vector is \[3, 2\]"),
+        (lambda: speaker.caption(picture, max_tokens=0), "max_tokens is 0"),
+        (lambda: speaker.log_likelihoods("a ring"), "sequences are 'a ring'"),
+        (lambda: speaker.log_likelihoods([["a ring"]], given=3), "the turn is a int"),
+    ]
+    for call, message in refused:
+        with pytest.raises(GillError, match=message):
+            call()
+    assert len(speaker.retrieve("a red ring", n=np.int64(2), exclude=(0,))) == 2

@@ -6,14 +6,18 @@ import io
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
+from corpora.picture_rendering import bytes_per_pixel
 from corpora.pictures import (
     MAX_PIXELS,
     PictureError,
@@ -467,3 +471,56 @@ def test_a_picture_is_what_it_holds_not_what_it_is_called(tmp_path: Path) -> Non
     for name in ("noext", "photo.jfif", "photo.JPG", "photo.heic"):
         shutil.copy(tmp_path / "a.png", tmp_path / name)
         assert open_picture(tmp_path / name).size == (3, 2)
+
+
+_PEAK = """
+import sys
+from corpora.pictures import open_picture
+
+def kilobytes(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+
+file = sys.stdin.buffer.read()
+before = kilobytes("VmRSS")
+with open("/proc/self/clear_refs", "w") as counters:
+    counters.write("5")
+picture = open_picture(file)
+print((kilobytes("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+        ("CMYK", "JPEG", {"progressive": True, "subsampling": 0}),
+        ("RGBA", "PNG", {"compress_level": 1}),
+        ("I;16", "PNG", {"compress_level": 1}),
+        ("RGBA", "WEBP", {"lossless": True, "quality": 0, "method": 0}),
+        ("RGBA", "JPEG2000", {"quality_mode": "rates", "quality_layers": [40]}),
+        ("RGBA", "AVIF", {"quality": 30, "speed": 10}),
+    ],
+)
+def test_a_picture_takes_no_more_memory_than_it_was_let_in_for(
+    mode: str, kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured in a process of its own; the largest that is let in takes 4 x 48 MB so."""
+    size = (2000, 1000)
+    coarse = np.random.default_rng(0).integers(0, 256, (50, 100, 4), dtype=np.uint8)
+    colours = np.asarray(Image.fromarray(coarse).resize(size))
+    if mode == "I;16":
+        picture = Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(np.ascontiguousarray(colours[..., : len(mode)]), mode)
+    file = saved(picture, kind, **options)
+    ran = subprocess.run([sys.executable, "-c", _PEAK], input=file, capture_output=True, check=True)
+    with Image.open(io.BytesIO(file)) as opened:
+        expected = bytes_per_pixel(opened)
+    assert float(ran.stdout) < 2_000_000 * expected + 2**23  # the libraries are in it
+    monkeypatch.setattr("corpora.pictures.MAX_PIXELS", 2_000_000)
+    if expected > 4:
+        with pytest.raises(PictureError, match=f"at most {8_000_000 // expected} of {kind} in"):
+            open_picture(file, max_pixels=2_000_000)
+    assert open_picture(file, max_pixels=500_000 * expected).size == size

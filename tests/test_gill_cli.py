@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -186,6 +187,40 @@ def test_the_help_needs_no_heavy_library():
     )
     heavy = {"torch", "transformers", "diffusers", "faiss", "numpy", "PIL", "pyarrow", "pydantic"}
     assert not heavy & set(ran.stdout.split())
+
+
+def test_asking_imports_nothing_that_it_does_not_need():
+    code = "import sys, gill.loading, app.terminal.narrator; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    needless = {
+        "dask",
+        "evaluation",
+        "fastapi",
+        "gradio",
+        "matplotlib",
+        "pandas",
+        "pyarrow.dataset",
+    }
+    needless |= {"sklearn", "stages.cli"}
+    assert not needless & set(ran.stdout.split())
+
+
+def test_a_command_that_answers_once_ends_with_its_exit_code(tmp_path):
+    """It leaves without taking its libraries apart: nothing it has printed may be lost."""
+    code = "from stages.gill_cli import main; main()"
+    for arguments, expected in ((["caption", "none.png"], 1), (["caption", "--help"], 0)):
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == expected
+        assert ("no such file" in ran.stderr) == bool(expected), ran.stderr
+        assert ("Say what is on pictures" in ran.stdout) != bool(expected), ran.stdout
 
 
 def test_a_typed_line_is_split_at_picture_files(run):

@@ -292,7 +292,7 @@ REFUSED: list[tuple[Any, int, str | None, str]] = [
     (body_of(_raw(b"%PDF-1.4")), 400, "invalid_image", "not a picture"),
     (body_of(_raw(b"<svg xmlns='http://www.w3.org/2000/svg'/>")), 400, None, "not a picture"),
     (body_of(_raw(_png_header(30_000, 30_000))), 400, "image_too_large", "too large"),
-    (body_of(_raw(_png_header(5000, 5000))), 400, "invalid_image", ""),
+    (body_of(_raw(_png_header(4000, 4000))), 400, "invalid_image", ""),
     (body_of(image_part(uri_of(Image.new("1", (6000, 6000))))), 400, "image_too_large", "large"),
     (body_of("a", image_part(GREEN[:-30])), 400, "invalid_image", "messages.0.content.1"),
 ]

@@ -287,3 +287,18 @@ def test_words_do_not_wait_for_slow_pictures_of_others(director: Director) -> No
     finally:
         go.set()
         server.shutdown()
+
+
+def test_zero_is_not_false_and_true_is_not_one(client: Any) -> None:
+    """To Python they are equal; to JSON, and to /openapi.json, they are not."""
+    spoiled: list[tuple[str, dict[str, Any]]] = [
+        (CHAT, {**body_of("a red ring"), "n": True}),
+        (CHAT, {**body_of("a red ring"), "logprobs": 0}),
+        ("/v1/responses", {"input": "a red ring", "background": 0.0}),
+        ("/v1/images/generations", {"prompt": "a red ring", "stream": 0}),
+    ]
+    for path, asked in spoiled:
+        answer = client.request("POST", path, json=asked)
+        assert answer.status_code == 400, asked
+        assert answer.json()["error"]["param"] == list(asked)[-1]
+    assert client.post(json={**body_of("a red ring"), "n": 1, "logprobs": False}).status_code == 200

@@ -171,6 +171,8 @@ def cache_tab(gill: Gill, artifacts: Artifacts) -> None:
                 label="or a picture",
                 sources=["upload", "clipboard"],
                 height=160,
+                # What Gradio calls it to those who hear the page.
+                placeholder="Drop an image file here to upload",
                 elem_id="cache-picture",
             )
             row = gr.Number(0, minimum=0, precision=0, label="or a row", elem_id="cache-row")
@@ -186,6 +188,7 @@ def cache_tab(gill: Gill, artifacts: Artifacts) -> None:
                 buttons=[],
                 elem_id="cache-tiles",
                 interactive=False,
+                visible=False,  # an empty one has a name that its role may not have
             )
             about = gr.HTML(elem_id="cache-about")
     with gr.Accordion("Provenance", open=False):
@@ -201,11 +204,14 @@ def cache_tab(gill: Gill, artifacts: Artifacts) -> None:
 
         return run
 
+    def gallery(store: str, rows: Sequence[tuple[int, float | None]]) -> gr.Gallery:
+        return gr.Gallery(browser.tiles(store, rows), visible=bool(rows))
+
     def search_text(store: str, words: str) -> Any:
         rows = [(one, None) for one in browser.by_caption(store, words)]
         count = f"the first {_SHOWN} rows" if len(rows) == _SHOWN else f"{len(rows)} rows"
         what = f"with “{words}” in the caption" if words.strip() else "of the store"
-        return f"{count} {what}", browser.tiles(store, rows), [one for one, _ in rows], ""
+        return f"{count} {what}", gallery(store, rows), [one for one, _ in rows], ""
 
     def search_picture(store: str, path: str | None) -> Any:
         if path is None:
@@ -213,15 +219,15 @@ def cache_tab(gill: Gill, artifacts: Artifacts) -> None:
         rows = browser.by_picture(store, open_picture(path))
         return (
             "rows nearest to the picture, by the cosine of their visual vectors",
-            browser.tiles(store, rows),
+            gallery(store, rows),
             [one for one, _ in rows],
             "",
         )
 
     def show_row(store: str, number: float | None) -> Any:
         about, neighbours = browser.describe_row(store, int(number or 0))
-        tiles = browser.tiles(store, neighbours)
-        return f"nearest to row {int(number or 0)}", tiles, [one for one, _ in neighbours], about
+        found = gallery(store, neighbours)
+        return f"nearest to row {int(number or 0)}", found, [one for one, _ in neighbours], about
 
     def pick(store: str, rows: list[int], event: gr.SelectData) -> Any:
         return rows[event.index], *guarded(show_row)(store, rows[event.index])

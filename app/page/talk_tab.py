@@ -31,7 +31,6 @@ from pipeline.talking.answers import (
 )
 from pipeline.talking.conversation import Conversation
 
-_MAX_PIXELS = 50_000_000
 _MAX_PICTURES = 8
 _MAX_LETTERS = 20_000
 
@@ -286,7 +285,7 @@ def _read(said: dict[str, Any]) -> list[Piece]:
     pieces = []
     for path in files:
         try:
-            pieces.append(Piece(picture=open_picture(str(path), max_pixels=_MAX_PIXELS)))
+            pieces.append(Piece(picture=open_picture(str(path))))
         except PictureError as error:
             raise ValueError(f"{Path(str(path)).name}: {error.detail}") from error
     return [*pieces, Piece(text=text)] if text else pieces

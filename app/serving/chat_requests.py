@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, JsonValue
 
-from app.serving.requests import AnswerRequest, Modality, Shape
+from app.serving.requests import AnswerRequest, Modality, OnlyFalse, OnlyOne, Shape
 from app.serving.settings import RequestLimits
 from app.serving.turn_reading import PictureAddress, SentPart
 from gill.loading import Gill
@@ -95,8 +95,8 @@ class ChatRequest(AnswerRequest):
     modalities: list[Modality] | None = Field(None, min_length=1)
     stream_options: StreamOptions | None = None
     # Accepted where they ask for what is done anyway.
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
+    n: OnlyOne | None = None
+    logprobs: OnlyFalse | None = None
     response_format: PlainText | None = None
     tool_choice: Literal["none", "auto"] | None = None
     function_call: Literal["none", "auto"] | None = None

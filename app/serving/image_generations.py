@@ -14,7 +14,7 @@ from app.encoded_pictures import as_png
 from app.serving.answer_pictures import PictureNames, about
 from app.serving.answering import Answer
 from app.serving.request_errors import RequestError
-from app.serving.requests import AnswerRequest
+from app.serving.requests import AnswerRequest, OnlyFalse
 from app.serving.settings import RequestLimits
 from gill.loading import Gill
 from pipeline.talking.answers import ReplySettings
@@ -32,7 +32,7 @@ class ImageRequest(AnswerRequest):
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png"] | None = None
     background: Literal["auto", "opaque"] | None = None
-    stream: Literal[False] | None = None
+    stream: OnlyFalse | None = None
 
     def reply_settings(self, gill: Gill, limits: RequestLimits) -> list[ReplySettings]:
         """How to make each picture. Raises RequestError where it cannot be made so."""

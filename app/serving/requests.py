@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, create_model
 
 from app.serving.request_errors import RequestError, refuse_broken
 from app.serving.settings import RequestLimits
@@ -38,6 +38,23 @@ _CLIENTS_KNOBS: Mapping[type[BaseModel], tuple[str, ...]] = {
 
 _CERTAIN = 1e4
 """Above any logit of a trained model."""
+
+
+def _no_number(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError("must be false")
+    return value
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+# Python takes 0 for False and True for 1; JSON does not.
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_no_number)]
+OnlyOne = Annotated[Literal[1], BeforeValidator(_no_boolean)]
 
 
 class Shape(BaseModel):

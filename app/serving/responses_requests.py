@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.serving.requests import AnswerRequest, Modality, Shape
+from app.serving.requests import AnswerRequest, Modality, OnlyFalse, Shape
 from app.serving.settings import RequestLimits
 from app.serving.turn_reading import PictureAddress, SentPart
 from gill.loading import Gill
@@ -91,7 +91,7 @@ class ResponseRequest(AnswerRequest):
     tool_choice: Literal["none", "auto"] | ToolChoice | None = None
     previous_response_id: None = None
     conversation: None = None
-    background: Literal[False] | None = None
+    background: OnlyFalse | None = None
 
     def reply_settings(self, gill: Gill, limits: RequestLimits) -> ReplySettings:
         """How to answer. Raises RequestError as `settings` does."""

@@ -19,7 +19,9 @@ class RequestLimits(Record):
     max_body_bytes: int = Field(16_000_000, ge=1, description="bytes of a request")
     max_characters: int = Field(20_000, ge=1, description="characters of all its texts")
     max_pictures: int = Field(8, ge=0, description="pictures in it")
-    max_pixels: int = Field(32_000_000, ge=1, description="pixels of all its pictures")
+    max_pixels: int = Field(
+        48_000_000, ge=1, description="pixels of all its pictures, see `open_picture`: 4 bytes each"
+    )
     max_tokens: int = Field(256, ge=1, description="tokens of an answer; more is clamped")
     max_images: int = Field(4, ge=1, description="pictures in an answer")
     max_candidates: int = Field(4, ge=1, description="pictures generated for one that is shown")

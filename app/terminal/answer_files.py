@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from gill_errors import InputError
-from pipeline.talking.answers import GeneratedImage, RetrievedImage
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class AnswerFolder:
@@ -39,16 +39,6 @@ class AnswerFolder:
         picture.save(path)
         self._count += 1
         return path
-
-
-def describe_picture(answer: RetrievedImage | GeneratedImage, path: Path) -> dict[str, Any]:
-    """A picture as plain data: where it lies, and all that makes or finds it again."""
-    one: dict[str, Any] = {"path": str(path), "p_generate": answer.generate_probability}
-    if isinstance(answer, GeneratedImage):
-        names = ("seed", "steps", "guidance", "scheduler", "negative_prompt", "score")
-        return one | {"kind": "generated"} | {name: getattr(answer, name) for name in names}
-    one |= {"kind": "retrieved", "score": answer.score, "source": answer.source}
-    return one | {"caption": answer.caption}
 
 
 def _new_folder(below: Path) -> Path:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from app.terminal.answer_files import AnswerFolder, describe_picture
+from app.terminal.answer_files import AnswerFolder
 from app.terminal.screen import Screen
-from pipeline.talking.answers import Ended, Event, PictureProgress, Reply, Started, Text
+from pipeline.talking.answers import (
+    Ended,
+    Event,
+    GeneratedImage,
+    PictureProgress,
+    Reply,
+    RetrievedImage,
+    Started,
+    Text,
+)
 
 
 class Narrator:
@@ -37,7 +47,7 @@ class Narrator:
                 self._end_words(last=not self.reply.images)
             elif not isinstance(event, Started):
                 self._end_words(last=False)
-                described.append(describe_picture(event, self._folder.save(event.picture)))
+                described.append(_describe_picture(event, self._folder.save(event.picture)))
                 if not self._quiet:
                     print(_line(described[-1]), flush=True)
                     self._screen.show(event.picture)
@@ -73,6 +83,16 @@ class Narrator:
     def _print(self, text: str, end: str = "\n") -> None:
         if not self._quiet:
             print(text, end=end, flush=True)
+
+
+def _describe_picture(answer: RetrievedImage | GeneratedImage, path: Path) -> dict[str, Any]:
+    """A picture as plain data: where it lies, and all that makes or finds it again."""
+    one: dict[str, Any] = {"path": str(path), "p_generate": answer.generate_probability}
+    if isinstance(answer, GeneratedImage):
+        names = ("seed", "steps", "guidance", "scheduler", "negative_prompt", "score")
+        return one | {"kind": "generated"} | {name: getattr(answer, name) for name in names}
+    one |= {"kind": "retrieved", "score": answer.score, "source": answer.source}
+    return one | {"caption": answer.caption}
 
 
 def _line(one: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ class VisualEncoder:
         Of a picture longer than 16 times its shorter side the middle is seen: the transform scales
         the shorter side first, and would make gigabytes of a picture of 1,000,000 x 1 pixels.
         """
-        return self._transform(_middle(picture))
+        return self._transform(_middle(picture, 2 * max(self.image_size)))
 
     @torch.no_grad()
     def pooled(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B d"]:
@@ -165,14 +165,19 @@ def repository_of_tag(source: str) -> str:
     return repository
 
 
-def _middle(picture: Image.Image) -> Image.Image:
-    """The picture itself, or the part in its middle that is `_LONGEST` times as long as wide."""
+def _middle(picture: Image.Image, enough: int) -> Image.Image:
+    """The picture itself, or the part in its middle that is `_LONGEST` times as long as wide.
+
+    That part is made smaller, as long as its shorter side keeps `enough` pixels: no second large
+    picture is in memory.
+    """
     longest = _LONGEST * min(picture.size)
     if max(picture.size) <= longest:
         return picture
     left, top = ((side - min(side, longest)) // 2 for side in picture.size)
     width, height = (min(side, longest) for side in picture.size)
-    return picture.crop((left, top, left + width, top + height))
+    factor = max(min(picture.size) // enough, 1)
+    return picture.reduce(factor, (left, top, left + width, top + height))
 
 
 def _no_preprocessing(picture: Image.Image) -> Tensor:

@@ -44,7 +44,7 @@ from pipeline.talking.answers import (
 from pipeline.talking.batch import reply_together, stream_together
 from pipeline.talking.context import Context
 from pipeline.talking.prefixes import Prefixes
-from pipeline.talking.reading import parts_of
+from pipeline.talking.reading import parts_of, refuse_broken_text
 from pipeline.talking.speaker import Speaker
 
 # Above any logit of a trained model: an image comes as soon as it is allowed.
@@ -148,7 +148,11 @@ class Conversation:
         Raises ConversationError for an empty turn, one that the language model's positions cannot
         hold, or a wanted kind of picture that cannot be had.
         """
-        settings = self._checked(settings or ReplySettings())
+        settings = ReplySettings() if settings is None else settings
+        if not isinstance(settings, ReplySettings):
+            raise ConversationError(f"settings are {settings!r:.60}, no ReplySettings")
+        refuse_broken_text(settings.negative_prompt, "negative_prompt")
+        settings = self._checked(settings)
         turn = parts_of(turn)
         parts = self.speaker.embed(turn, after_text=self._ends_with_text)
         if not sum(len(embedding) for _, embedding in parts):

@@ -104,7 +104,8 @@ def load_index(
         raise RetrievalError(
             f"{vectors_file} begins with {magic!r}, not with the mark of {record.settings.kind}"
         )
-    table = pq.read_table(_verified(folder, record.candidates))
+    # Not read_table, which imports pyarrow.dataset and with it pandas, where that is installed.
+    table = pq.ParquetFile(_verified(folder, record.candidates)).read()
     vectors = faiss.read_index(str(vectors_file))
     rows = np.ascontiguousarray(table["row"].to_numpy(), dtype=np.int64)
     if (vectors.ntotal, vectors.d) != (len(rows), record.width):

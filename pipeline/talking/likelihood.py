@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.talking.answers import ConversationError, Part
+from pipeline.talking.answers import ConversationError, SeenPart
 from pipeline.talking.context import Context
 from pipeline.talking.speaker import Speaker
 
@@ -29,8 +29,8 @@ class Likelihood:
 @torch.no_grad()
 def log_likelihoods(
     speaker: Speaker,
-    sequences: Sequence[Sequence[Part]],
-    given: Sequence[Part] = (),
+    sequences: Sequence[Sequence[SeenPart]],
+    given: Sequence[SeenPart] = (),
     *,
     batch_size: int = 25,
 ) -> list[Likelihood]:

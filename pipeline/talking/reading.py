@@ -50,6 +50,12 @@ def embed_contexts(
     ]
     prefixes: Iterator[Tensor] = iter(())
     if pooled:
+        for vector in pooled:
+            if vector.shape != (encoder.width,):
+                raise ConversationError(
+                    f"a picture's vector is {list(vector.shape)}; this visual encoder's are "
+                    f"[{encoder.width}]"
+                )
         vectors = [vector.to(language_model.device, torch.float32) for vector in pooled]
         prefixes = iter(model.visual_prefix(torch.stack(vectors)))
 
@@ -89,8 +95,8 @@ def read_contexts(
 def parts_of(turn: object) -> Sequence[SeenPart]:
     """The parts of a turn, which may be a single one.
 
-    Raises ConversationError for anything else, and for a part that is neither text nor a picture
-    that can be read.
+    Raises ConversationError for anything else, and for a part that is neither text of whole
+    characters nor a picture that can be read.
     """
     if isinstance(turn, str | Image.Image):
         turn = [turn]
@@ -101,7 +107,19 @@ def parts_of(turn: object) -> Sequence[SeenPart]:
             raise ConversationError(f"part {number} of the turn is {_described(part)}")
         if isinstance(part, Image.Image):
             _refuse_unreadable(part, f"part {number} of the turn")
+        if isinstance(part, str):
+            refuse_broken_text(part, f"part {number} of the turn")
     return turn
+
+
+def refuse_broken_text(text: str, what: str) -> None:
+    """Raise ConversationError for half a surrogate pair, which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConversationError(
+            f"{what} is not Unicode: {error.reason} at letter {error.start + 1}"
+        ) from None
 
 
 def _refuse_unreadable(picture: Image.Image, what: str) -> None:
