@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from PIL import Image
 
 from evaluation.report import page as page_module
 from evaluation.report.curves import Curves, Line, draw
+from evaluation.report.differences import draw_differences
 from evaluation.report.figures import Figure
-from evaluation.report.grids import Grid
+from evaluation.report.grids import Grid, exchanges, told
 from evaluation.report.page import ReportError, render, write_page
 from evaluation.report.tables import ABSENT, Table, absences, compared, numbers_of, paper_tables
 from evaluation.results import Record, Result
@@ -30,7 +32,8 @@ def _picture(path, side=32):
 def _content(**shown):
     captions = {"source": "a table", "kept": 9, "excluded": 1, "splits": {"train": 9},
                 "fingerprint": "f" * 40, "reasons": {"too long": 1}}  # fmt: skip
-    empty = ("tables", "figures", "training_curves", "grids", "captioned", "questions", "failures")
+    empty = ("tables", "figures", "training_curves", "exchanges", "grids", "captioned",
+             "questions", "failures")  # fmt: skip
     findings = {"cells": {"seeds": [0], "notes": []}, "rule": "R", "findings": []}
     rest = {"absences": {}, "backbones": {}, "versions": {"torch": "2"}, "python": "Python 3"}
     rest |= {"made": datetime(2026, 1, 2, tzinfo=UTC), "code": "c", "params_text": "a: <1>"}
@@ -55,13 +58,15 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside(tmp_path):
             grids=[Grid("G", [record], names_sets=True)],
             figures=[Figure("F", [Curves("C", "x", "y", [line])], "bands")],
             questions=[record],
+            exchanges=exchanges([record, replace(record, set="story_5_pictures")]),
             absences={"LPIPS": "no weights"},
         ),
         256,
     )
     for found in ("T &lt;1&gt;", "–", 'mark quiet">absent', "x &amp; y", "noted",
                   'bad">4 of 5, CLIP 0.50<', 'quiet">cosine 0.25<', "story, 5 captions:", "words",
-                  "maybe", "yes; no<", "2026-01-02", "<code>make x</code>", "<pre>a: &lt;1&gt;",
+                  "<b>maybe</b>", "yes; no<", "A story, told and shown", "answered by GILL, retrieved",
+                  "2026-01-02", "<code>make x</code>", "<pre>a: &lt;1&gt;",
                   "too long", "e.tsv", "no weights", "bands", "miniature world"):  # fmt: skip
         assert found in html, found
     assert re.search('class="number"[^>]*>0.5 ± 0.1<', html)
@@ -186,9 +191,9 @@ def test_ablations_fill_tables_3_and_4():
 
 @pytest.mark.parametrize(
     ("seeds", "verdict", "words"),
-    [([0], None, "One seed: no verdict"), ([0, 1], "reversed", "2 seeds")],
+    [([0], None, "A first look: one seed"), ([0, 1], "reversed", "2 seeds")],
 )
-def test_verdicts_are_at_the_top_with_the_numbers_that_decide(seeds, verdict, words):
+def test_a_finding_is_a_chart_a_verdict_and_the_numbers_that_decide(seeds, verdict, words):
     by = {"first": 0.7, "second": 0.5, "difference": 0.2, "low": 0.1, "high": 0.3,
           "verdict": verdict}  # fmt: skip
     part = {"title": "stories", "claim": "greater", "paper": "CLIP 0.6 / 0.5", "beside": True,
@@ -196,18 +201,46 @@ def test_verdicts_are_at_the_top_with_the_numbers_that_decide(seeds, verdict, wo
             "by": {"oracle_attributes": by}}  # fmt: skip
     finding = {"number": 1, "statement": "S", "source": "Table 1", "parts": [part],
                "verdicts": {"oracle_attributes": verdict, "clip_similarity": None}}  # fmt: skip
+    unmeasured = {
+        **finding,
+        "number": 2,
+        "statement": "nobody knows",
+        "parts": [{**part, "by": {}}],
+    }
     cells = {"seeds": seeds, "notes": ["a note"]}
-    findings = {"cells": cells, "rule": "by `rule`", "findings": [finding]}
+    findings = {"cells": cells, "rule": "by `rule`", "findings": [finding, unmeasured]}
     html = render(_content(findings=findings), 64)
-    assert words in html
-    assert "a note" in html
-    assert "by <code>rule</code>" in html
+    for shown in (words, "a note", "by <code>rule</code>", "in this run: nobody knows."):
+        assert shown in html
     tone = "bad" if verdict else "quiet"
-    mark = f'<span class="mark {tone}">{verdict or "no verdict"}</span>'
-    overview, decided, not_measured = re.findall("<tr><td.*</tr>", html)[:3]
-    assert re.findall("<td[^>]*>(.*?)</td>", overview)[1::2] == [mark, "–"]
+    mark = f'<span class="mark {tone}">{verdict or "a first look"}</span>'
+    decided = re.findall("<tr><td.*</tr>", html)[0]
     values = re.findall("<td[^>]*>(.*?)</td>", decided)
-    assert values[:1] + values[2:7] == [
-        "stories (beside)", "better", "0.700", "0.500", "+0.200 [+0.100, +0.300]", mark
+    assert values == [
+        "stories (beside)", "right attributes", "better", "0.700", "0.500",
+        "+0.200 [+0.100, +0.300]", mark, "CLIP 0.6 / 0.5",
     ]  # fmt: skip
-    assert '<span class="mark quiet">not measured</span>' in not_measured
+    chart = base64.b64decode(draw_differences(finding, dark=False).split(",")[1]).decode()
+    assert "stories (beside)" in chart
+    assert "difference of right attributes" in chart
+
+
+def test_sections_without_anything_to_say_are_not_on_the_page():
+    params = read_params(PRESET)
+    params = params.model_copy(
+        update={"captions": params.captions.model_copy(update={"table": "my.tsv"})}
+    )
+    tables = [Table("Mine", ["a"], [["1"]]), Table("Theirs", ["a"], [], is_measured=False)]
+    html = render(_content(params=params, tables=tables), 64)
+    assert "Trained on my.tsv" in html
+    assert "Not measured in this run: Theirs." in html
+    sections = re.findall('<h2 id="([a-z]+)">', html)
+    assert sections == ["pictures", "tables", "figures", "run", "real"]
+    assert re.findall('href="#([a-z]+)"', html) == sections
+    assert "miniature" not in html.partition('<h2 id="real">')[0].partition("All params")[0]
+
+
+def test_a_text_is_shown_with_the_picture_that_follows_it():
+    context = ({"text": " a "}, {"picture": "1.png"}, {"picture": "2.png"}, {"text": "b"})
+    record = Record("story_5_pictures", "7", "", context, "3.png")
+    assert told(record) == [("a", "1.png"), ("", "2.png"), ("b", None)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,11 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-_COLOURS = {
+COLOURS = {
     False: ("#1f6feb", "#d4691c", "#1a7f5a", "#8250df"),
     True: ("#6ea8fe", "#f4a261", "#58c99b", "#c297ff"),
 }
-_INK = {False: "#1d2330", True: "#e6e9ef"}
+INK = {False: "#1d2330", True: "#e6e9ef"}
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,12 @@ class Curves:
 
 def draw(curves: Curves, *, dark: bool) -> str:
     """The curves as an SVG data URI without a background."""
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": curves.title,
-        "text.color": _INK[dark],
-        "axes.labelcolor": _INK[dark],
-        "axes.edgecolor": _INK[dark],
-        "xtick.color": _INK[dark],
-        "ytick.color": _INK[dark],
-        "font.family": "sans-serif",
-        "font.size": 10,
-    }
-    with matplotlib.rc_context(settings):
-        figure, axes = plt.subplots(figsize=(5.2, 3.2))
+    with drawn(curves.title, (5.2, 3.2), dark=dark) as (axes, svg):
         for line in curves.lines:
-            _draw_line(axes, line, _COLOURS[dark][line.colour])
+            _draw_line(axes, line, COLOURS[dark][line.colour])
         axes.set_xlabel(curves.x_label)
         axes.set_ylabel(curves.y_label)
         axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         whole = [x for line in curves.lines for x in line.x]
         if whole and max(whole) <= 12 and all(float(x).is_integer() for x in whole):
             axes.set_xticks(range(int(min(whole)), int(max(whole)) + 1))
@@ -73,12 +61,38 @@ def draw(curves: Curves, *, dark: bool) -> str:
             axes.legend(frameon=False, fontsize=8.5, **below)
         elif len(curves.lines) == 2:
             axes.legend(frameon=False, fontsize=8.5)
-        buffer = io.BytesIO()
-        figure.savefig(
-            buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
-        )
+    return as_uri(svg)
+
+
+@contextmanager
+def drawn(
+    title: str, inches: tuple[float, float], *, dark: bool
+) -> Iterator[tuple[plt.Axes, io.BytesIO]]:
+    """Axes to draw on, and the SVG without a background that is there afterwards."""
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "text.color": INK[dark],
+        "axes.labelcolor": INK[dark],
+        "axes.edgecolor": INK[dark],
+        "xtick.color": INK[dark],
+        "ytick.color": INK[dark],
+        "font.family": "sans-serif",
+        "font.size": 10,
+    }
+    svg = io.BytesIO()
+    with matplotlib.rc_context(settings):
+        figure, axes = plt.subplots(figsize=inches)
+        axes.spines[["top", "right"]].set_visible(False)
+        yield axes, svg
+        nothing: Any = {"Date": None}
+        figure.savefig(svg, format="svg", bbox_inches="tight", transparent=True, metadata=nothing)
         plt.close(figure)
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def as_uri(svg: io.BytesIO) -> str:
+    """A data URI of what `drawn` has left."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
 
 
 def _draw_line(axes: plt.Axes, line: Line, colour: str) -> None:

@@ -1,4 +1,4 @@
-"""Which pictures are shown with their contexts: as they came, and at their worst."""
+"""Which pictures are shown with their contexts: as conversations, as they came, at their worst."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from evaluation.results import Record
 _SHOWN = (
     "story_5_pictures", "dialogue_10", "story_5", "story_1", "dialogue_5", "dialogue_1", "captions",
 )  # fmt: skip
+_CONVERSATIONS = {
+    "story_5_pictures": "A story, told and shown",
+    "dialogue_10": "A dialogue, in words",
+    "captions": "A caption",
+}
 _WORST = 8
 
 
@@ -28,6 +33,50 @@ class Grid:
         """Those of which there are pictures."""
         methods = ("retrieved", "generator", "gill")
         return [m for m in methods if any(m in record.pictures for record in self.records)]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What GILL was told and shown, in order, and what it answered."""
+
+    title: str
+    told: Sequence[tuple[str, str | None]]
+    """(text, picture that follows it)."""
+    words: str = ""
+    pictures: Sequence[tuple[str, str]] = ()
+    """(what it is, picture)."""
+
+
+def told(record: Record) -> list[tuple[str, str | None]]:
+    """The context of a record: each text with the picture that follows it."""
+    parts: list[tuple[str, str | None]] = []
+    for part in record.context:
+        if "picture" not in part:
+            parts.append((part["text"].strip(), None))
+        elif parts and parts[-1][1] is None:
+            parts[-1] = (parts[-1][0], part["picture"])
+        else:
+            parts.append(("", part["picture"]))
+    return parts
+
+
+def exchanges(records: Sequence[Record]) -> list[Exchange]:
+    """The first example of each kind of conversation that was evaluated, as a conversation."""
+    shown = []
+    for name, title in _CONVERSATIONS.items():
+        record = next((r for r in records if r.set == name and "gill" in r.pictures), None)
+        if record is None:
+            continue
+        made = [("generated", record.pictures["gill"])]
+        if "retrieved" in record.pictures:
+            made.append(("retrieved", record.pictures["retrieved"]))
+        shown.append(Exchange(title, told(record), pictures=made))
+    said = [r for r in records if r.set in ("coco_captioning", "vqa") and r.texts.get("gill")]
+    for record in list({r.set: r for r in reversed(said)}.values())[::-1]:
+        question = record.prompt.strip()
+        title = "A question about a picture" if question else "What does it show?"
+        shown.append(Exchange(title, [(question, record.real)], words=record.texts["gill"]))
+    return shown
 
 
 def grids(records: Sequence[Record], limit: int) -> list[Grid]:

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page (no script, no font and no picture from outside).
 
-findings · the paper's tables · figures · pictures · failures · what was run
+pictures · findings · the paper's tables · figures · failures · what was run
 
 Nothing here computes a result: page.html shows what the stages wrote. Pictures become smaller until
 the page is under 10 MB.
@@ -27,8 +27,9 @@ from cluster.versions import library_versions
 from corpora.pictures import open_picture
 from evaluation import findings
 from evaluation.report.curves import draw
+from evaluation.report.differences import draw_differences, measured_parts
 from evaluation.report.figures import figures, training_curves
-from evaluation.report.grids import failures, grids
+from evaluation.report.grids import exchanges, failures, grids, told
 from evaluation.report.tables import absences, paper_tables
 from evaluation.report.words import METHODS, METRICS, set_name
 from evaluation.results import read_records, read_results
@@ -80,6 +81,7 @@ def page_content(params: Params, artifacts: Artifacts, metrics: Path) -> dict[st
         "absences": absences(results),
         "figures": figures(results, found),
         "training_curves": training_curves(metrics / "train" / "plots" / "metrics"),
+        "exchanges": exchanges(records),
         "grids": grids(records, shown),
         "captioned": [r for r in records if r.set == "coco_captioning"][:shown],
         "questions": [r for r in records if r.set == "vqa"][:shown],
@@ -111,10 +113,20 @@ def render(content: dict[str, Any], side: int) -> str:
         "coded": _coded,
         "light": partial(draw, dark=False),
         "dark": partial(draw, dark=True),
+        "differences_light": partial(draw_differences, dark=False),
+        "differences_dark": partial(draw_differences, dark=True),
+        "measured_parts": measured_parts,
+        "told": told,
         "set_name": set_name,
     }
     environment.tests["figure"] = _is_figure
-    environment.globals |= {"METRICS": METRICS, "METHODS": METHODS}
+    environment.globals |= {
+        "METRICS": METRICS,
+        "METHODS": METHODS,
+        "measured_numbers": lambda found: [
+            finding["number"] for finding in found["findings"] if measured_parts(finding)
+        ],
+    }
     return environment.get_template("page.html").render(content)
 
 

@@ -33,6 +33,8 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str | None]]
     note: str = ""
+    is_measured: bool = True
+    """Whether any number in it is ours."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Ta
             if metric in with_paper:
                 row.append(printed.get((set_, method, metric)))
         rows.append(row)
-    return Table(title, columns, rows, f"{note} {spread_note(numbers)}".strip())
+    noted = f"{note} {spread_note(numbers)}".strip()
+    return Table(title, columns, rows, noted, is_measured=bool(numbers))
 
 
 def _ablation(table: str, findings: Mapping[str, Any]) -> Table:
@@ -172,7 +175,8 @@ def _ablation(table: str, findings: Mapping[str, Any]) -> Table:
         for variant, name in words["variants"].items()
     ]
     used = [n for (set_, _, metric), n in ours.items() if (set_, metric) in shown]
-    return Table(words["title"], columns, body, f"{note} {spread_note(used)}".strip())
+    noted = f"{note} {spread_note(used)}".strip()
+    return Table(words["title"], columns, body, noted, is_measured=bool(ours))
 
 
 def spread_note(numbers: Sequence[Number]) -> str:
