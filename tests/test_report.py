@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from evaluation.report import page as page_module
+from evaluation.report import showcase
 from evaluation.report.curves import Curves, Line, draw
 from evaluation.report.differences import draw_differences
 from evaluation.report.figures import Figure
@@ -65,7 +66,8 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside(tmp_path):
     )
     for found in ("T &lt;1&gt;", "–", 'mark quiet">absent', "x &amp; y", "noted",
                   'bad">4 of 5, CLIP 0.50<', 'quiet">cosine 0.25<', "story, 5 captions:", "words",
-                  "<b>maybe</b>", "yes; no<", "A story, told and shown", "answered by GILL, retrieved",
+                  "<b>maybe</b>", "yes; no<", "A story, told and shown",
+                  "answered by GILL, retrieved",
                   "2026-01-02", "<code>make x</code>", "<pre>a: &lt;1&gt;",
                   "too long", "e.tsv", "no weights", "bands", "miniature world"):  # fmt: skip
         assert found in html, found
@@ -244,3 +246,20 @@ def test_a_text_is_shown_with_the_picture_that_follows_it():
     context = ({"text": " a "}, {"picture": "1.png"}, {"picture": "2.png"}, {"text": "b"})
     record = Record("story_5_pictures", "7", "", context, "3.png")
     assert told(record) == [("a", "1.png"), ("", "2.png"), ("b", None)]
+
+
+def test_the_readmes_pictures_show_what_was_told_and_what_was_made(tmp_path):
+    picture = _picture(tmp_path / "p.png", 64)
+    context = ({"text": "a ring."}, {"picture": picture}, {"text": "it " + "turns " * 90})
+    record = Record("story_5_pictures", "7", "", context, picture,
+                    pictures={"gill": picture, "retrieved": picture})  # fmt: skip
+    examples = showcase.draw_examples([Grid("Stories", [record])])
+    # Twice its size with hard edges: the answer's pixels stand on the right as they are.
+    pixels = np.asarray(Image.open(picture).resize((128, 128), Image.Resampling.NEAREST))
+    right = np.asarray(examples)[:, -20 - 128 : -20]
+    assert any((right[y : y + 128] == pixels).all() for y in range(len(right) - 128))
+
+    frames = showcase.draw_chat(exchanges([record]))
+    assert [time for _, time in frames] == [1100, 1100, 3000]  # two messages, then the answer
+    assert {frame.size for frame, _ in frames} == {(420, 560)}
+    assert frames[1][0].tobytes() != frames[2][0].tobytes()
