@@ -30,6 +30,7 @@ from .store import (
     StoreMismatchError,
     open_store,
 )
+from .torch_rows import TorchRows
 from .verifying import BadShard, VerifyReport, repair, verify
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "StoreMismatchError",
     "StoreSpec",
     "StoresDifferError",
+    "TorchRows",
     "VerifyReport",
     "describe",
     "fill",
