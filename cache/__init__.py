@@ -17,6 +17,7 @@ A store is a Zarr v3 group (cache/layout.py draws it) with a manifest beside it.
 is right when it matches its checksum. Shards are written whole, each by one writer, then recorded.
 
     fill(path, rows, spec, make_roles, provenance={})          make it, resume it, update it
+    copy_rows(path, new, [5, 3])                               a store of some rows, in their order
     ShuffledRows({name: (path, array)}, batch_size=200, seed=0)    train from it
     open_store(path).to_torch(batch_size=200, seed=0)          the same for PyTorch's loaders
     read_rows(path, [3, 5]), iterate_blocks(path)              read it by number, or in order

@@ -1,4 +1,5 @@
 from .codec import Codec, FirstPositionVariesError
+from .copying import copy_rows
 from .encoding import Roles
 from .filling import FillReport, ShardsLostError, fill
 from .inspecting import (
@@ -59,6 +60,7 @@ __all__ = [
     "StoresDifferError",
     "TorchRows",
     "VerifyReport",
+    "copy_rows",
     "describe",
     "fill",
     "in_background",
