@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache.checksums import row_checksums
-from cache.codec import encode
+from cache.codec import encode_into
 from cache.lock import current_run
 from cache.memory import Memory
 from cache.shards import shard_content, shard_path
@@ -223,9 +223,9 @@ def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:
 
 
 def _cast(draft: _Draft, name: str, index: NDArray[np.int64], values: ArrayLike) -> None:
-    stored, error, refused = encode(draft.store.fitted(name), np.asarray(values))
-    # Other casts write other rows: no lock.
-    draft.stored[name][index] = stored
+    # Into the shard itself. Other casts write other rows: no lock.
+    rows = [draft.stored[name][position] for position in index]
+    error, refused = encode_into(draft.store.fitted(name), np.asarray(values), rows)
     if name in draft.errors:
         draft.errors[name][index] = error
     for i, reason in refused.items():
