@@ -16,7 +16,11 @@ Shuffled batches of 200 rows of [77, 768] float16, all files in the page cache, 
   stores hold in memory, and what such stores read over what is taken (1 where stores are local and
   uncompressed: rows are read one by one there).
 
-Also: the speed of filling, the seconds to open 3.3 million rows and count their status, the files
+- `fill_vs_save`: filling, with an encoder that costs nothing, over `np.save` of the same shards, as
+  they are stored, each forced to the disk; in pairs. `fill_float32_vs_save`: what comes in float32
+  is cast and its error measured.
+
+Also: the seconds to open 3.3 million rows and count their status, the files
 that such a store has, and (on a CPU, without --quick) the peak memory for 4096 and for 16384 rows.
 With a GPU the batches also go into its memory: `pinned` copies float16 from page-locked memory
 without waiting and widens it there, `pageable` widens on the CPU first.
@@ -24,14 +28,16 @@ without waiting and widens it there, `pageable` widens on the CPU first.
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +64,7 @@ from pipeline.devices import sent
 ORDER = {"block_rows": 128, "buffer_rows": 2048, "seed": 0, "epoch": 0}
 ROW_BYTES = 77 * 768 * 2
 BATCH = 200
+HALF = Codec(dtype="float16")
 Way = Callable[[], Iterator[int]]
 """Reads every row of an epoch, or some; yields how many at a time."""
 
@@ -66,7 +73,11 @@ def measure(bench: Bench) -> None:
     num_rows = bench.size(400, 5120 if bench.quick else 12288, 5120)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bench.part("filling", lambda: {"mb_per_s": fill_store(folder / "store.zarr", num_rows)})
+        pairs = bench.size(1, 3, 7)
+        for dtype, key in (("float16", "fill_vs_save"), ("float32", "fill_float32_vs_save")):
+            part = partial(filling, folder / dtype, num_rows, dtype, pairs)
+            bench.part(f"filling, from {dtype}", part, vs_save=key)
+        fill_store(folder / "store.zarr", num_rows)
         compare(bench, folder, num_rows)
         few = 64 if bench.toy else 256 if bench.quick else 2048
         headline = {"bytes_ratio": "bytes_ratio", "relative_error": "relative_error"}
@@ -168,17 +179,45 @@ def per_row(folder: Path, num_rows: int) -> Iterator[int]:
         yield len(np.stack([np.load(folder / f"{row}.npy") for row in rows]))
 
 
-def fill_store(path: Path, num_rows: int, **codec: Any) -> float:
+def filling(folder: Path, num_rows: int, dtype: str, pairs: int) -> Numbers:
+    """Medians; each pair is of one moment, as the speed of a disk is not that of the next."""
+    ours, saved = [], []
+    for _ in range(pairs + 1):  # the first warms up
+        folder.mkdir()
+        ours.append(fill_store(folder / "store.zarr", num_rows, dtype))
+        shutil.rmtree(folder)
+        folder.mkdir()
+        saved.append(save_shards(folder, num_rows))
+        shutil.rmtree(folder)
+    ratio = median(one / other for one, other in zip(ours[1:], saved[1:]))
+    return {"mb_per_s": median(ours[1:]), "save_mb_per_s": median(saved[1:]), "vs_save": ratio}
+
+
+def save_shards(folder: Path, num_rows: int) -> float:
+    """Whole shards of float16, each forced to the disk; returns MB/s."""
+    rows = spec().shard_rows
+    shard = np.tile(_values().astype(np.float16), (-(-rows // 64), 1, 1))[:rows]
+    began = time.perf_counter()
+    for start in range(0, num_rows, rows):
+        with (folder / f"{start}.npy").open("wb") as file:
+            np.save(file, shard[: num_rows - start])
+            file.flush()
+            os.fsync(file.fileno())
+    return num_rows * ROW_BYTES / 1e6 / (time.perf_counter() - began)
+
+
+def fill_store(path: Path, num_rows: int, dtype: str = "float32", codec: Codec = HALF) -> float:
     """Make a store, with an encoder that costs nothing; returns MB/s of float16 values."""
-    params = FillingParams(batch_size=64, num_readers=1)
+    params = FillingParams(batch_size=64)
     # A few different values in turn, so that making them does not dominate.
-    roles = Roles(read=int, encode=lambda rows: {"embedding": _values()[np.array(rows) % 64]})
-    report = fill(path, range(num_rows), spec(**codec), lambda: roles, provenance={}, params=params)
+    values = _values().astype(dtype)
+    roles = Roles(read=int, encode=lambda rows: {"embedding": values[np.array(rows) % 64]})
+    report = fill(path, range(num_rows), spec(codec), lambda: roles, provenance={}, params=params)
     return report.rows_per_second * ROW_BYTES / 1e6
 
 
-def spec(**codec: Any) -> StoreSpec:
-    array = ArraySpec(dims={"position": 77, "channel": 768}, codec=Codec(**codec))
+def spec(codec: Codec = HALF) -> StoreSpec:
+    array = ArraySpec(dims={"position": 77, "channel": 768}, codec=codec)
     return StoreSpec(arrays={"embedding": array})
 
 
@@ -196,8 +235,8 @@ def _values() -> np.ndarray:
 def smaller(folder: Path, num_rows: int) -> Numbers:
     """int8 with a shared first position: its bytes over those of float16, and its error."""
     sizes = []
-    for name, codec in [("half", {}), ("int8", {"dtype": "int8", "share_first": True})]:
-        fill_store(folder / f"{name}.zarr", num_rows, **codec)
+    for name, codec in [("half", HALF), ("int8", Codec(dtype="int8", share_first=True))]:
+        fill_store(folder / f"{name}.zarr", num_rows, codec=codec)
         sizes.append(describe(folder / f"{name}.zarr").arrays[0])
     error = sizes[1].measured["relative_squared_error_mean"]
     return {"bytes_ratio": sizes[1].stored_bytes / sizes[0].stored_bytes, "relative_error": error}

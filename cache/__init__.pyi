@@ -1,4 +1,5 @@
 from .codec import Codec, FirstPositionVariesError
+from .copying import copy_rows
 from .encoding import Roles
 from .filling import FillReport, ShardsLostError, fill
 from .inspecting import (
@@ -30,6 +31,7 @@ from .store import (
     StoreMismatchError,
     open_store,
 )
+from .torch_rows import TorchRows
 from .verifying import BadShard, VerifyReport, repair, verify
 
 __all__ = [
@@ -56,7 +58,9 @@ __all__ = [
     "StoreMismatchError",
     "StoreSpec",
     "StoresDifferError",
+    "TorchRows",
     "VerifyReport",
+    "copy_rows",
     "describe",
     "fill",
     "in_background",

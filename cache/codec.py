@@ -6,6 +6,7 @@ error that is measured row by row while writing: the relative squared error ||x 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,15 +119,23 @@ def fit(codec: Codec, sample: np.ndarray) -> FittedCodec:
 def encode(
     fitted: FittedCodec, values: np.ndarray
 ) -> tuple[np.ndarray, NDArray[np.float32], dict[int, str]]:
-    """Values float [n, *shape] -> (stored [n, *stored_shape], error float32 [n], refused).
+    """Values float [n, *shape] -> (stored [n, *stored_shape], error float32 [n], refused)."""
+    first = 0 if fitted.first is None else 1
+    shape = (len(values), values.shape[1] - first, *values.shape[2:])
+    stored = np.empty(shape, fitted.dtype)
+    return stored, *encode_into(fitted, values, stored)
+
+
+def encode_into(
+    fitted: FittedCodec, values: np.ndarray, stored: Sequence[np.ndarray] | np.ndarray
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """Store values float [n, *shape] in n arrays [*stored_shape] -> (error float32 [n], refused).
 
     refused: row -> why (not finite, too large for float16, first position deviates); such a row is
     stored as zeros. error: relative squared error of storing, 0 for what is stored as it came.
     """
-    dtype = np.dtype(fitted.dtype)
     first = 0 if fitted.first is None else 1
-    needs_no_cast = values.dtype == dtype
-    stored = np.empty((len(values), values.shape[1] - first, *values.shape[2:]), dtype)
+    needs_no_cast = values.dtype == np.dtype(fitted.dtype)
     error = np.zeros(len(values), np.float32)
     refused: dict[int, str] = {}
     # Row by row, in the same memory, while a row is in the processor's cache: 3 times as fast as
@@ -134,15 +143,17 @@ def encode(
     read_back = np.empty((1, *values.shape[1:]), fitted.decoded_dtype)
     for i, value in enumerate(values):
         reason = _encode_row(fitted, value, stored[i])
-        if reason is None and fitted.dtype != "float32" and (first or not needs_no_cast):
-            # Nothing but the first position is lost of what is in the stored type already.
-            changed = slice(first) if needs_no_cast else slice(None)
-            decode(fitted, stored[i : i + 1], out=read_back)
-            error[i] = _row_error(value, read_back[0], changed)
         if reason is not None:
             refused[i] = reason
-            stored[i] = 0
-    return stored, error, refused
+            stored[i][...] = 0
+        elif fitted.dtype == "float16" and not first and not needs_no_cast:
+            error[i] = _row_error(value, _widened(stored[i]))
+        elif fitted.dtype != "float32" and (first or not needs_no_cast):
+            # Nothing but the first position is lost of what is in the stored type already.
+            changed = slice(first) if needs_no_cast else slice(None)
+            decode(fitted, stored[i][None], out=read_back)
+            error[i] = _row_error(value, read_back[0], changed)
+    return error, refused
 
 
 def _encode_row(fitted: FittedCodec, value: np.ndarray, out: np.ndarray) -> str | None:
@@ -221,6 +232,16 @@ def _all_finite(values: np.ndarray) -> bool:
         return bool(np.isfinite(values).all())
     exponent = np.uint16(0x7C00)  # all ones: infinite or no number; 8 times as fast as isfinite
     return bool(((values.view(np.uint16) & exponent) != exponent).all())
+
+
+def _widened(half: np.ndarray) -> NDArray[np.float32]:
+    """Finite float16 as float32, exactly; 2.5 times as fast as astype, which goes bit by bit."""
+    bits = half.view(np.int16).astype(np.int32)
+    # Sign, exponent and mantissa at their places in a float32, whose exponents begin 112 lower.
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70000001), out=bits)
+    wide = bits.view(np.float32)
+    return np.multiply(wide, np.float32(2.0**112), out=wide)
 
 
 def _row_error(value: np.ndarray, other: np.ndarray, where: slice = slice(None)) -> float:

@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache.checksums import row_checksums
-from cache.codec import encode
+from cache.codec import encode_into
 from cache.lock import current_run
 from cache.memory import Memory
 from cache.shards import shard_content, shard_path
@@ -61,6 +61,10 @@ class ShardTask:
     checksums: dict[str, NDArray[np.uint32]]
 
 
+Reads: TypeAlias = tuple[list[int], Future[list[Any]]] | None
+"""Positions in a shard, and their payloads on the way; None: the shard has no more."""
+
+
 class SupersededRunError(RuntimeError):
     """The run that handed out this shard is over, or another one holds the store."""
 
@@ -78,31 +82,36 @@ def encode_shards(
     helping = ThreadPoolExecutor(num_readers, "cache-read")
     writing = ThreadPoolExecutor(1, "cache-write")
     drafts = _drafts(store, tasks, helping)
-    ahead: deque[tuple[_Draft, int, Future]] = deque()
+    ahead: deque[tuple[_Draft, Reads]] = deque()
     written: deque[Future[ShardResult]] = deque()
+    # Two batches ahead, across the borders of shards, and no more however long the table. Handing a
+    # job to a thread costs 20 us, so that one reads several rows; each reader has four jobs ahead.
+    rows_ahead = max(2 * batch_size, 2 * num_readers)
+    rows_a_job = max(1, rows_ahead // (4 * num_readers))
     # None after the rows of a shard: there its last groups are encoded and it is written.
-    rows = ((draft, position) for draft in drafts for position in [*draft.positions, None])
+    jobs = ((draft, job) for draft in drafts for job in [*_jobs(draft.positions, rows_a_job), None])
     try:
         exhausted = False
         while not exhausted or ahead:
-            # Two batches ahead, across the borders of shards, and no more however long the table.
-            while not exhausted and len(ahead) < max(2 * batch_size, 2 * num_readers):
-                draft, position = next(rows, (None, None))
+            while not exhausted and len(ahead) < rows_ahead // rows_a_job:
+                draft, positions = next(jobs, (None, None))
                 if draft is None:
                     exhausted = True
-                elif position is None:
-                    ahead.append((draft, -1, Future()))
+                elif positions is None:
+                    ahead.append((draft, None))
                 else:
-                    job = helping.submit(roles.read, draft.task.rows[position])
-                    ahead.append((draft, int(position), job))
+                    rows = [draft.task.rows[position] for position in positions]
+                    ahead.append((draft, (positions, helping.submit(_read, roles.read, rows))))
             if not ahead:
                 break
             # Reported as soon as it lies there: only then does it count as done.
             if written and written[0].done():
                 yield written.popleft().result()
-            draft, position, job = ahead.popleft()
-            if position >= 0:
-                _take(draft, position, job, roles, batch_size)
+            draft, reads = ahead.popleft()
+            if reads is not None:
+                positions, payloads = reads
+                for position, payload in zip(positions, payloads.result()):
+                    _take(draft, position, payload, roles, batch_size)
                 continue
             for group in list(draft.waiting):  # the end of a shard
                 _encode_batch(draft, group, roles)
@@ -178,9 +187,26 @@ def _drafts(
         yield _Draft(task, store, helping, np.flatnonzero(todo), stored, errors)
 
 
-def _take(draft: _Draft, position: int, job: Future, roles: Roles, batch_size: int) -> None:
+def _jobs(positions: NDArray[np.int64], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(positions), size):
+        yield positions[start : start + size].tolist()
+
+
+def _read(read: Callable[[Any], Any], rows: Sequence[Any]) -> list[Any]:
+    """The payload of every row, or the exception that it raised."""
+    payloads = []
+    for row in rows:
+        try:
+            payloads.append(read(row))
+        except Exception as error:
+            payloads.append(error)
+    return payloads
+
+
+def _take(draft: _Draft, position: int, payload: Any, roles: Roles, batch_size: int) -> None:
     try:
-        payload = job.result()
+        if isinstance(payload, Exception):
+            raise payload
         key = roles.group(payload) if roles.group else None
     except MemoryError as error:
         row = position + draft.task.shard * draft.store.spec.shard_rows
@@ -223,9 +249,9 @@ def _encode_batch(draft: _Draft, group: Hashable, roles: Roles) -> None:
 
 
 def _cast(draft: _Draft, name: str, index: NDArray[np.int64], values: ArrayLike) -> None:
-    stored, error, refused = encode(draft.store.fitted(name), np.asarray(values))
-    # Other casts write other rows: no lock.
-    draft.stored[name][index] = stored
+    # Into the shard itself. Other casts write other rows: no lock.
+    rows = [draft.stored[name][position] for position in index]
+    error, refused = encode_into(draft.store.fitted(name), np.asarray(values), rows)
     if name in draft.errors:
         draft.errors[name][index] = error
     for i, reason in refused.items():

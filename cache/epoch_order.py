@@ -29,15 +29,24 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes takes of every batch; batch_size counts the rows of all."""
+    """What one of several processes takes of every batch; batch_size counts the rows of all.
+
+    Of several workers of one process, each takes every num_workers-th batch.
+    """
 
     batch_size: int
     rank: int
     world_size: int
+    worker: int = 0
+    num_workers: int = 1
 
     def bounds(self, size: NDArray[np.int64] | int) -> tuple:
         """Of a batch of `size` rows, the first that is taken, and the end."""
         return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
+
+    def steps(self, first: int, end: int) -> range:
+        """The steps that are taken of those from `first` on."""
+        return range(first + (self.worker - first) % self.num_workers, end, self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,10 @@ class EpochPlan:
         in_last = positions >= num_rows // size * size
         low, high = share.bounds(np.where(in_last, num_rows % size, size))
         within = positions % size
-        leaving = permutation[(within >= low) & (within < high) & (positions >= first)]
+        taken = (within >= low) & (within < high) & (positions >= first)
+        if share.num_workers > 1:
+            taken &= positions // size % share.num_workers == share.worker
+        leaving = permutation[taken]
         kept = np.sort(leaving)
         ends = np.searchsorted(kept, np.cumsum([len(piece) for piece in pieces]))
         rows = np.concatenate(pieces)[kept]

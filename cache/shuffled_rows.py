@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.epoch_order import Share, Window, plan_epoch
+from cache.location import Location
 from cache.reading import Batch, DamagedRowsError, RowsUnavailableError, damage_report
 from cache.row_sources import RowSource, row_source
 from cache.settings import ReadingParams
@@ -43,7 +44,8 @@ class ShuffledRows:
     Over all ranks, every row of `subset` (default: all) that is done in all stores comes exactly
     once per epoch; failed rows are left out and counted (`num_failed`). All ranks take the same
     number of steps; the last batch is shorter, and may be empty on some ranks: `drop_last` leaves
-    it out. One iteration at a time.
+    it out. Of several workers of one rank (`TorchRows`), each makes every num_workers-th batch. One
+    iteration at a time.
 
     Raises StoresDifferError where the stores hold different rows, RowsUnavailableError where rows
     are pending, and DamagedRowsError in the middle of an epoch (with on_damage="skip" such rows
@@ -52,12 +54,14 @@ class ShuffledRows:
 
     def __init__(
         self,
-        sources: Mapping[str, tuple[str | Path | EmbeddingStore, str]],
+        sources: Mapping[str, tuple[str | Path | Location | EmbeddingStore, str]],
         *,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        worker: int = 0,
+        num_workers: int = 1,
         subset: Iterable[int] | None = None,
         drop_last: bool = False,
         params: ReadingParams | None = None,
@@ -71,7 +75,7 @@ class ShuffledRows:
             self._sources[output] = row_source(store, name)
         _check_same_rows(list(stores.values()))
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
-        self._share = Share(batch_size, rank, world_size)
+        self._share = Share(batch_size, rank, world_size, worker, num_workers)
         self.params = params or ReadingParams()
         self._rows, self.num_failed = usable_rows(list(stores.values()), subset)
         self.damaged: dict[int, str] = {}
@@ -83,7 +87,7 @@ class ShuffledRows:
         return len(self._rows)
 
     def __len__(self) -> int:
-        """Steps of an epoch: the same on every rank."""
+        """Steps of an epoch, over all workers: the same on every rank."""
         if self.drop_last:
             return self.num_rows // self.batch_size
         return math.ceil(self.num_rows / self.batch_size)
@@ -123,12 +127,13 @@ class ShuffledRows:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def __iter__(self) -> Iterator[Batch]:
-        windows, first = self.windows(self.epoch, self.step), self.step
-        batches = in_background(lambda: self._batches(windows, first), self.params.prefetch)
+        windows = self.windows(self.epoch, self.step)
+        steps = self._share.steps(self.step, len(self))
+        batches = in_background(lambda: self._batches(windows, steps), self.params.prefetch)
         try:
-            for batch in batches:
+            for step, batch in zip(steps, batches):
                 # Before it is handed out: with a batch in hand, the state is what follows.
-                self.step += 1
+                self.step = step + 1
                 yield batch
         finally:
             batches.close()  # waits for its thread, which may be reading
@@ -136,12 +141,12 @@ class ShuffledRows:
                 source.release()
         self.epoch, self.step = self.epoch + 1, 0
 
-    def _batches(self, windows: Iterator[Window], first: int) -> Iterator[Batch]:
-        """Batches from step `first` on, where the windows begin."""
+    def _batches(self, windows: Iterator[Window], steps: range) -> Iterator[Batch]:
+        """The batches of these steps, of which the windows are."""
         with ThreadPoolExecutor(len(self._sources), "cache-read") as pool:
             prepared = self._prepared(windows, pool)
             left = np.zeros(0, np.int64)  # offsets in the current window that are still to come
-            for step in range(first, len(self)):
+            for step in steps:
                 whole = min(self.batch_size, self.num_rows - step * self.batch_size)
                 low, high = self._share.bounds(whole)
                 size = high - low

@@ -7,8 +7,9 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -31,6 +32,9 @@ from cache.shards import ShardFile, create_data_array, shard_path
 from gill_errors import InputError
 from gill_files import explained
 from gill_records import differences
+
+if TYPE_CHECKING:
+    from cache.torch_rows import TorchRows
 
 ATTRIBUTE = "embedding_cache"
 FORMAT = 1
@@ -234,6 +238,13 @@ class EmbeddingStore:
         return "/".join(
             [self.location.url, *shard_path(self.spec, name, row // self.spec.shard_rows)]
         )
+
+    def to_torch(self, *, batch_size: int, seed: int, **options: Any) -> TorchRows:
+        """All arrays in shuffled batches, for PyTorch's loaders: see `TorchRows`."""
+        # By the room's front: what is built upon this module cannot be imported by it.
+        front = import_module("cache")
+        sources = {name: (self, name) for name in self.spec.arrays}
+        return front.TorchRows(sources, batch_size=batch_size, seed=seed, **options)
 
     # Writing: only under the run lock
 

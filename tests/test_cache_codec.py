@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cache.codec import Codec, FirstPositionVariesError, FittedCodec, decode, encode, fit
+from cache import codec
+from cache.codec import (
+    Codec,
+    FirstPositionVariesError,
+    FittedCodec,
+    decode,
+    encode,
+    encode_into,
+    fit,
+)
 
 
 def normal(n: int, scale: float = 1.0) -> np.ndarray:
@@ -144,3 +153,24 @@ def test_values_in_the_stored_type_are_kept_as_they_came_beside_a_shared_first(o
     expected = ((values.astype(float) - decode(fitted, stored)) ** 2).sum((1, 2))
     np.testing.assert_allclose(error, expected / (values.astype(float) ** 2).sum((1, 2)), rtol=1e-4)
     assert (error > 0).all() == bool(off)
+
+
+def test_every_float16_is_widened_exactly() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)]
+    widened = codec._widened(finite)
+    assert widened.tobytes() == finite.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_rows_are_stored_where_they_are_wanted(dtype: str) -> None:
+    values = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    values[1, 2, 3] = np.nan
+    fitted = fit(Codec(dtype=dtype), values[[0, 2]])
+    shard = np.full((6, 4, 5), 7, dtype)
+    stored, error, refused = encode(fitted, values)
+    error_there, refused_there = encode_into(fitted, values, [shard[5], shard[0], shard[2]])
+    np.testing.assert_array_equal(shard[[5, 0, 2]], stored)
+    assert (shard[[1, 3, 4]] == 7).all()
+    np.testing.assert_array_equal(error, error_there)
+    assert list(refused) == list(refused_there) == [1]

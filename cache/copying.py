@@ -1,0 +1,109 @@
+"""A store of some rows of another: how a table that lost rows, or has another order, keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.layout import checksum_name, error_name
+from cache.location import Location, locate
+from cache.lock import run_lock
+from cache.manifest import manifest_location, measure, write_manifest
+from cache.reading import RowsUnavailableError, read_sorted
+from cache.shards import shard_content, shard_path
+from cache.store import EmbeddingStore, RowStatus, ShardResult, open_for_writing, open_store
+from gill_errors import InputError
+from gill_files import explained
+
+
+def copy_rows(
+    source: str | Path | Location | EmbeddingStore, target: str | Path, rows: Iterable[int]
+) -> EmbeddingStore:
+    """Make at `target` a store of these rows of `source`, in this order, and encode nothing.
+
+    Rows keep their bytes, checksums and keys: `fill` with a table of the same rows finds them done,
+    and encodes what the table has besides. Rows that are not done, or fail their checksum, are
+    pending there. Killed and called again, it goes on.
+
+    Raises RowsUnavailableError where `source` has no such row, InputError where both are one store,
+    and what `fill` raises of a target that is another store or is being written.
+    """
+    store, location = open_store(source), locate(target)
+    if location == store.location:
+        raise InputError(f"{location}: a store cannot be copied onto itself; name another path")
+    numbers = np.asarray(list(rows), np.int64)
+    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < store.num_rows):
+        raise RowsUnavailableError(f"{store.location} has rows 0 to {store.num_rows - 1}")
+    keys = store.read_table("row_key")[numbers]
+    available = store.status()[numbers] == RowStatus.DONE
+    tables = _tables(store)
+    with run_lock(location):
+        copy = open_for_writing(location, store.spec, store.provenance, store.meta["versions"][-1])
+        manifest_location(location).remove()
+        copy.match_rows(keys)
+        if not copy.meta.get("prepared", False) and store.meta.get("prepared", False):
+            # Stored bytes mean what they meant: by the same fitted numbers.
+            copy.write_constants({name: store.constant(name) for name in store.spec.constants})
+            copy.write_fitted({name: store.fitted(name) for name in store.spec.arrays})
+            kept = {key: store.meta[key] for key in ("fitted", "prepared") if key in store.meta}
+            copy.update_meta(**kept)
+        missing = available & (copy.status() == RowStatus.PENDING)
+        for shard in range(store.spec.num_shards(len(numbers))):
+            span = store.spec.shard_range(shard, len(numbers))
+            here = slice(span.start, span.stop)
+            if missing[here].any():
+                # A shard is replaced whole, with whatever else somebody put into it.
+                copy.mark_pending(np.arange(span.start, span.stop))
+                taken = np.flatnonzero(available[here])
+                copy.commit(_copy_shard(store, copy, tables, shard, numbers[here], taken))
+        if not (copy.status() == RowStatus.PENDING).any():
+            copy.update_meta(measured=measure(copy))
+            write_manifest(copy)
+    return copy
+
+
+def _tables(store: EmbeddingStore) -> dict[str, np.ndarray]:
+    """Checksums and errors of all rows."""
+    arrays = store.spec.arrays.items()
+    names = [checksum_name(name) for name, _ in arrays]
+    names += [error_name(name) for name, array in arrays if array.codec.is_lossy]
+    return {name: store.read_table(name) for name in names}
+
+
+def _copy_shard(
+    store: EmbeddingStore,
+    copy: EmbeddingStore,
+    tables: dict[str, np.ndarray],
+    shard: int,
+    numbers: NDArray[np.int64],
+    taken: NDArray[np.int64],
+) -> ShardResult:
+    """Write a shard of the copy: of its rows, numbers int64 [n] in the source, those taken."""
+    order, back = np.unique(numbers[taken], return_inverse=True)
+    contents, damaged = {}, set[int]()
+    for name, array in store.spec.arrays.items():
+        sorted_rows = np.empty((len(order), *array.stored_row_shape), array.codec.dtype)
+        sums = tables[checksum_name(name)]
+        damaged.update(read_sorted(store, name, order, sums, sorted_rows))
+        contents[name] = np.zeros((len(numbers), *array.stored_row_shape), array.codec.dtype)
+        contents[name][taken] = sorted_rows[back]
+    sound = taken[~np.isin(numbers[taken], list(damaged))]
+    with explained(copy.location):
+        for name, stored in contents.items():
+            path = shard_path(copy.spec, name, shard)
+            if content := shard_content(copy.spec, name, stored):
+                copy.location.write_bytes(content, *path)
+            else:
+                copy.location.remove(*path)
+    rows = numbers[sound]
+    lossy = [name for name, array in store.spec.arrays.items() if array.codec.is_lossy]
+    return ShardResult(
+        shard,
+        sound,
+        np.full(len(sound), RowStatus.DONE, np.uint8),
+        {name: tables[checksum_name(name)][rows] for name in store.spec.arrays},
+        {name: tables[error_name(name)][rows] for name in lossy},
+    )

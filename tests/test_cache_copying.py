@@ -1,0 +1,114 @@
+"""A table that grows, loses rows or has another order costs its new rows alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cache_samples import captions, files, fill_sample, make_spec
+
+from cache import EmbeddingStore, RowsUnavailableError, copy_rows, open_store, read_rows, verify
+from gill_errors import InputError
+
+ROWS = captions(30)
+SPECS = {
+    "float16": make_spec(),
+    "int8": make_spec(dtype="int8", share_first=True, compressor="blosc-zstd"),
+}
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def source(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "source.zarr"
+    fill_sample(path, ROWS, spec=SPECS[kind])
+    return path
+
+
+def test_appending_leaves_whole_shards_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    fill_sample(path, ROWS)
+
+    def shards() -> dict[str, tuple[int, int]]:
+        stats = {p.parent.parent.name: p.stat() for p in path.glob("embedding/c/*/0/0")}
+        return {shard: (stat.st_ino, stat.st_mtime_ns) for shard, stat in stats.items()}
+
+    before = shards()
+    assert fill_sample(path, captions(41)).encoded == 11
+    after = shards()
+    assert sorted(after) == ["0", "1", "2", "3", "4", "5"]
+    assert {n for n in before if before[n] == after[n]} == {"0", "1", "2"}  # the fourth was cut
+
+
+def test_lost_and_moved_rows_are_kept_and_new_ones_alone_encoded(
+    source: Path, kind: str, tmp_path: Path
+) -> None:
+    left = [29, *range(25), 3]  # four lost, one moved, one twice
+    copy = copy_rows(source, tmp_path / "copy.zarr", left)
+    assert copy.status_counts() == {"pending": 0, "done": 27, "failed": 0}
+    for name, values in read_rows(source, left).items():
+        np.testing.assert_array_equal(read_rows(copy, range(27))[name], values)
+    assert verify(tmp_path / "copy.zarr").ok
+    table = [*(ROWS[i] for i in left), "new", "newer"]
+    report = fill_sample(tmp_path / "copy.zarr", table, spec=SPECS[kind])
+    assert (report.encoded, report.skipped) == (2, 27)
+    assert verify(tmp_path / "copy.zarr").ok
+    np.testing.assert_array_equal(
+        read_rows(tmp_path / "copy.zarr", [0])["embedding"], read_rows(source, [29])["embedding"]
+    )
+
+
+def test_a_copy_of_all_rows_is_the_store(source: Path, tmp_path: Path) -> None:
+    copy_rows(source, tmp_path / "copy.zarr", range(30))
+    assert files(tmp_path / "copy.zarr") == files(source)
+    manifests = (source.with_name("source.manifest.json"), tmp_path / "copy.manifest.json")
+    assert manifests[0].read_bytes() == manifests[1].read_bytes()
+
+
+def test_a_killed_copy_goes_on(
+    source: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, path = EmbeddingStore.commit, tmp_path / "copy.zarr"
+
+    def dies(store: EmbeddingStore, result: object) -> None:
+        if result.shard == 2:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        commit(store, result)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EmbeddingStore, "commit", dies)
+    with pytest.raises(KeyboardInterrupt):
+        copy_rows(source, path, range(30))
+    assert open_store(path).status_counts()["done"] == 16
+    assert not path.with_name("copy.manifest.json").exists()
+    monkeypatch.setattr(EmbeddingStore, "commit", commit)
+    copy_rows(source, path, range(30))
+    assert files(path) == files(source)
+
+
+def test_rows_that_are_not_right_are_pending_in_the_copy(tmp_path: Path) -> None:
+    path, rows = tmp_path / "s.zarr", captions(30)
+    rows[4] = "unreadable"
+    fill_sample(path, rows)
+    with (path / "embedding/c/1/0/0").open("r+b") as file:
+        file.write(b"\xff\xff\xff")  # row 8, the first of the second shard
+    copy = copy_rows(path, tmp_path / "copy.zarr", range(2, 20))
+    assert np.flatnonzero(copy.status() == 0).tolist() == [2, 6]
+    assert not (tmp_path / "copy.manifest.json").exists()
+    rows[4] = "caption 4"
+    assert fill_sample(tmp_path / "copy.zarr", rows[2:20]).encoded == 2
+    assert verify(tmp_path / "copy.zarr").ok
+    # Once more: what was filled meanwhile stays.
+    again = copy_rows(path, tmp_path / "copy.zarr", range(2, 20))
+    assert verify(tmp_path / "copy.zarr").ok
+    assert again.status()[6] == 1
+
+
+def test_what_cannot_be_copied(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(RowsUnavailableError, match="rows 0 to 29"):
+        copy_rows(source, tmp_path / "copy.zarr", [3, 30])
+    with pytest.raises(InputError, match="onto itself"):
+        copy_rows(source, source, [3])
+    assert not (tmp_path / "copy.zarr").exists()
