@@ -42,27 +42,46 @@ def copy_rows(
     tables = _tables(store)
     with run_lock(location):
         copy = open_for_writing(location, store.spec, store.provenance, store.meta["versions"][-1])
-        manifest_location(location).remove()
+        if copy.meta.get("prepared", False):
+            _refuse_other_fits(store, copy)
         copy.match_rows(keys)
+        manifest_location(location).remove()
         if not copy.meta.get("prepared", False) and store.meta.get("prepared", False):
-            # Stored bytes mean what they meant: by the same fitted numbers.
             copy.write_constants({name: store.constant(name) for name in store.spec.constants})
             copy.write_fitted({name: store.fitted(name) for name in store.spec.arrays})
             kept = {key: store.meta[key] for key in ("fitted", "prepared") if key in store.meta}
             copy.update_meta(**kept)
-        missing = available & (copy.status() == RowStatus.PENDING)
+        pending = copy.status() == RowStatus.PENDING
         for shard in range(store.spec.num_shards(len(numbers))):
             span = store.spec.shard_range(shard, len(numbers))
             here = slice(span.start, span.stop)
-            if missing[here].any():
-                # A shard is replaced whole, with whatever else somebody put into it.
-                copy.mark_pending(np.arange(span.start, span.stop))
+            # A shard is written whole: one in which anything is done was copied before, or filled.
+            if available[here].any() and pending[here].all():
                 taken = np.flatnonzero(available[here])
                 copy.commit(_copy_shard(store, copy, tables, shard, numbers[here], taken))
         if not (copy.status() == RowStatus.PENDING).any():
             copy.update_meta(measured=measure(copy))
             write_manifest(copy)
     return copy
+
+
+def _refuse_other_fits(store: EmbeddingStore, copy: EmbeddingStore) -> None:
+    """Raises InputError where the copy's bytes mean other numbers than the store's."""
+    ours = _fits(copy)
+    for name, numbers in _fits(store).items():
+        if not np.array_equal(numbers, ours[name]):
+            raise InputError(
+                f"{copy.location} was filled from other rows: its {name} is not that of "
+                f"{store.location}, so that its bytes mean other numbers; name a new path"
+            )
+
+
+def _fits(store: EmbeddingStore) -> dict[str, np.ndarray]:
+    """What the stored bytes mean, by name."""
+    fits = {name: store.constant(name) for name in store.spec.constants}
+    for name in store.spec.arrays:
+        fits |= {f"{part} of {name}": value for part, value in store.fitted(name).parts().items()}
+    return fits
 
 
 def _tables(store: EmbeddingStore) -> dict[str, np.ndarray]:

@@ -104,6 +104,14 @@ def test_rows_that_are_not_right_are_pending_in_the_copy(tmp_path: Path) -> None
     again = copy_rows(path, tmp_path / "copy.zarr", range(2, 20))
     assert verify(tmp_path / "copy.zarr").ok
     assert again.status()[6] == 1
+    # Nor is it copied over for the sake of a row beside it.
+    open_store(tmp_path / "copy.zarr", writable=True).mark_pending(np.array([5]))
+    assert copy_rows(path, tmp_path / "copy.zarr", range(2, 20)).status()[4:8].tolist() == [
+        1,
+        0,
+        1,
+        1,
+    ]
 
 
 def test_what_cannot_be_copied(source: Path, tmp_path: Path) -> None:
@@ -112,3 +120,15 @@ def test_what_cannot_be_copied(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="onto itself"):
         copy_rows(source, source, [3])
     assert not (tmp_path / "copy.zarr").exists()
+
+
+def test_a_target_whose_bytes_mean_other_numbers_is_refused_and_left_alone(tmp_path: Path) -> None:
+    spec = SPECS["int8"]
+    fill_sample(tmp_path / "s.zarr", ROWS, spec=spec)
+    fill_sample(tmp_path / "t.zarr", [f"quite other {i}" for i in range(30)], spec=spec)
+    before = read_rows(tmp_path / "t.zarr", range(30))
+    with pytest.raises(InputError, match=r"was filled from other rows: its .* name a new path"):
+        copy_rows(tmp_path / "s.zarr", tmp_path / "t.zarr", range(30))
+    assert verify(tmp_path / "t.zarr").ok
+    for name, values in read_rows(tmp_path / "t.zarr", range(30)).items():
+        np.testing.assert_array_equal(values, before[name])
