@@ -15,7 +15,7 @@ from evaluation.report import showcase
 from evaluation.report.curves import Curves, Line, draw
 from evaluation.report.differences import draw_differences
 from evaluation.report.figures import Figure
-from evaluation.report.grids import Grid, exchanges, told
+from evaluation.report.grids import Grid, exchanges, failures, told
 from evaluation.report.page import ReportError, render, write_page
 from evaluation.report.tables import ABSENT, Table, absences, compared, numbers_of, paper_tables
 from evaluation.results import Record, Result
@@ -263,3 +263,15 @@ def test_the_readmes_pictures_show_what_was_told_and_what_was_made(tmp_path):
     assert [time for _, time in frames] == [1100, 1100, 3000]  # two messages, then the answer
     assert {frame.size for frame, _ in frames} == {(420, 560)}
     assert frames[1][0].tobytes() != frames[2][0].tobytes()
+
+
+def test_failures_are_the_worst_pictures_by_each_judge_and_the_worst_found():
+    def record(number, right, similar, cosine):
+        scores = {"gill.oracle_attributes": right, "gill.clip_similarity": similar,
+                  "retrieved.similarity": cosine}  # fmt: skip
+        return Record("captions", number, "", (), "real", pictures={"gill": "p"}, scores=scores)
+
+    records = [record("a", 0.8, 0.9, 0.1), record("b", 0.2, 0.95, 0.7), record("c", 0.8, 0.1, 0.9)]
+    worst = [[r.id for r in block.records] for block in failures(records)]
+    assert worst == [["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+    assert "retrieved" in failures(records)[-1].title

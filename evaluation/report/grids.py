@@ -101,6 +101,11 @@ def failures(records: Sequence[Record]) -> list[Grid]:
             "Failures: lowest CLIP similarity to the real picture",
             lambda r: (r.scores["gill.clip_similarity"],),
         ),
+        (
+            "retrieved.similarity",
+            "Failures: retrieved pictures that matched worst",
+            lambda r: (r.scores["retrieved.similarity"],),
+        ),
     ]
     found = []
     for name, title, worst in judges:
