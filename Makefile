@@ -48,7 +48,7 @@ ablations: install .dvc/config.local  ## Tables 3 and 4: every variant with one 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --force --single-item report
 
 # The cells need no more than the index; the rest of the main run then finds what its own cell has made.
-findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (about 35 minutes)
+findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (35 to 45 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro build-index
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages run-variants
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

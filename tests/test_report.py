@@ -198,16 +198,17 @@ def test_ablations_fill_tables_3_and_4():
 def test_a_finding_is_a_chart_a_verdict_and_the_numbers_that_decide(seeds, verdict, words):
     by = {"first": 0.7, "second": 0.5, "difference": 0.2, "low": 0.1, "high": 0.3,
           "verdict": verdict}  # fmt: skip
-    part = {"title": "stories", "claim": "greater", "paper": "CLIP 0.6 / 0.5", "beside": True,
+    part = {"title": "stories", "claim": "greater", "paper": "CLIP 0.6 / 0.5", "beside": False,
             "metrics": ["oracle_attributes", "clip_similarity"],
             "by": {"oracle_attributes": by}}  # fmt: skip
-    finding = {"number": 1, "statement": "S", "source": "Table 1", "parts": [part],
+    beside = {**part, "title": "rounds", "beside": True}
+    finding = {"number": 1, "statement": "S", "source": "Table 1", "parts": [beside, part],
                "verdicts": {"oracle_attributes": verdict, "clip_similarity": None}}  # fmt: skip
     unmeasured = {
         **finding,
         "number": 2,
         "statement": "nobody knows",
-        "parts": [{**part, "by": {}}],
+        "parts": [{**part, "by": {}}, beside],
     }
     cells = {"seeds": seeds, "notes": ["a note"]}
     findings = {"cells": cells, "rule": "by `rule`", "findings": [finding, unmeasured]}
@@ -216,14 +217,14 @@ def test_a_finding_is_a_chart_a_verdict_and_the_numbers_that_decide(seeds, verdi
         assert shown in html
     tone = "bad" if verdict else "quiet"
     mark = f'<span class="mark {tone}">{verdict or "a first look"}</span>'
-    decided = re.findall("<tr><td.*</tr>", html)[0]
+    decided = re.findall("<tr><td.*</tr>", html)[1]
     values = re.findall("<td[^>]*>(.*?)</td>", decided)
     assert values == [
-        "stories (beside)", "right attributes", "better", "0.700", "0.500",
+        "stories", "right attributes", "better", "0.700", "0.500",
         "+0.200 [+0.100, +0.300]", mark, "CLIP 0.6 / 0.5",
     ]  # fmt: skip
     chart = base64.b64decode(draw_differences(finding, dark=False).split(",")[1]).decode()
-    assert "stories (beside)" in chart
+    assert chart.index("stories") < chart.index("rounds (beside)")
     assert "difference of right attributes" in chart
 
 

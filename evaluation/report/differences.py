@@ -13,8 +13,13 @@ _LIMIT = 12  # lines of a chart; what stands beside a finding goes first
 
 
 def measured_parts(finding: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The claims of a finding of findings.json that have a number, the deciding ones first."""
+    """The claims of a finding of findings.json that have a number, the deciding ones first.
+
+    None where no deciding one has.
+    """
     parts = [part for part in finding["parts"] if part["by"]]
+    if all(part["beside"] for part in parts):
+        return []
     return sorted(parts, key=lambda part: part["beside"])[:_LIMIT]
 
 
