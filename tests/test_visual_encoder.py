@@ -242,7 +242,8 @@ def test_no_shape_of_a_picture_takes_much_memory(size, mode):
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before = _peak_bytes()
     pixels = encoder.preprocess(picture)
-    assert _peak_bytes() - before < 20e6
+    # Half as wide and high, the longest part of 32,000 x 1000 is 16 MB; the rest is the transform.
+    assert _peak_bytes() - before < 32e6
     red = transform(Image.new("RGB", (300, 300), "red"))
     assert torch.allclose(pixels, red, atol=0.02)
 
