@@ -179,11 +179,13 @@ def test_a_broken_off_turn_was_never_said(speaker):
 def test_closing_a_stream_stops_the_picture_at_its_next_step(speaker):
     many = FEW.model_copy(update={"steps": 200})
     settings = ReplySettings(want="generate", generation=many)
+    of_other_tests = set(threading.enumerate())
     answering = Conversation(speaker).stream(["a red ring."], settings)
     seen = next(event for event in answering if isinstance(event, PictureProgress))
     answering.close()
     assert seen.step < 20
-    assert not [t for t in threading.enumerate() if t.name.startswith("pictures")]
+    left = set(threading.enumerate()) - of_other_tests
+    assert not [t for t in left if t.name.startswith("pictures")]
 
 
 # --- batches ---------------------------------------------------------------------------------

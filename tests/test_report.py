@@ -276,3 +276,11 @@ def test_failures_are_the_worst_pictures_by_each_judge_and_the_worst_found():
     worst = [[r.id for r in block.records] for block in failures(records)]
     assert worst == [["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
     assert "retrieved" in failures(records)[-1].title
+
+
+def test_the_ceiling_of_a_set_stands_beside_its_score():
+    result = replace(_result("oracle_attributes", 0.7), ceiling=0.82)
+    numbers = numbers_of("table_1", [result], {})
+    table = compared("T", "no table", numbers, "")
+    assert list(table.columns) == ["", "who", "examples", "right attributes", "ceiling"]
+    assert table.rows[0][3:] == ["0.700 ± 0.010", "0.820"]

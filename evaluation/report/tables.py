@@ -53,6 +53,8 @@ class Number:
     seeds: int
     low: float | None = None
     high: float | None = None
+    ceiling: float | None = None
+    """What the texts tell at all."""
 
     @property
     def shown(self) -> str:
@@ -69,7 +71,7 @@ def numbers_of(table: str, results: Sequence[Result], findings: Mapping[str, Any
     of_run = [
         Number(
             r.set, r.title, r.method, r.metric, r.value, r.standard_error,
-            r.examples, r.of, 1, r.low, r.high,
+            r.examples, r.of, 1, r.low, r.high, r.ceiling,
         )
         for r in results
         if r.table == table
@@ -86,7 +88,7 @@ def over_seeds(row: Mapping[str, Any]) -> Number:
     """A number of findings.json."""
     return Number(
         row["set"], row["title"], row["method"], row["metric"], row["mean"], row["deviation"],
-        row["examples"], row["of"], len(row["values"]), row["low"], row["high"],
+        row["examples"], row["of"], len(row["values"]), row["low"], row["high"], row.get("ceiling"),
     )  # fmt: skip
 
 
@@ -118,9 +120,16 @@ def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Ta
         or any(key[2] == metric for key in printed)
     ]
     with_paper = {metric for _, _, metric in printed}
+    ceilings = {
+        (one.set, one.method, one.metric): f"{one.ceiling:.3f}"
+        for one in numbers
+        if one.ceiling is not None
+    }
+    with_ceiling = {metric for _, _, metric in ceilings}
     columns = ["", "who", "examples"]
     for metric in metrics:
-        columns += [METRICS.get(metric, metric), *["paper"] * (metric in with_paper)]
+        columns += [METRICS.get(metric, metric), *["ceiling"] * (metric in with_ceiling)]
+        columns += ["paper"] * (metric in with_paper)
     titles = {one.set: one.title for one in numbers}
     rows = []
     for set_, method in _pairs(ours, printed):
@@ -128,6 +137,8 @@ def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Ta
         row.append(_examples([n for n in numbers if (n.set, n.method) == (set_, method)]))
         for metric in metrics:
             row.append(ours.get((set_, method, metric)))
+            if metric in with_ceiling:
+                row.append(ceilings.get((set_, method, metric)))
             if metric in with_paper:
                 row.append(printed.get((set_, method, metric)))
         rows.append(row)
