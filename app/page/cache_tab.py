@@ -33,13 +33,16 @@ _STORES = {
 }
 
 # To those who hear the page Gradio calls a tile "Thumbnail 3 of 16", and says its caption twice.
-_NAME_BY_CAPTION = """
-() => setTimeout(() => {
-  for (const tile of document.querySelectorAll('#cache-tiles .thumbnail-item')) {
-    tile.removeAttribute('aria-label');
-    for (const image of tile.querySelectorAll('img')) image.alt = '';
-  }
-}, 100)
+NAME_BY_CAPTION = """
+() => {
+  const name = () => {
+    for (const tile of document.querySelectorAll('#cache-tiles .thumbnail-item[aria-label]')) {
+      tile.removeAttribute('aria-label');
+      for (const image of tile.querySelectorAll('img')) image.alt = '';
+    }
+  };
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+}
 """
 
 
@@ -243,7 +246,6 @@ def cache_tab(gill: Gill, artifacts: Artifacts) -> None:
         return rows[event.index], *guarded(show_row)(store, rows[event.index])
 
     hidden: dict[str, Any] = {"api_visibility": "private"}
-    tiles.change(None, None, None, js=_NAME_BY_CAPTION, **hidden)
     text.submit(guarded(search_text), [name, text], outputs, **hidden)
     picture.change(guarded(search_picture), [name, picture], outputs, **hidden)
     show.click(guarded(show_row), [name, row], outputs, **hidden)

@@ -26,7 +26,7 @@ from fastapi import FastAPI
 
 from app.listening import address_of, run
 from app.page.annotation_tab import AnnotationRoutes, annotation_tab
-from app.page.cache_tab import cache_tab
+from app.page.cache_tab import NAME_BY_CAPTION, cache_tab
 from app.page.examples import examples_of
 from app.page.guard import PageGuard
 from app.page.jobs import Jobs
@@ -147,6 +147,7 @@ def build_page(
     cleaning = (_CLEAN_EVERY, _FORGET_AFTER)
     with gr.Blocks(title="GILL", analytics_enabled=False, delete_cache=cleaning) as blocks:
         gr.HTML("<h1>GILL</h1>", elem_id="title")
+        blocks.load(None, None, None, js=NAME_BY_CAPTION, api_visibility="private")
         with gr.Tab("Talk"):
             examples = examples_of(artifacts, gill)
             talk_tab(blocks, gill, worker, settings, examples, _FORGET_AFTER)
