@@ -129,8 +129,7 @@ def measure(bench: Bench) -> None:
     def compare(name: str) -> Numbers:
         if "nf4" in name and find_spec("bitsandbytes") is None:
             raise Unavailable("bitsandbytes is not installed")
-        call = compare_here if bench.toy else partial(in_new_process, compare_here)
-        predicted, measured = call(cases[name], bench.device)
+        predicted, measured = in_new_process(compare_here, cases[name], bench.device)
         megabytes = {"predicted_mb": predicted / 1e6, "measured_mb": measured / 1e6}
         return {**megabytes, "ratio": predicted / measured}
 
@@ -141,7 +140,7 @@ def measure(bench: Bench) -> None:
 
 
 def compare_here(case: dict[str, Any], device: str) -> tuple[int, int]:
-    """Bytes that a case is predicted to take and takes, in a process that is fresh but for toys."""
+    """Bytes that a case is predicted to take and takes, in a process that is fresh."""
     torch.set_num_threads(1)
     warm = torch.nn.Linear(64, 64, device=device)  # the libraries' own buffers
     warm(torch.zeros(4, 64, device=device)).sum().backward()
