@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and the help texts say of the tree is true."""
+"""What CONTRIBUTING.md and the help texts say of the tree is true."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,12 @@ from test_rooms import ARROWS
 from stages.cli import app
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def tree() -> list[tuple[Path, int]]:
-    """Paths of the README's tree with their depth in it."""
-    block = README[README.index("## The tree") :].split("```")[1]
+    """Paths of the tree in CONTRIBUTING.md with their depth in it."""
+    block = CONTRIBUTING[CONTRIBUTING.index("## The tree") :].split("```")[1]
     found: list[tuple[Path, int]] = []
     parents: list[str] = []
     for line in block.strip().splitlines():
@@ -38,8 +38,7 @@ def test_every_room_is_in_the_tree() -> None:
 
 
 def test_contributing_has_the_table_that_the_imports_are_held_to() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", text, re.M)
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", CONTRIBUTING, re.M)
     table = {room: set(re.findall(r"`(\w+)`", may)) for room, may in rows}
     everyone = set(ARROWS) - {"benchmarks", "stages"}
     table["stages"] = everyone  # "all but benchmarks"
@@ -75,13 +74,3 @@ def test_help_names_files_that_the_stage_really_writes(name: str) -> None:
             for n in known
             if "/" in n or "." in n
         ), f"stages {name} writes {out}, and its help does not say so"
-
-
-def test_commands_of_the_readme_exist() -> None:
-    there = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"(?:`|\$ |&& )stages ([a-z][a-z-]+)", README))
-    assert named <= there | {"dvc"}
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`make ([a-z-]+)`|\$ make ([a-z-]+)", README)) <= {
-        pair for t in targets for pair in ((t, ""), ("", t))
-    }
