@@ -1,6 +1,7 @@
 """What CONTRIBUTING.md and the help texts say of the tree is true."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,37 @@ def test_help_names_files_that_the_stage_really_writes(name: str) -> None:
             for n in known
             if "/" in n or "." in n
         ), f"stages {name} writes {out}, and its help does not say so"
+
+
+def test_the_changelog_is_kept_in_its_form() -> None:
+    """https://keepachangelog.com: a section for what is not released, then versions with dates."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (.*)$", text, re.M)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", v) for v in versions[1:])
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert versions[1].startswith(f"[{version}]"), "the version of pyproject.toml has no section"
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.*)$", text, re.M)) <= kinds
+
+
+def test_the_citation_is_whole() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["license"] == project["license"]
+    (paper,) = cited["references"]
+    assert paper["title"] == "Generating Images with Multimodal Language Models"
+
+
+def test_what_is_supported_is_what_is_declared() -> None:
+    """README's sentence, pyproject.toml, and the versions that are pinned."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (said,) = re.findall(
+        r"Python (\S+) to \S+, torch from (\S+), transformers from (\S+), on Linux",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+    )
+    lowest = dict(re.findall(r"([\w-]+)>=([\d.]+)", " ".join(project["dependencies"])))
+    assert said == (
+        project["requires-python"].removeprefix(">="), lowest["torch"], lowest["transformers"]
+    )  # fmt: skip
