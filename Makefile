@@ -1,6 +1,9 @@
 # Everything runs inside .venv, built from pyproject.toml and constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# What the lowest supported versions are held to: stores, losses, frozen models, answers, every stage.
+CORE := $(addprefix tests/test_,cache_filling.py cache_reading.py checkpoint.py conversation.py decoding.py end_to_end.py \
+  golden.py heads.py image_generator.py language_model.py objective.py params.py retrieval.py training.py visual_encoder.py)
 # One thread per process: two threads on small models are slower than one.
 export OMP_NUM_THREADS ?= 1
 export DVC_NO_ANALYTICS := 1
@@ -8,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro plots experiments ablations findings test torture client-tests lint app bench bench-gpu clean
+.PHONY: help install repro plots experiments ablations findings test torture client-tests test-lowest docs lint app bench bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,7 +22,7 @@ install: .venv/.installed  ## Build .venv with the pinned dependencies (about 3 
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python3.11")'
 	@echo "Installing the pinned dependencies into .venv (5.5 GB, about 3 minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[app,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[app,dev,docs]'
 	@touch $@
 
 .dvc/plots.html: .venv/.installed
@@ -65,6 +68,20 @@ torture: install  ## DVC's experiments by its own command line: killed, queued, 
 client-tests: install  ## The service by its clients, installed first, and 50,000 requests (an hour and a half)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[clients]'
 	@GILL_SCHEMA_CASES=50000 $(BIN)/python -m pytest tests/test_service_clients.py
+
+# What pyproject.toml calls the lowest, and of what those need the newest that goes with them.
+.venv-lowest/.installed: pyproject.toml
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[app,dev]'
+	@touch $@
+
+test-lowest: .venv-lowest/.installed  ## The core of the tests on the lowest versions that are supported (10 minutes)
+	@.venv-lowest/bin/python -m pytest $(CORE)
+
+docs: install  ## Build the site into site/, strictly and without a network (about 30 seconds)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Done. Open site/index.html in a browser."
 
 lint: install  ## Lint, formatting and types
 	@$(BIN)/ruff check .

@@ -123,6 +123,7 @@ def export(annotations: Annotations, folder: Path) -> str:
 
 
 def main() -> None:
+    """The command `gill annotate`."""
     parser = argparse.ArgumentParser(
         prog="python -m app.annotate", description=(__doc__ or "").splitlines()[0]
     )

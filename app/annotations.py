@@ -151,6 +151,7 @@ class Annotations:
             )
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
     def record(self, annotator: str, pair: int, question: Question, choice: Choice) -> None:

@@ -46,6 +46,7 @@ class SameOrigin:
         self._app, self._hosts = app, [host.lower() for host in hosts]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse pages of other origins and names that are not this server's (ASGI)."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return

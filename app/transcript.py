@@ -28,6 +28,7 @@ class Piece:
 
     @classmethod
     def of(cls, answer: Answer) -> Piece:
+        """The piece that a part of an answer makes."""
         if isinstance(answer, Text):
             return cls(text=answer.text, answer=answer)
         return cls(picture=answer.picture, answer=answer)
@@ -40,6 +41,7 @@ class Piece:
 
     @property
     def small(self) -> bool:
+        """Whether it is a picture of at most 128 pixels a side, to be shown larger."""
         return self.picture is not None and max(self.picture.size) <= 128
 
     @property
@@ -67,6 +69,7 @@ class Piece:
 
     @property
     def kind(self) -> str:
+        """`retrieved`, `generated`, ...: what a reader calls it."""
         match self.answer:
             case RetrievedImage():
                 return "retrieved"

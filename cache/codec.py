@@ -47,6 +47,7 @@ class Codec(Record):
 
     @property
     def is_lossy(self) -> bool:
+        """Whether storing changes values: everything but float32 does."""
         return self.dtype != "float32"
 
 
@@ -79,6 +80,7 @@ class FittedCodec:
 
 
 def needs_fitting(codec: Codec) -> bool:
+    """Whether a sample of rows is needed before anything can be stored."""
     return codec.dtype == "int8" or codec.share_first
 
 

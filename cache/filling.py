@@ -57,6 +57,7 @@ class FillReport:
 
     @property
     def rows_per_second(self) -> float:
+        """Rows encoded per second of this run; 0 where none was."""
         return self.encoded / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:

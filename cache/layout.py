@@ -47,6 +47,7 @@ class ArraySpec(Record):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes after the row."""
         return tuple(self.dims.values())
 
     @property
@@ -59,10 +60,12 @@ class ArraySpec(Record):
 
     @property
     def stored_row_shape(self) -> tuple[int, ...]:
+        """Sizes of the stored axes after the row."""
         return tuple(self.stored_dims.values())
 
     @property
     def stored_row_bytes(self) -> int:
+        """Bytes of one row as stored, before compression."""
         return math.prod(self.stored_row_shape) * np.dtype(self.codec.dtype).itemsize
 
     @model_validator(mode="after")
@@ -108,6 +111,7 @@ class StoreSpec(Record):
         return self
 
     def num_shards(self, num_rows: int) -> int:
+        """How many shards hold so many rows; the last may be short."""
         return -(-num_rows // self.shard_rows)
 
     def shard_range(self, shard: int, num_rows: int) -> range:
@@ -170,14 +174,17 @@ def bookkeeping(spec: StoreSpec) -> dict[str, Table]:
 
 
 def checksum_name(array: str) -> str:
+    """The bookkeeping array of an array's checksums."""
     return f"{array}_checksum"
 
 
 def error_name(array: str) -> str:
+    """The bookkeeping array of what storing cost each row."""
     return f"{array}_error"
 
 
 def fitted_name(array: str, part: str) -> str:
+    """The array of a fitted part: `scale`, `offset` or `first`."""
     return f"{array}_{part}"
 
 

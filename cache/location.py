@@ -29,6 +29,7 @@ class Location:
 
     @property
     def path(self) -> Path:
+        """The local folder. Raises InputError where it is none."""
         if not self.is_local:
             raise InputError(f"{self.url} is not a local folder")
         return Path(self.url)
@@ -38,6 +39,7 @@ class Location:
         return Location(self.url.removesuffix(".zarr") + suffix, self.is_local)
 
     def zarr_store(self, *, read_only: bool) -> zarr.abc.store.Store:
+        """The place as Zarr opens it."""
         if self.is_local:
             return LocalStore(self.path, read_only=read_only)
         return FsspecStore.from_url(self.url, read_only=read_only)

@@ -21,6 +21,7 @@ class Memory:
         self._blocks: list[tuple[memoryview, weakref.ref[np.ndarray]]] = []
 
     def empty(self, size: int) -> np.ndarray:
+        """An uninitialised array of `size` rows, in memory given back where there is some."""
         count = size * math.prod(self._shape)
         free = (
             i

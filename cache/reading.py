@@ -141,6 +141,7 @@ def read_sorted(
 
 
 def damage_report(store: EmbeddingStore, name: str, damaged: Mapping[int, str]) -> str:
+    """One line on rows that are not what was written, and what to do."""
     row, reason = next(iter(damaged.items()))
     more = f" and {len(damaged) - 1:,} more rows near it" if len(damaged) > 1 else ""
     return (

@@ -61,6 +61,7 @@ class StraightSource(_Source):
         self._readers = ThreadPoolExecutor(READ_THREADS, "cache-read")
 
     def prepare(self, window: Window) -> None:
+        """Ask the system for the bytes of a window's rows, in a thread beside."""
         size = self.store.spec.shard_rows
         for piece in window.pieces:
             for shard in np.unique(piece // size):
@@ -75,10 +76,12 @@ class StraightSource(_Source):
                     pass  # its rows tell when they are taken
 
     def enter(self, window: Window, prepared: Future[None]) -> None:
+        """Make a window the one that `take` reads."""
         self._rows = window.rows  # no need to wait: rows that are not in the page cache are read
         self.release()
 
     def take(self, offsets: NDArray[np.int64], out: np.ndarray) -> dict[int, str]:
+        """Read and decode rows of the window into `out`; gives the damaged ones and why."""
         rows = self._rows[offsets]
         as_stored = self.fitted.first is None and self.fitted.scale is None
         stored = out if as_stored else self._stored.empty(len(rows))
@@ -96,6 +99,7 @@ class StraightSource(_Source):
         return bad
 
     def release(self) -> None:
+        """Close the shard files of the window."""
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -157,6 +161,7 @@ class BufferedSource(_Source):
         self._bad: list[dict[int, str]] = [{}, {}]  # as the buffers
 
     def prepare(self, window: Window) -> None:
+        """Read a window's rows as stored into the buffer that is not in use."""
         if len(self._buffers[1]) < len(window.rows):
             self._buffers[1] = self._buffer(len(window.rows))
         bad: dict[int, str] = {}
@@ -168,6 +173,7 @@ class BufferedSource(_Source):
         self._bad[1] = bad
 
     def enter(self, window: Window, prepared: Future[None]) -> None:
+        """Wait for a window, and make it the one that `take` reads."""
         prepared.result()
         self._rows = window.rows
         # What was filled is in use now; the other is free for the next window.
@@ -175,6 +181,7 @@ class BufferedSource(_Source):
         self._bad.reverse()
 
     def take(self, offsets: NDArray[np.int64], out: np.ndarray) -> dict[int, str]:
+        """Decode rows of the window into `out`; gives the damaged ones and why."""
         decode(self.fitted, self._buffers[0], offsets, out)
         bad = self._bad[0]
         return {row: bad[row] for row in self._rows[offsets].tolist() if row in bad} if bad else {}
@@ -191,4 +198,5 @@ RowSource: TypeAlias = StraightSource | BufferedSource
 
 
 def row_source(store: EmbeddingStore, name: str) -> RowSource:
+    """How rows of this array are read best: single rows from the file, or whole blocks."""
     return (StraightSource if store.reads_straight(name) else BufferedSource)(store, name)

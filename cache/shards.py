@@ -165,6 +165,7 @@ class ShardFile:
             return False
 
     def close(self) -> None:
+        """Close the file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -93,6 +93,7 @@ class ShuffledRows:
         return math.ceil(self.num_rows / self.batch_size)
 
     def state_dict(self) -> dict[str, int]:
+        """The position of the next batch, and the batch size that it counts in (JSON)."""
         return {"epoch": self.epoch, "step": self.step, "batch_size": self.batch_size}
 
     def load_state_dict(self, state: Mapping[str, int]) -> Self:

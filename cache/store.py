@@ -41,6 +41,8 @@ FORMAT = 1
 
 
 class RowStatus(IntEnum):
+    """What is known of a row; the numbers are those in `row_status`."""
+
     PENDING = 0
     DONE = 1
     FAILED = 2
@@ -96,10 +98,12 @@ class EmbeddingStore:
 
     @property
     def provenance(self) -> dict[str, Any]:
+        """Which model made the rows, as JSON values."""
         return self.meta["provenance"]
 
     @property
     def num_rows(self) -> int:
+        """N, the rows of the table, done or not."""
         return self.table("row_status").shape[0]
 
     def status(self) -> NDArray[np.uint8]:
@@ -107,6 +111,7 @@ class EmbeddingStore:
         return self.read_table("row_status")
 
     def status_counts(self) -> dict[str, int]:
+        """How many rows are pending, done and failed."""
         counts = np.bincount(self.status(), minlength=len(RowStatus))
         return {status.name.lower(): int(counts[status]) for status in RowStatus}
 
@@ -143,6 +148,7 @@ class EmbeddingStore:
         return self._fitted[name]
 
     def array_spec(self, name: str) -> ArraySpec:
+        """The layout of an array. Raises KeyError naming those that there are."""
         if name not in self.spec.arrays:
             raise KeyError(f"{self.location} has no array {name!r}, only {list(self.spec.arrays)}")
         return self.spec.arrays[name]
@@ -249,6 +255,7 @@ class EmbeddingStore:
     # Writing: only under the run lock
 
     def update_meta(self, **changes: Any) -> None:
+        """Change what the store says about itself; nothing is written where nothing changes."""
         meta = self.meta
         if any(meta.get(key) != value for key, value in changes.items()):
             with explained(self.location):

@@ -51,9 +51,11 @@ class TorchRows(IterableDataset[dict[str, Tensor]]):
         return len(self._rows())
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, and with it the order, for this process and its workers."""
         self._epoch.fill_(epoch)
 
     def state_dict(self) -> dict[str, int]:
+        """The position from which `load_state_dict` goes on."""
         return self._begin or self._rows().state_dict()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

@@ -53,6 +53,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
+        """Whether everything is what was written."""
         return not (self.bad_shards or self.damaged_tables or self.manifest)
 
     @property

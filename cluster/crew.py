@@ -134,6 +134,7 @@ class Crew:
         self._held.close()
 
     def __call__(self, tasks: Iterable[Any], on_result: OnResult) -> None:
+        """Do the tasks where the params say; `on_result` gets each result, in this process."""
         if self._params.scheduler == "single":
             for task in tasks:
                 # With the first task: where there is none, no model is loaded.

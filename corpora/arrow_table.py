@@ -40,6 +40,7 @@ class ArrowTable(FileSource):
             _check(file, schema, columns)
 
     def read(self, file: str) -> Iterator[Record | Exclusion]:
+        """Rows of one file, in order."""
         columns = self._columns[file]
         names = [name for name in columns if name is not None]
         kind = open_schema(file)[0].field(columns.image).type

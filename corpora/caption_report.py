@@ -110,6 +110,7 @@ class Tally:
         self._split_codes = array.array("B")
 
     def add_kept(self, row: CheckedRow) -> None:
+        """Count a row that stays."""
         self.rows += 1
         self.kept += 1
         self._splits[row.split] += 1
@@ -117,6 +118,7 @@ class Tally:
         self._split_codes.append(SPLITS.index(row.split))
 
     def add_excluded(self, exclusion: Exclusion) -> None:
+        """Count a row that is left out, by its reason."""
         self.rows += 1
         self.excluded += 1
         self._reasons[exclusion.reason] += 1
@@ -127,6 +129,7 @@ class Tally:
     def report(
         self, params: CaptionParams, source: CaptionSource, fingerprint: str
     ) -> CaptionReport:
+        """The report of all that was counted."""
         pictures = np.frombuffer(self._pictures, np.uint64) if self.kept else np.empty(0)
         codes = np.frombuffer(self._split_codes, np.uint8) if self.kept else np.empty(0)
         num_pictures = len(np.unique(pictures))
@@ -162,10 +165,12 @@ class ExclusionWriter:
         self._file.write("file\trow\treason\tdetail\n")
 
     def append(self, exclusion: Exclusion) -> None:
+        """Write one line; control characters become spaces."""
         cells = (exclusion.file, exclusion.row, exclusion.reason, exclusion.detail)
         self._file.write("\t".join(CONTROLS.sub(" ", cell) for cell in cells) + "\n")
 
     def close(self) -> None:
+        """Give the file its name."""
         self._file.close()
         os.replace(self._partial, self._path)
 

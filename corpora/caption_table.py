@@ -58,6 +58,7 @@ class CheckedRow(NamedTuple):
 
     @property
     def key(self) -> bytes:
+        """BLAKE2b of picture and caption: 16 bytes."""
         return hashlib.blake2b(self.picture + self.caption.encode(), digest_size=16).digest()
 
 
@@ -80,6 +81,7 @@ class CaptionTableWriter:
         self._open = True
 
     def append(self, row: CheckedRow) -> None:
+        """Write a row, a group at a time."""
         self._rows.append(row)
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()

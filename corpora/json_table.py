@@ -34,6 +34,7 @@ class JsonTable(FileSource):
             self.ignored_columns = ignored_columns(list(first), self._columns[file])
 
     def read(self, file: str) -> Iterator[Record | Exclusion]:
+        """Rows of one file, in order."""
         for row, value in self._values(file):
             self.done(self._texts[file].done)
             if isinstance(value, ValueError):

@@ -64,6 +64,7 @@ class Story:
 
     @property
     def captions(self) -> tuple[str, ...]:
+        """The captions, in the order of the story."""
         return tuple(picture.caption for picture in self.pictures)
 
 
@@ -94,6 +95,7 @@ class Dialogue:
 
     @property
     def questions_and_answers(self) -> tuple[tuple[str, str], ...]:
+        """The rounds as pairs."""
         return tuple((one.question, one.answer) for one in self.rounds)
 
 

@@ -50,9 +50,11 @@ class TarShards(CaptionSource):
         self._done = 0
 
     def fraction(self) -> float:
+        """How much of the shards has been read, from 0 to 1."""
         return min(self._done / self._size, 1.0)
 
     def records(self) -> Iterator[Record | Exclusion]:
+        """Samples of all shards, in order."""
         before = 0
         for shard, plain in self._plain.items():
             try:
@@ -147,9 +149,11 @@ class PictureFolder(CaptionSource):
         return False
 
     def fraction(self) -> float:
+        """How much of the folder has been read, from 0 to 1."""
         return self._done / max(len(self._samples), 1)
 
     def records(self) -> Iterator[Record | Exclusion]:
+        """Samples of the folder, in order."""
         for number, (key, parts) in enumerate(self._samples.items(), 1):
             self._done = number
             pictures = [p for suffix in parts if suffix in PICTURE_SUFFIXES for p in parts[suffix]]

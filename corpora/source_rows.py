@@ -57,7 +57,8 @@ class CaptionSource(ABC):
         self.params = params
 
     @abstractmethod
-    def records(self) -> Iterator[Record | Exclusion]: ...
+    def records(self) -> Iterator[Record | Exclusion]:
+        """Rows in order, and those that cannot be read with the reason."""
 
     @abstractmethod
     def fraction(self) -> float:
@@ -112,10 +113,12 @@ class FileSource(CaptionSource):
         self._part = 0.0
 
     def fraction(self) -> float:
+        """How much of the files has been read, from 0 to 1."""
         done = sum(self._sizes[: self._place]) + self._part * self._sizes[self._place]
         return min(done / sum(self._sizes), 1.0)
 
     def records(self) -> Iterator[Record | Exclusion]:
+        """Rows of all files, in order."""
         for place, file in enumerate(self.files):
             self._place, self._part = place, 0.0
             several, prefix = len(self.files) > 1, self._prefixes[file]

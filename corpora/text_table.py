@@ -86,6 +86,7 @@ class TextTable(FileSource):
         )
 
     def read(self, file: str) -> Iterator[Record | Exclusion]:
+        """Rows of one file, in order."""
         header, text = self._headers[file], self._texts[file]
         width, columns = len(header.names), header.columns
         caption, image, id_, split = _places(header.names, columns)

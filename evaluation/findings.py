@@ -74,6 +74,7 @@ class MainRun(Cell):
 
     @property
     def artifacts(self) -> Artifacts:
+        """Where the cell's own artifacts lie."""
         return Artifacts(self.folder)
 
 

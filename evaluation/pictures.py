@@ -131,21 +131,26 @@ class WorkerModels:
 
     @cached_property
     def model(self) -> MultimodalLanguageModel:
+        """Language model and heads."""
         return load_model(self._artifacts, self._device, self._checkpoint)
 
     @cached_property
     def encoder(self) -> VisualEncoder:
+        """The visual encoder."""
         return load_encoder(self._backbones, self._device)
 
     @cached_property
     def generator(self) -> ImageGenerator:
+        """The image generator."""
         return load_generator(self._backbones, self._device)
 
     @cached_property
     def empty_prompt(self) -> Conditioning:
+        """What the generator reads in place of an empty prompt."""
         return read_empty_prompt(self._artifacts, self.conditioner)
 
     def conditioner(self) -> TextConditioner:
+        """The generator's own text encoder, loaded anew."""
         found = self._backbones.image_generator
         return load_text_conditioner(found.path, dtype=found.torch_dtype, device=self._device)
 
@@ -158,6 +163,7 @@ class PictureWorker:
         self._alone = threading.Lock()  # a diffusion pipeline keeps the state of one run
 
     def __call__(self, batch: PictureBatch) -> tuple[int, list[Image.Image]]:
+        """Make the pictures of one batch; gives its number with them."""
         generator = self._models.generator
         if generator is None:
             raise StageError("no image generator is loaded")

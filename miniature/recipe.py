@@ -109,6 +109,7 @@ def _train_once(part: Part, directory: Path, recipes: Recipes, report: Report) -
 
 
 def main() -> None:
+    """The command line of the recipe."""
     parser = argparse.ArgumentParser(prog="python -m miniature.recipe", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the backbones")
     parser.add_argument("--only", choices=PARTS, help="train this part alone")

@@ -156,6 +156,7 @@ class Constant(Record):
     kind: Literal["constant"] = Field(default="constant", description=_KIND)
 
     def factor(self, step: int, steps: int) -> float:
+        """1 at every step."""
         return 1.0
 
 
@@ -166,6 +167,7 @@ class LinearDecay(Record):
     begin: float = Field(default=0.5, ge=0, lt=1, description="where it begins, of all steps")
 
     def factor(self, step: int, steps: int) -> float:
+        """What the rate is multiplied with at a step, counted from 0."""
         begin = self.begin * steps
         return min(1.0, (steps - step) / (steps - begin))
 
@@ -178,6 +180,7 @@ class StepDecay(Record):
     to: float = Field(default=0.1, gt=0, description="factor from there on")
 
     def factor(self, step: int, steps: int) -> float:
+        """What the rate is multiplied with at a step, counted from 0."""
         return self.to if step >= self.at else 1.0
 
 

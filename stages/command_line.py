@@ -20,6 +20,7 @@ class OneLineErrors(TyperCommand):
     """A command in which what a person can mend is one line and exit code 1, not a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run a command; what a person can mend is one line, and exit code 1."""
         try:
             return super().invoke(ctx)
         except GillError as failure:

@@ -44,8 +44,7 @@ def run(
 ) -> list[Cell]:
     """Run the cells that are not finished, `jobs` at a time; gives all of them.
 
-    Args:
-        seeds, names: only these; None: all that the study has.
+    `seeds`, `names`: only these; None: all that the study has.
 
     Raises StageError naming the cells that failed and their logs.
     """

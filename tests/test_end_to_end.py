@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from stage_runs import ROOT, refusal, run, write_params
+from test_docs import PAGES, blocks, typed
 from typer.testing import CliRunner
 
 from cache import read_rows
@@ -189,6 +190,50 @@ def test_a_second_run_makes_nothing(world, monkeypatch):
 def _content(folder: Path) -> dict[str, bytes]:
     """Files, those behind links too."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_the_first_steps_type_works(world, monkeypatch):
+    """But for what goes on until somebody ends it, of which the options are tested elsewhere."""
+    monkeypatch.chdir(world)
+    steps = [words for words in typed(PAGES["docs/getting-started.md"]) if words]
+    assert steps[0] == ["make", "repro"]  # `world`: the stages of dvc.yaml in their order
+    answers = {}
+    for program, *words in steps:
+        if program == "gill" and words[0] not in ("app", "serve"):
+            result = CliRunner().invoke(gill_app, words, input="a red ring.\nquit\n")
+            assert result.exit_code == 0, f"{words}: {result.output}\n{result.exception!r}"
+            answers[words[0]] = result.output
+        elif program == "stages":
+            run(*words)
+    assert answers.keys() == {"ask", "caption", "chat"}
+    assert "picture" in answers["ask"]
+    assert "picture" in answers["chat"]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/howto/interleaved.md", "docs/howto/own-loop.md"]
+)
+def test_the_python_of_the_pages_runs(world, monkeypatch, page):
+    monkeypatch.chdir(world)
+    for block in blocks(PAGES[page], "python"):
+        exec(compile(block, page, "exec"), {})
+
+
+def test_the_notebook_runs(world):
+    """In a process of its own, with fewer steps of training than a reader sees."""
+    nbclient = pytest.importorskip("nbclient", reason="the extra `dev` brings nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(ROOT / "docs/tutorial.ipynb", 4)
+    (training,) = [cell for cell in notebook.cells if "STEPS = 60" in cell.source]
+    training.source = training.source.replace("STEPS = 60", "STEPS = 3")
+    shown = {cell.id: bool(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"}
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(world)}}
+    ).execute()
+    (training,) = [cell for cell in notebook.cells if "STEPS = 3" in cell.source]
+    assert training.outputs[-1].text.endswith(", 3 steps\n")
+    made = {cell.id: bool(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"}
+    assert made == shown, "the committed notebook shows other outputs than running it gives"
 
 
 def test_weights_that_are_not_the_pinned_ones_are_refused(world, monkeypatch):

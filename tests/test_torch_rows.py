@@ -119,9 +119,9 @@ def test_a_stateful_loader_goes_on_where_it_was(store: EmbeddingStore, workers: 
         assert before + numbers(again) == whole
 
 
-def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (example,) = [block for block in readme.split("```python\n") if "to_torch" in block]
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs/howto/own-loop.md").read_text(encoding="utf-8")
+    (example,) = [block for block in page.split("```python\n") if "to_torch" in block]
     fill_sample(tmp_path / "artifacts/targets.zarr", captions(450))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

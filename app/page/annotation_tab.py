@@ -56,6 +56,7 @@ class AnnotationRoutes:
         self._app = create_app(self.annotations, self.hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer below /annotate where there is a study; hand everything else on (ASGI)."""
         path = scope.get("path", "")
         if self._app is not None and scope["type"] == "http":
             if path == "/annotate":

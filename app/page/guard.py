@@ -48,6 +48,7 @@ class PageGuard:
         self._app, self._jobs, self._uploads = app, jobs, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check what a request names, then hand it on (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

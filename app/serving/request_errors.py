@@ -55,6 +55,7 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
+        """The body as ASCII bytes, escapes for all else."""
         return json.dumps(content).encode()
 
 

@@ -186,6 +186,7 @@ def _window(bubbles: Sequence[tuple[Image.Image, int]], width: int, height: int)
 
 
 def main() -> None:
+    """Draw both pictures into the folder that the command line names."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
     folder.mkdir(parents=True, exist_ok=True)
     records = read_records(ARTIFACTS.evaluation / "records.parquet")

@@ -50,6 +50,7 @@ class GILLMapper(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "B r e"], embeddings: Float[Tensor, "r e"]
     ) -> Float[Tensor, "B L D"]:
+        """[IMG] states to the generator's text space; `embeddings` are the rows of E_img."""
         # [B, r, e] + [r, e]: as released (UPSTREAM 13); Eq. 3 has the hidden states alone.
         inputs = hidden + embeddings if self.adds_embedding else hidden
         memory = self.transformer.encoder(self.input(inputs))
@@ -125,6 +126,7 @@ class LinearMapper(_SharedOut):
         self.output = nn.Linear(e, self.share)
 
     def network(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B r share"]:
+        """The linear map."""
         return self.output(hidden)
 
 
@@ -142,6 +144,7 @@ class MLPMapper(_SharedOut):
         )
 
     def network(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B r share"]:
+        """The MLP."""
         return self.layers(hidden)
 
 
@@ -160,6 +163,7 @@ class EncoderMapper(_SharedOut):
         self.output = nn.Linear(m, self.share)
 
     def network(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B r share"]:
+        """The encoder over the r states, then the linear map."""
         return self.output(self.encoder(self.input(hidden)))
 
 

@@ -132,10 +132,12 @@ class Answer:
 
     @property
     def token_ids(self) -> list[int]:
+        """Ids of the whole answer, those of [IMG] tokens included."""
         return [token for piece in self.pieces for token in piece.token_ids]
 
     @property
     def images(self) -> list[ImagePiece]:
+        """The pictures of the answer, in order."""
         return [piece for piece in self.pieces if isinstance(piece, ImagePiece)]
 
     @property

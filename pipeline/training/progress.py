@@ -58,6 +58,7 @@ class DvcliveLog:
         self._live: Any = None
 
     def __call__(self, row: CurvePoint) -> None:
+        """Log a point of the curve."""
         if self._live is None:  # with the first row, which only one of several processes gets
             from dvclive import Live
 
@@ -91,15 +92,18 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
+        """Count the time within as waiting for data."""
         begin = time.perf_counter()
         yield
         self._waited += time.perf_counter() - begin
 
     def count(self, batch: CaptionBatch) -> None:
+        """Count a batch, of all processes."""
         self._examples += len(batch) * num_processes()
         self._tokens += len(batch.tokens) * num_processes()
 
     def progress(self, step: int, report: Mapping[str, float]) -> TrainingProgress:
+        """Where training is, how fast it goes, and when it ends."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         steps = self._settings.steps
         return TrainingProgress(

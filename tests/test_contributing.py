@@ -1,6 +1,7 @@
-"""What README.md, CONTRIBUTING.md and the help texts say of the tree is true."""
+"""What CONTRIBUTING.md and the help texts say of the tree is true."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from test_rooms import ARROWS
 from stages.cli import app
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def tree() -> list[tuple[Path, int]]:
-    """Paths of the README's tree with their depth in it."""
-    block = README[README.index("## The tree") :].split("```")[1]
+    """Paths of the tree in CONTRIBUTING.md with their depth in it."""
+    block = CONTRIBUTING[CONTRIBUTING.index("## The tree") :].split("```")[1]
     found: list[tuple[Path, int]] = []
     parents: list[str] = []
     for line in block.strip().splitlines():
@@ -38,8 +39,7 @@ def test_every_room_is_in_the_tree() -> None:
 
 
 def test_contributing_has_the_table_that_the_imports_are_held_to() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", text, re.M)
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", CONTRIBUTING, re.M)
     table = {room: set(re.findall(r"`(\w+)`", may)) for room, may in rows}
     everyone = set(ARROWS) - {"benchmarks", "stages"}
     table["stages"] = everyone  # "all but benchmarks"
@@ -77,11 +77,35 @@ def test_help_names_files_that_the_stage_really_writes(name: str) -> None:
         ), f"stages {name} writes {out}, and its help does not say so"
 
 
-def test_commands_of_the_readme_exist() -> None:
-    there = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"(?:`|\$ |&& )stages ([a-z][a-z-]+)", README))
-    assert named <= there | {"dvc"}
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`make ([a-z-]+)`|\$ make ([a-z-]+)", README)) <= {
-        pair for t in targets for pair in ((t, ""), ("", t))
-    }
+def test_the_changelog_is_kept_in_its_form() -> None:
+    """https://keepachangelog.com: a section for what is not released, then versions with dates."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (.*)$", text, re.M)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", v) for v in versions[1:])
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert versions[1].startswith(f"[{version}]"), "the version of pyproject.toml has no section"
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.*)$", text, re.M)) <= kinds
+
+
+def test_the_citation_is_whole() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["license"] == project["license"]
+    (paper,) = cited["references"]
+    assert paper["title"] == "Generating Images with Multimodal Language Models"
+
+
+def test_what_is_supported_is_what_is_declared() -> None:
+    """README's sentence, pyproject.toml, and the versions that are pinned."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (said,) = re.findall(
+        r"Python (\S+) to \S+, torch from (\S+), transformers from (\S+), on Linux",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+    )
+    lowest = dict(re.findall(r"([\w-]+)>=([\d.]+)", " ".join(project["dependencies"])))
+    assert said == (
+        project["requires-python"].removeprefix(">="), lowest["torch"], lowest["transformers"]
+    )  # fmt: skip
