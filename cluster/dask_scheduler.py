@@ -38,10 +38,10 @@ class _NannyOfOneGpu(distributed.Nanny):
     they are imported, and what the variable says afterwards changes nothing.
     """
 
-    def __init__(self, *args: Any, name: int, **options: Any) -> None:
+    def __init__(self, scheduler: Any, *, name: int, **options: Any) -> None:
         gpus = visible_gpus()
         env = {"CUDA_VISIBLE_DEVICES": gpus[name % len(gpus)]} if gpus else {}
-        super().__init__(*args, name=name, env=env, **options)
+        super().__init__(scheduler, name=name, env=env, **options)
 
 
 @contextmanager
