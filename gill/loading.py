@@ -104,7 +104,7 @@ class Gill(Speaker):
         index = decision = None
         heads = fingerprint_heads(heads_file)
         if artifacts.index.is_dir():
-            index = load_index(artifacts.index, heads=heads)
+            index = load_index(artifacts.index, heads=heads).on(place)
         if with_decision and (artifacts.decision / "decision.json").is_file():
             decision = DecisionModel.load(artifacts.decision, heads=heads)
         conditioner = _text_side(backbones, place)
