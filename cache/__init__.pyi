@@ -1,5 +1,5 @@
 from .codec import Codec, FirstPositionVariesError
-from .copying import copy_rows
+from .copying import compact, copy_rows, drop_rows
 from .encoding import Roles
 from .filling import FillReport, ShardsLostError, fill
 from .inspecting import (
@@ -60,8 +60,10 @@ __all__ = [
     "StoresDifferError",
     "TorchRows",
     "VerifyReport",
+    "compact",
     "copy_rows",
     "describe",
+    "drop_rows",
     "fill",
     "in_background",
     "iterate_blocks",

@@ -1,4 +1,4 @@
-"""A store of some rows of another: how a table that lost rows, or has another order, keeps them."""
+"""Tables that lost rows or have another order: stores of some rows of another, dropped rows."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from cache.store import EmbeddingStore, RowStatus, ShardResult, open_for_writing
 from gill_errors import InputError
 from gill_files import explained
 
+DROPPED = "dropped: gone from the table"
+
 
 def copy_rows(
     source: str | Path | Location | EmbeddingStore, target: str | Path, rows: Iterable[int]
@@ -34,9 +36,7 @@ def copy_rows(
     store, location = open_store(source), locate(target)
     if location == store.location:
         raise InputError(f"{location}: a store cannot be copied onto itself; name another path")
-    numbers = np.asarray(list(rows), np.int64)
-    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < store.num_rows):
-        raise RowsUnavailableError(f"{store.location} has rows 0 to {store.num_rows - 1}")
+    numbers = _row_numbers(store, rows)
     keys = store.read_table("row_key")[numbers]
     available = store.status()[numbers] == RowStatus.DONE
     tables = _tables(store)
@@ -59,10 +59,54 @@ def copy_rows(
             if available[here].any() and pending[here].all():
                 taken = np.flatnonzero(available[here])
                 copy.commit(_copy_shard(store, copy, tables, shard, numbers[here], taken))
-        if not (copy.status() == RowStatus.PENDING).any():
-            copy.update_meta(measured=measure(copy))
-            write_manifest(copy)
+        _settle(copy)
     return copy
+
+
+def drop_rows(where: str | Path, rows: Iterable[int]) -> None:
+    """Mark rows that are gone from the table, in place: no reader gives them, no shard is written.
+
+    They count as failed, with that reason. Rows keep their numbers; `compact` makes a store without
+    the dropped ones. A `fill` with `retry_failed` whose table still has one of them encodes it.
+
+    Raises RowsUnavailableError where there is no such row.
+    """
+    location = locate(where)
+    with run_lock(location):
+        store = open_store(location, writable=True)
+        numbers = _row_numbers(store, rows)
+        manifest_location(location).remove()
+        store.mark_failed(numbers, DROPPED)
+        _settle(store)
+
+
+def compact(source: str | Path, target: str | Path) -> EmbeddingStore:
+    """Make at `target` a store of the rows of `source` that are done, in their order.
+
+    What failed or was dropped is left out, so later rows have lower numbers. As `copy_rows`, also
+    when killed.
+
+    Raises RowsUnavailableError where rows are pending: they would be lost.
+    """
+    store = open_store(source)
+    status = store.status()
+    if pending := int(np.count_nonzero(status == RowStatus.PENDING)):
+        raise RowsUnavailableError(f"{store.location}: {pending:,} rows are pending; fill it first")
+    return copy_rows(store, target, np.flatnonzero(status == RowStatus.DONE))
+
+
+def _row_numbers(store: EmbeddingStore, rows: Iterable[int]) -> NDArray[np.int64]:
+    numbers = np.asarray(list(rows), np.int64)
+    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < store.num_rows):
+        raise RowsUnavailableError(f"{store.location} has rows 0 to {store.num_rows - 1}")
+    return numbers
+
+
+def _settle(store: EmbeddingStore) -> None:
+    """Write the manifest of a store in which no row is pending."""
+    if not (store.status() == RowStatus.PENDING).any():
+        store.update_meta(measured=measure(store))
+        write_manifest(store)
 
 
 def _refuse_other_fits(store: EmbeddingStore, copy: EmbeddingStore) -> None:
