@@ -22,7 +22,7 @@ from .reading import (
     read_rows,
 )
 from .settings import FillingParams, ReadingOrder, ReadingParams
-from .sharing import share_store
+from .sharing import begin_with_rows, share_store
 from .shuffled_rows import ShuffledRows, StoresDifferError, in_background, usable_rows
 from .store import (
     EmbeddingStore,
@@ -60,6 +60,7 @@ __all__ = [
     "StoresDifferError",
     "TorchRows",
     "VerifyReport",
+    "begin_with_rows",
     "compact",
     "copy_rows",
     "describe",

@@ -80,5 +80,5 @@ def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebu
         return fill_features(store, table, params)
 
     entry = store_entry(work, "candidates", artifacts.candidates, "visual_encoder", params.features)
-    settle(entry, artifacts.candidate_features, fill, rebuild=rebuild)
+    settle(entry, artifacts.candidate_features, artifacts.candidates, fill, rebuild=rebuild)
     return True

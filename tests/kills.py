@@ -322,7 +322,7 @@ def rows_of(folder: Path) -> dict[str, Counter[Any]]:
 
 def bytes_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that two undisturbed runs have alike."""
-    return {name: digest for name, digest in _files(folder)}
+    return dict(_files(folder))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from test_cache_samples import captions, files, fill_sample, make_spec
 
 from cache import (
     EmbeddingStore,
+    RowStatus,
     RowsUnavailableError,
     compact,
     copy_rows,
@@ -71,6 +72,27 @@ def test_lost_and_moved_rows_are_kept_and_new_ones_alone_encoded(
     np.testing.assert_array_equal(
         read_rows(tmp_path / "copy.zarr", [0])["embedding"], read_rows(source, [29])["embedding"]
     )
+
+
+def test_rows_that_the_source_lacks_are_pending_and_whole_shards_that_stay_are_linked(
+    source: Path, kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy.zarr"
+    copy_rows(source, path, [*range(18), -1, *range(20, 30)])  # shards of 8: the third has a hole
+    assert np.flatnonzero(open_store(path).status() == RowStatus.PENDING).tolist() == [18]
+    inodes = [
+        {p.relative_to(s).as_posix(): p.stat().st_ino for p in s.glob("embedding/c/*/0/0")}
+        for s in (source, path)
+    ]
+    alike = {name for name in inodes[1] if inodes[0].get(name) == inodes[1][name]}
+    assert alike == {"embedding/c/0/0/0", "embedding/c/1/0/0"}
+    table = [*ROWS[:18], "new", *ROWS[20:]]
+    report = fill_sample(path, table, spec=SPECS[kind])
+    assert (report.encoded, report.skipped, report.notes) == (1, 28, [])
+    assert verify(path).ok
+    assert verify(source).ok
+    with pytest.raises(RowsUnavailableError):
+        copy_rows(source, tmp_path / "other.zarr", [-2])
 
 
 def test_a_copy_of_all_rows_is_the_store(source: Path, tmp_path: Path) -> None:

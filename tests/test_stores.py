@@ -79,7 +79,7 @@ def test_appended_rows_are_the_only_ones_encoded(first):
     run("prepare-captions")
     for stage in ("precompute-features", "precompute-targets"):
         said = run(stage)
-        assert "begins with the rows of" in said
+        assert f"begins with {ROWS} rows of" in said
         assert "this run encoded 2 " in said
         assert f"{ROWS} were there" in said
     assert STORE.resolve() != first
@@ -93,6 +93,33 @@ def test_appended_rows_are_the_only_ones_encoded(first):
     assert f"nothing to do, {ROWS} rows" in run("precompute-features")
     assert STORE.resolve() == first
     assert MANIFEST.read_bytes() == manifest
+
+
+def test_rows_that_left_the_table_or_moved_cost_nothing(first):
+    before = _values()
+    _table(ROWS + 1)
+    header, *lines = Path("table.tsv").read_text().splitlines()
+    left = [ROWS - 1, 0, ROWS, 3, 4]  # one moved to the front, two lost, one new in the middle
+    Path("table.tsv").write_text("\n".join([header, *(lines[row] for row in left)]) + "\n")
+    run("prepare-captions")
+    for stage in ("precompute-features", "precompute-targets"):
+        said = run(stage)
+        assert "begins with 4 rows of" in said
+        assert "this run encoded 1 " in said
+        assert "4 were there" in said
+    values = read_rows(STORE, range(5))["pooled"]
+    for new, old in enumerate(left):
+        if old < ROWS:
+            np.testing.assert_array_equal(values[new], before[old])
+    assert sorted(path.name for path in STORE.resolve().parent.iterdir()) == [
+        *("decided_by.json", "features.lock", "features.manifest.json", "features.zarr"),
+        "finished.json",
+    ]
+    assert _verified(STORE)
+    assert _verified(first), "the one before stays whole"
+    assert "is put aside" in run("precompute-features", "--rebuild")
+    anew = read_rows(STORE, range(5))["pooled"]
+    np.testing.assert_allclose(anew.astype(np.float32), values, rtol=1e-2, atol=1e-3)
 
 
 def test_a_picture_that_vanished_is_left_out_named_and_tried_again(tmp_path, monkeypatch):
