@@ -23,6 +23,7 @@ is right when it matches its checksum. Shards are written whole, each by one wri
     open_store(path).to_torch(batch_size=200, seed=0)          the same for PyTorch's loaders
     read_rows(path, [3, 5]), iterate_blocks(path)              read it by number, or in order
     describe(path), view_row(path, 3), write_page(path, page)  look at it
+    export_store(path, out, "parquet")                         hand it on
     verify(path), repair(path)                                 check it; have what is bad redone
 
 This room knows no model, no picture and (but for torch_rows.py) no tensor, and is the only one that

@@ -1,6 +1,7 @@
 from .codec import Codec, FirstPositionVariesError
 from .copying import compact, copy_rows, drop_rows
 from .encoding import Roles
+from .exporting import export_store
 from .filling import FillReport, ShardsLostError, fill
 from .inspecting import (
     RowView,
@@ -65,6 +66,7 @@ __all__ = [
     "copy_rows",
     "describe",
     "drop_rows",
+    "export_store",
     "fill",
     "in_background",
     "iterate_blocks",

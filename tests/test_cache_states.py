@@ -274,9 +274,9 @@ class StoreMachine(RuleBasedStateMachine):
         file = next((self.path / array / "c" / str(shard)).rglob("0"), None)
         while file is not None and file.is_dir():
             file = next(file.rglob("0"), None)
-        if file is None:  # nothing but zeros
+        content = bytearray(file.read_bytes()) if file else bytearray()
+        if not content:  # zeros have no file, and one may have been cut to nothing
             return
-        content = bytearray(file.read_bytes())
         at = int(place * len(content))
         if how == "delete":
             file.unlink()
