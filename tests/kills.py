@@ -238,7 +238,11 @@ class Torture:
         self, ended: Callable[[], bool], workers: Callable[[], list[psutil.Process]]
     ) -> bool:
         """Kill a worker at a random moment, if the stage does not end before."""
-        moment = time.monotonic() + self.random.uniform(0, 20)
+        while not workers():  # they take seconds to come
+            if ended():
+                return False
+            time.sleep(0.02)
+        moment = time.monotonic() + self.random.uniform(0, 6)
         while time.monotonic() < moment or not workers():
             if ended():
                 self.too_late += 1

@@ -144,6 +144,45 @@ def test_a_picture_that_vanished_is_left_out_named_and_tried_again(tmp_path, mon
     assert "failed" not in run("precompute-features")
 
 
+def test_an_index_is_extended_by_the_new_candidates_and_is_the_one_built_anew(first, monkeypatch):
+    monkeypatch.setattr("stages.candidate_index.BLOCK_ROWS", 2)
+
+    def index(kind: str = "flat") -> str:
+        _params(
+            training={"steps": 1, "batch_size": 4, "validate_every": 1},
+            index={"candidates": "candidates.tsv", "kind": kind},
+        )
+        return run("build-index")
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path("artifacts/index").iterdir()}
+
+    table = Path("table.tsv").read_text().splitlines()
+    shutil.copy("table.tsv", "candidates.tsv")
+    Path("table.tsv").write_text(
+        "".join(
+            f"{line}\t{split}\n"
+            for line, split in zip(table, ["split", *["train"] * 4, "val", "val"], strict=True)
+        )
+    )
+    _params(training={"steps": 1, "batch_size": 4, "validate_every": 1})
+    for stage in ("prepare-captions", "precompute-features", "precompute-targets", "train"):
+        run(stage)
+    Path("candidates.tsv").write_text("\n".join(table[:4]) + "\n")
+    assert "are taken from" not in index()
+    Path("candidates.tsv").write_text("\n".join(table) + "\n")
+    said = index()
+    assert f"2 of {ROWS} pictures are taken from" in said, "and not the half block"
+    extended = content()
+    assert "are taken from" not in index("hnsw"), "it places vectors by those before"
+    Path("candidates.tsv").write_text("\n".join([table[0], *table[2:]]) + "\n")
+    assert "are taken from" not in index(), "the first picture is another"
+    shutil.rmtree("work/index")
+    Path("candidates.tsv").write_text("\n".join(table) + "\n")
+    assert "are taken from" not in index()
+    assert content() == extended
+
+
 def test_a_repair_that_is_killed_is_gone_on_with(first):
     [shard] = (first / "pooled" / "c").rglob("[0-9]*/0")
     content = bytearray(shard.read_bytes())
