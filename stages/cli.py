@@ -365,6 +365,21 @@ def verify_cache(
 
 
 @app.command()
+def export_cache(
+    store: Annotated[str, typer.Argument(help="A store: a folder, or an fsspec URL.")],
+    out: Annotated[Path, typer.Argument(help="The file (parquet) or folder to write.")],
+    to: Annotated[str, typer.Option(help="parquet, npy or webdataset.")],
+) -> None:
+    """Write the rows of a store for other tools, decoded and checked.
+
+    Reads the store. Writes OUT, which must not be there yet.
+    """
+    from cache import export_store
+
+    typer.echo(f"{out}: {export_store(store, out, to):,} rows")
+
+
+@app.command()
 def import_released(
     directory: Annotated[
         Path, typer.Argument(help="model_args.json, pretrained_ckpt.pth.tar, ...")
