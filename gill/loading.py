@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from PIL import Image
@@ -60,6 +60,9 @@ from pipeline.talking.speaker import Speaker
 from settings.params import MINIATURE, read_unchecked
 from workfolder import WorkFolder
 
+if TYPE_CHECKING:
+    from gill.model_card import CardNumber
+
 
 @dataclass(eq=False)
 class Gill(Speaker):
@@ -84,7 +87,8 @@ class Gill(Speaker):
     ) -> Gill:
         """Load everything below `directory`; the index and the decision model where they exist.
 
-        `directory` may be `Artifacts` whose caches lie elsewhere. `checkpoint`: by default the one
+        `directory` may be `Artifacts` whose caches lie elsewhere, or a folder of `save_pretrained`
+        (`gill pull`), loaded without the network. `checkpoint`: by default the one
         that is there. `with_decision=False` leaves the decision model out.
 
         Pictures are sampled as `generation` of the params file beside `directory` says, where there
@@ -96,6 +100,8 @@ class Gill(Speaker):
         what is missing or does not fit together.
         """
         artifacts = directory if isinstance(directory, Artifacts) else Artifacts(Path(directory))
+        if (artifacts.root / "config.json").is_file():
+            return cls.from_pretrained(artifacts.root, device=device, local_files_only=True)
         beside, heads_file = artifacts.common.parent, heads_of(artifacts, checkpoint)
         place = pick_device(device)
         backbones = read_backbones(artifacts)
@@ -173,8 +179,16 @@ class Gill(Speaker):
             caption_prompt=config.caption_prompt,
         )
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        numbers: Sequence[CardNumber] = (),
+        licence: str | None = None,
+    ) -> Path:
         """Write the trained part with its configuration and model card; see `gill.hub`.
+
+        `numbers` and `licence` (of the trained part) are stated on the card.
 
         Raises GillError for a model that was not loaded from a checkpoint.
         """
@@ -190,11 +204,19 @@ class Gill(Speaker):
             self.decision,
             self.generation,
             self.caption_prompt,
+            numbers,
+            licence,
         )
         return Path(folder)
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool | None = None, message: str = "Trained part of a GILL"
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        message: str = "Trained part of a GILL",
+        numbers: Sequence[CardNumber] = (),
+        licence: str | None = None,
     ) -> str:
         """Send what `save_pretrained` writes to the hub; gives the address of the commit.
 
@@ -203,7 +225,8 @@ class Gill(Speaker):
         from gill.hub import upload
 
         with tempfile.TemporaryDirectory() as folder:
-            return upload(self.save_pretrained(folder), repo_id, private=private, message=message)
+            saved = self.save_pretrained(folder, numbers=numbers, licence=licence)
+            return upload(saved, repo_id, private=private, message=message)
 
     def conversation(self, prefixes: Prefixes | None = None) -> Conversation:
         """A new conversation; with `prefixes` it need not read what others have read."""
