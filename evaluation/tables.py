@@ -111,6 +111,9 @@ class _Run:
         frozen = {
             role: f"{model.fingerprint} {model.dtype}" for role, model in read_backbones(artifacts)
         }
+        for guard in ("safety_checker", "watermark"):  # they change pixels, where they are there
+            if getattr(gill.backbones.image_generator, guard):
+                frozen["image_generator"] += f" {guard}"
         made_by = {
             "generator": {"image_generator": frozen["image_generator"]},
             "gill": {"heads": heads, **frozen},

@@ -266,9 +266,7 @@ def upload(folder: Path, repo_id: str, *, private: bool | None, message: str) ->
 
 
 def _frozen(backbone: Backbone) -> FrozenModel:
-    built_in = backbone.role == "visual_encoder" and not backbone.path.startswith("local-dir:")
-    public = backbone.revision is not None or built_in or backbone.source == MINIATURE
     kept: dict[str, Any] = backbone.model_dump(include=set(FrozenModel.model_fields))
     folder = Path(backbone.path.removeprefix("local-dir:"))
     licence = licence_of(backbone.source, folder)
-    return FrozenModel(**kept | {"source": backbone.source if public else None, "licence": licence})
+    return FrozenModel(**kept | {"source": backbone.public_source, "licence": licence})

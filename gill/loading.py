@@ -138,12 +138,14 @@ class Gill(Speaker):
         revision: str | None = None,
         device: str = "auto",
         local_files_only: bool = False,
+        safety_checker: bool = True,
     ) -> Gill:
         """Load what `save_pretrained` or `push_to_hub` wrote: a folder, or a repository of the hub.
 
         `backbones`: the frozen models, as a manifest, the path of one, or {role: directory or hub
         id}; needed where they were local directories. What is not on this machine is downloaded,
         unless `local_files_only`. There is no candidate index: pictures are generated.
+        `safety_checker=False` leaves out that of the generator, where it has one.
 
         Raises HubError, BackboneError or CheckpointError, saying what is missing or does not fit.
         """
@@ -155,6 +157,9 @@ class Gill(Speaker):
             manifest = Path(backbones)
             backbones = locate_backbones(manifest, manifest.resolve().parents[2])
         found = resolve_backbones(config, backbones, local_files_only)
+        if not safety_checker:
+            unchecked = found.image_generator.model_copy(update={"safety_checker": False})
+            found = found.model_copy(update={"image_generator": unchecked})
         place = pick_device(device)
         model = found.language_model
         language_model = load_language_model(
@@ -405,7 +410,14 @@ def load_encoder(backbones: Backbones, device: torch.device) -> VisualEncoder:
 def load_generator(backbones: Backbones, device: torch.device) -> ImageGenerator:
     """The image side of the generator of the manifest."""
     generator = backbones.image_generator
-    return load_image_generator(generator.path, dtype=generator.torch_dtype, device=device)
+    return load_image_generator(
+        generator.path,
+        dtype=generator.torch_dtype,
+        device=device,
+        name=generator.public_source or f"sha256:{generator.fingerprint[:12]}",
+        safety_checker=generator.safety_checker is not False,
+        watermark=generator.watermark,
+    )
 
 
 def _text_side(backbones: Backbones, device: torch.device) -> Callable[[], TextConditioner]:

@@ -27,7 +27,7 @@ DOES_NOT_DECIDE = (
     "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
     "cache.sharing", "cache.verifying",
     "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",
-    "pipeline.devices", "pipeline.training.progress",
+    "pipeline.devices", "pipeline.frozen.provenance", "pipeline.training.progress",
     "stages.init", "stages.stores",
     # Weights that exist are read exactly, or not at all.
     "stages.trained_weights",
