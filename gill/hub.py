@@ -4,6 +4,7 @@
     model.safetensors    the trained tensors, with the record of what made them
     decision.*           the retrieve-or-generate classifier, where there is one
     README.md            the model card
+    pipeline.py          names the class that is this in diffusers (`gill.diffusers_pipeline`)
 
 The frozen models are not in it. They are named by hub id and revision where they came from the hub,
 and by their fingerprint always, so that heads are never put on other models than their own.
@@ -33,7 +34,17 @@ from pipeline.talking.decision import DecisionModel
 from settings.params import MINIATURE
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_FILES = [CONFIG, WEIGHTS, CARD, "decision.json", "decision.safetensors"]
+PIPELINE = "pipeline.py"
+PIPELINES = {
+    "StableDiffusionPipeline": "GillPipeline",
+    "StableDiffusionXLPipeline": "GillXLPipeline",
+}
+"""A generator's class -> ours in `gill.diffusers_pipeline`."""
+_PIPELINE_FILE = '''"""In diffusers: from_pretrained(GENERATOR, custom_pipeline=THIS, gill=THIS)."""
+
+from gill.diffusers_pipeline import {}
+'''
+_FILES = [CONFIG, WEIGHTS, CARD, PIPELINE, "decision.json", "decision.safetensors"]
 
 
 class HubError(GillError):
@@ -98,6 +109,10 @@ def save_trained(
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if decision is not None:
         decision.save(folder)
+    in_diffusers = PIPELINES.get(_class_of(Path(backbones.image_generator.path)))
+    if in_diffusers is not None:
+        text = _PIPELINE_FILE.format(in_diffusers)
+        (folder / PIPELINE).write_text(text, encoding="utf-8")
     card = write_model_card(
         config.model_dump(mode="json"),
         record.model_dump(mode="json"),
@@ -263,6 +278,13 @@ def upload(folder: Path, repo_id: str, *, private: bool | None, message: str) ->
             allow_patterns=_FILES,
         )
     return str(commit.commit_url)
+
+
+def _class_of(generator: Path) -> str | None:
+    index = generator / "model_index.json"
+    if not index.is_file():
+        return None
+    return json.loads(index.read_text(encoding="utf-8")).get("_class_name")
 
 
 def _frozen(backbone: Backbone) -> FrozenModel:

@@ -123,7 +123,7 @@ NUMBER = CardNumber("vqa", "Questions about pictures", "vqa_accuracy", 0.91, Non
 def test_a_pushed_trained_part_is_pulled_and_loaded(gill, hub, tmp_path):
     address = gill.push_to_hub("my-gill", private=True, numbers=[NUMBER], licence="apache-2.0")
     assert address == f"{hub.address}/me/my-gill/commit/{COMMIT}"
-    names = ["README.md", "config.json", "model.safetensors"]
+    names = ["README.md", "config.json", "model.safetensors", "pipeline.py"]
     assert sorted(hub.repositories["me/my-gill"]) == names
     # Its card went through the hub's own check, as every push's does.
     assert "POST /api/validate-yaml" in hub.asked
