@@ -425,6 +425,24 @@ def make_pairs(
     _run("make_pairs", params, prompts=prompts, folder=out)
 
 
+@app.command()
+def sample(
+    prompts: Annotated[
+        Path, typer.Argument(help="GenEval's .jsonl, DPG-Bench's folder, PartiPrompts' TSV, lines.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    samples: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Sample s of prompt i: +1000 i + s.")] = 0,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Generate pictures for a benchmark's prompts, named as its own scorer wants them.
+
+    Reads the prompts and artifacts/model. Writes the pictures to --out, with sampling.json: what
+    made them, and that no prompt was rewritten. Killed, the same line goes on.
+    """
+    _run("sample", params, prompts=prompts, folder=out, samples=samples, seed=seed)
+
+
 def main() -> None:
     """The console script."""
     sys.exit(app())

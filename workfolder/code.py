@@ -26,8 +26,9 @@ DOES_NOT_DECIDE = (
     "app",
     "cache.copying", "cache.exporting", "cache.inspecting", "cache.location", "cache.lock",
     "cache.manifest", "cache.memory", "cache.sharing", "cache.verifying",
-    "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",
-    "pipeline.devices", "pipeline.training.progress",
+    "gill.artifacts", "gill.diffusers_pipeline", "gill.dimensions", "gill.frozen", "gill.hub",
+    "gill.model_card", "gill.world",
+    "pipeline.devices", "pipeline.frozen.provenance", "pipeline.training.progress",
     "stages.init", "stages.stores",
     # Weights that exist are read exactly, or not at all.
     "stages.trained_weights",
