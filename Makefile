@@ -62,8 +62,9 @@ test: install  ## Run the tests (under 8 minutes)
 	@echo "pytest: under 8 minutes on 2 cores, no network, no GPU."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
 
-torture: install  ## DVC's experiments by its own command line: killed, queued, shared (a few minutes)
+torture: install  ## DVC's experiments by its command line; stores and stages killed over and over (about an hour)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m torture
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.kills --kills 500 --json benchmarks/results/torture.json
 
 client-tests: install  ## The service by its clients, installed first, and 50,000 requests (an hour and a half)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[clients]'

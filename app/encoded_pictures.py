@@ -7,9 +7,12 @@ import io
 
 from PIL import Image
 
+from pipeline.frozen.provenance import png_chunks
+
 
 def as_png(picture: Image.Image) -> bytes:
-    """The pixels alone, without loss: no name, format or metadata of where they come from."""
+    """The pixels without loss: no name, format or metadata of where they come from. Of a picture
+    that was generated in this process, how it was made."""
     return _file(picture, "PNG", compress_level=1)
 
 
@@ -35,5 +38,5 @@ def preview_uri(picture: Image.Image, largest: int, lossless: int = 128) -> str:
 
 def _file(picture: Image.Image, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    picture.save(buffer, kind, pnginfo=png_chunks(picture), **options)
     return buffer.getvalue()

@@ -18,10 +18,12 @@ is right when it matches its checksum. Shards are written whole, each by one wri
 
     fill(path, rows, spec, make_roles, provenance={})          make it, resume it, update it
     copy_rows(path, new, [5, 3])                               a store of some rows, in their order
+    drop_rows(path, [5]), compact(path, new)                   rows that are gone from the table
     ShuffledRows({name: (path, array)}, batch_size=200, seed=0)    train from it
     open_store(path).to_torch(batch_size=200, seed=0)          the same for PyTorch's loaders
     read_rows(path, [3, 5]), iterate_blocks(path)              read it by number, or in order
     describe(path), view_row(path, 3), write_page(path, page)  look at it
+    export_store(path, out, "parquet")                         hand it on
     verify(path), repair(path)                                 check it; have what is bad redone
 
 This room knows no model, no picture and (but for torch_rows.py) no tensor, and is the only one that

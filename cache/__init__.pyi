@@ -1,6 +1,7 @@
 from .codec import Codec, FirstPositionVariesError
-from .copying import copy_rows
+from .copying import compact, copy_rows, drop_rows
 from .encoding import Roles
+from .exporting import export_store
 from .filling import FillReport, ShardsLostError, fill
 from .inspecting import (
     RowView,
@@ -22,7 +23,7 @@ from .reading import (
     read_rows,
 )
 from .settings import FillingParams, ReadingOrder, ReadingParams
-from .sharing import share_store
+from .sharing import begin_with_rows, share_store
 from .shuffled_rows import ShuffledRows, StoresDifferError, in_background, usable_rows
 from .store import (
     EmbeddingStore,
@@ -60,8 +61,12 @@ __all__ = [
     "StoresDifferError",
     "TorchRows",
     "VerifyReport",
+    "begin_with_rows",
+    "compact",
     "copy_rows",
     "describe",
+    "drop_rows",
+    "export_store",
     "fill",
     "in_background",
     "iterate_blocks",

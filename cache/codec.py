@@ -23,6 +23,8 @@ SHARED_FIRST_TOLERANCE = 1e-5
 
 NOT_FINITE = "the encoder gave a value that is not finite"
 
+CAST_AT_ONCE = 2**15  # more, and torch starts threads of its own, in each of ours
+
 
 class Codec(Record):
     """How one array is stored. Changing any of it makes another store."""
@@ -160,7 +162,9 @@ def encode_into(
 
 def _encode_row(fitted: FittedCodec, value: np.ndarray, out: np.ndarray) -> str | None:
     """One row, float [*shape] -> out [*stored_shape]; returns why it is refused, if it is."""
-    if not _all_finite(value):
+    # Stored as float16 alone, it tells by what is stored, which is half as much to look at.
+    stored_tells = fitted.dtype == "float16" and fitted.first is None
+    if not (stored_tells or _all_finite(value)):
         return NOT_FINITE
     if fitted.first is not None:
         deviation = _row_error(value[0], fitted.first)
@@ -176,12 +180,10 @@ def _encode_row(fitted: FittedCodec, value: np.ndarray, out: np.ndarray) -> str 
         np.clip(np.rint(levels, out=levels), -127, 127, out=levels)
         out[...] = levels
         return None
-    if value.dtype == out.dtype:
-        out[...] = value
+    _cast(value, out)
+    if out.dtype != np.float16 or _all_finite(out):
         return None
-    with np.errstate(over="ignore"):
-        out[...] = value
-    return None if _all_finite(out) else "a value is too large for float16 (65504)"
+    return "a value is too large for float16 (65504)" if _all_finite(value) else NOT_FINITE
 
 
 def decode(
@@ -237,13 +239,29 @@ def _all_finite(values: np.ndarray) -> bool:
 
 
 def _widened(half: np.ndarray) -> NDArray[np.float32]:
-    """Finite float16 as float32, exactly; 2.5 times as fast as astype, which goes bit by bit."""
-    bits = half.view(np.int16).astype(np.int32)
-    # Sign, exponent and mantissa at their places in a float32, whose exponents begin 112 lower.
-    np.left_shift(bits, 13, out=bits)
-    np.bitwise_and(bits, np.int32(-0x70000001), out=bits)
-    wide = bits.view(np.float32)
-    return np.multiply(wide, np.float32(2.0**112), out=wide)
+    """float16 as float32, exactly."""
+    wide = np.empty(half.shape, np.float32)
+    _cast(half, wide)
+    return wide
+
+
+def _cast(values: np.ndarray, out: np.ndarray) -> None:
+    """values -> out of the same shape; what is too large for its type becomes infinite.
+
+    Between float32 and float16 by torch, with NumPy's numbers: NumPy goes value by value, at a
+    ninth of the speed.
+    """
+    both = {values.dtype, out.dtype}
+    if both != {np.dtype("float32"), np.dtype("float16")} or not out.flags.c_contiguous:
+        with np.errstate(over="ignore"):
+            out[...] = values
+        return
+    import torch
+
+    values = np.require(values, requirements=["C", "W"])  # torch warns of what is read-only
+    source, target = torch.from_numpy(values).view(-1), torch.from_numpy(out).view(-1)
+    for start in range(0, len(source), CAST_AT_ONCE):
+        target[start : start + CAST_AT_ONCE].copy_(source[start : start + CAST_AT_ONCE])
 
 
 def _row_error(value: np.ndarray, other: np.ndarray, where: slice = slice(None)) -> float:

@@ -1,4 +1,4 @@
-"""A store of some rows of another: how a table that lost rows, or has another order, keeps them."""
+"""Tables that lost rows or have another order: stores of some rows of another, dropped rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from cache.reading import RowsUnavailableError, read_sorted
 from cache.shards import shard_content, shard_path
 from cache.store import EmbeddingStore, RowStatus, ShardResult, open_for_writing, open_store
 from gill_errors import InputError
-from gill_files import explained
+from gill_files import explained, link_or_copy
+
+DROPPED = "dropped: gone from the table"
 
 
 def copy_rows(
@@ -24,9 +26,12 @@ def copy_rows(
 ) -> EmbeddingStore:
     """Make at `target` a store of these rows of `source`, in this order, and encode nothing.
 
+    rows: their numbers in `source`; -1: a row that it lacks.
+
     Rows keep their bytes, checksums and keys: `fill` with a table of the same rows finds them done,
-    and encodes what the table has besides. Rows that are not done, or fail their checksum, are
-    pending there. Killed and called again, it goes on.
+    and encodes what the table has besides. Rows that are lacking, not done, or fail their checksum,
+    are pending there. Whole shards that stay where they are become hard links, unread. Killed and
+    called again, it goes on.
 
     Raises RowsUnavailableError where `source` has no such row, InputError where both are one store,
     and what `fill` raises of a target that is another store or is being written.
@@ -34,12 +39,13 @@ def copy_rows(
     store, location = open_store(source), locate(target)
     if location == store.location:
         raise InputError(f"{location}: a store cannot be copied onto itself; name another path")
-    numbers = np.asarray(list(rows), np.int64)
-    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < store.num_rows):
-        raise RowsUnavailableError(f"{store.location} has rows 0 to {store.num_rows - 1}")
-    keys = store.read_table("row_key")[numbers]
-    available = store.status()[numbers] == RowStatus.DONE
+    numbers = _row_numbers(store, rows, lowest=-1)
+    there = numbers >= 0
+    available, keys = np.zeros(len(numbers), bool), np.zeros(len(numbers), np.uint64)
+    available[there] = store.status()[numbers[there]] == RowStatus.DONE
+    keys[there] = store.read_table("row_key")[numbers[there]]
     tables = _tables(store)
+    both_local = store.location.is_local and location.is_local
     with run_lock(location):
         copy = open_for_writing(location, store.spec, store.provenance, store.meta["versions"][-1])
         if copy.meta.get("prepared", False):
@@ -58,11 +64,62 @@ def copy_rows(
             # A shard is written whole: one in which anything is done was copied before, or filled.
             if available[here].any() and pending[here].all():
                 taken = np.flatnonzero(available[here])
-                copy.commit(_copy_shard(store, copy, tables, shard, numbers[here], taken))
-        if not (copy.status() == RowStatus.PENDING).any():
-            copy.update_meta(measured=measure(copy))
-            write_manifest(copy)
+                whole = len(taken) == store.spec.shard_rows
+                if whole and both_local and np.array_equal(numbers[here], span):
+                    _link_shard(store, copy, shard)
+                else:
+                    taken = _copy_shard(store, copy, tables, shard, numbers[here], taken)
+                copy.commit(_result(store, tables, shard, numbers[here], taken))
+        _settle(copy)
     return copy
+
+
+def drop_rows(where: str | Path, rows: Iterable[int]) -> None:
+    """Mark rows that are gone from the table, in place: no reader gives them, no shard is written.
+
+    They count as failed, with that reason. Rows keep their numbers; `compact` makes a store without
+    the dropped ones. A `fill` with `retry_failed` whose table still has one of them encodes it.
+
+    Raises RowsUnavailableError where there is no such row.
+    """
+    location = locate(where)
+    with run_lock(location):
+        store = open_store(location, writable=True)
+        numbers = _row_numbers(store, rows)
+        manifest_location(location).remove()
+        store.mark_failed(numbers, DROPPED)
+        _settle(store)
+
+
+def compact(source: str | Path, target: str | Path) -> EmbeddingStore:
+    """Make at `target` a store of the rows of `source` that are done, in their order.
+
+    What failed or was dropped is left out, so later rows have lower numbers. As `copy_rows`, also
+    when killed.
+
+    Raises RowsUnavailableError where rows are pending: they would be lost.
+    """
+    store = open_store(source)
+    status = store.status()
+    if pending := int(np.count_nonzero(status == RowStatus.PENDING)):
+        raise RowsUnavailableError(f"{store.location}: {pending:,} rows are pending; fill it first")
+    return copy_rows(store, target, np.flatnonzero(status == RowStatus.DONE))
+
+
+def _row_numbers(
+    store: EmbeddingStore, rows: Iterable[int], *, lowest: int = 0
+) -> NDArray[np.int64]:
+    numbers = np.asarray(list(rows), np.int64)
+    if len(numbers) and not (numbers.min() >= lowest and numbers.max() < store.num_rows):
+        raise RowsUnavailableError(f"{store.location} has rows 0 to {store.num_rows - 1}")
+    return numbers
+
+
+def _settle(store: EmbeddingStore) -> None:
+    """Write the manifest of a store in which no row is pending."""
+    if not (store.status() == RowStatus.PENDING).any():
+        store.update_meta(measured=measure(store))
+        write_manifest(store)
 
 
 def _refuse_other_fits(store: EmbeddingStore, copy: EmbeddingStore) -> None:
@@ -92,6 +149,18 @@ def _tables(store: EmbeddingStore) -> dict[str, np.ndarray]:
     return {name: store.read_table(name) for name in names}
 
 
+def _link_shard(store: EmbeddingStore, copy: EmbeddingStore, shard: int) -> None:
+    """Give the copy the same files. Whoever writes a shard replaces it, so neither changes both."""
+    with explained(copy.location):
+        for name in store.spec.arrays:
+            path = shard_path(store.spec, name, shard)
+            source, target = (s.location.path.joinpath(*path) for s in (store, copy))
+            target.unlink(missing_ok=True)  # of a copy that was killed before it was recorded
+            if source.exists():  # one of zeros does not
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(source, target)
+
+
 def _copy_shard(
     store: EmbeddingStore,
     copy: EmbeddingStore,
@@ -99,8 +168,11 @@ def _copy_shard(
     shard: int,
     numbers: NDArray[np.int64],
     taken: NDArray[np.int64],
-) -> ShardResult:
-    """Write a shard of the copy: of its rows, numbers int64 [n] in the source, those taken."""
+) -> NDArray[np.int64]:
+    """Write a shard of the copy: of its rows, numbers int64 [n] in the source, those taken.
+
+    Gives those of `taken` (int64 [k], counted within the shard) that match their checksums.
+    """
     order, back = np.unique(numbers[taken], return_inverse=True)
     contents, damaged = {}, set[int]()
     for name, array in store.spec.arrays.items():
@@ -117,6 +189,17 @@ def _copy_shard(
                 copy.location.write_bytes(content, *path)
             else:
                 copy.location.remove(*path)
+    return sound
+
+
+def _result(
+    store: EmbeddingStore,
+    tables: dict[str, np.ndarray],
+    shard: int,
+    numbers: NDArray[np.int64],
+    sound: NDArray[np.int64],
+) -> ShardResult:
+    """What is to be recorded of a shard of the copy whose rows `sound` are there."""
     rows = numbers[sound]
     lossy = [name for name, array in store.spec.arrays.items() if array.codec.is_lossy]
     return ShardResult(

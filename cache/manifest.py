@@ -16,6 +16,7 @@ from cache.checksums import digest
 from cache.layout import checksum_name, error_name
 from cache.location import Location, locate
 from cache.store import EmbeddingStore, RowStatus
+from gill_files import explained
 
 
 def manifest_location(store: str | Path | Location) -> Location:
@@ -72,7 +73,8 @@ def write_manifest(store: EmbeddingStore) -> None:
     text = json.dumps(make_manifest(store), indent=1, sort_keys=True) + "\n"
     where = manifest_location(store.location)
     if where.read_text() != text:
-        where.write_text(text)
+        with explained(where):
+            where.write_text(text)
 
 
 def read_manifest(store: str | Path | Location) -> dict[str, Any]:

@@ -270,12 +270,8 @@ class EmbeddingStore:
             if name in result.errors:
                 tables[error_name(name)] = result.errors[name]
         if result.reasons:
-            reasons = np.zeros((len(result.positions), REASON_BYTES), np.uint8)
-            for i, position in enumerate(result.positions):
-                # Cut at a number of bytes, maybe within a letter: reading it back allows for that.
-                text = result.reasons.get(int(position), "").encode()[:REASON_BYTES]
-                reasons[i, : len(text)] = np.frombuffer(text, np.uint8)
-            tables["row_reason"] = reasons
+            texts = [result.reasons.get(int(position), "") for position in result.positions]
+            tables["row_reason"] = np.stack([_reason_bytes(text) for text in texts])
         tables["row_status"] = result.status
         with explained(self.location):
             # In this order: killed between two, what was pending still is, and is encoded again.
@@ -290,6 +286,16 @@ class EmbeddingStore:
             # Status first: a stale reason of a pending row is harmless, the reverse would not be.
             for name in ("row_status", "row_reason"):
                 self.table(name).oindex[rows] = 0
+
+    def mark_failed(self, rows: NDArray[np.int64], reason: str) -> None:
+        """Leave rows (int64 [k]) out of all reading, for this reason; their bytes stay."""
+        if len(rows) == 0:
+            return
+        with explained(self.location):
+            # Status last: killed between the two, the rows are as they were.
+            reasons = np.tile(_reason_bytes(reason), (len(rows), 1))
+            self.table("row_reason").oindex[rows] = reasons
+            self.table("row_status").oindex[rows] = RowStatus.FAILED
 
     def match_rows(self, keys: NDArray[np.uint64]) -> list[str]:
         """Make the store's rows those of the table: keys uint64 [N] -> what changed, for people.
@@ -447,8 +453,8 @@ def open_for_writing(
         )
     if all_versions not in store.meta["versions"]:
         store.update_meta(versions=[*store.meta["versions"], all_versions])
-    location.remove_partial_files()
     with explained(location):
+        location.remove_partial_files()
         for name in spec.arrays:
             # Without rows: `match_rows` gives them their length. A killed run made some of them.
             if name not in group:
@@ -484,6 +490,13 @@ def remove_store(location: Location) -> None:
             if name != "zarr.json":
                 location.remove(name)
         location.remove("zarr.json")
+
+
+def _reason_bytes(text: str) -> NDArray[np.uint8]:
+    """Why a row failed, as `row_reason` has it: uint8 [REASON_BYTES]."""
+    # Cut at a number of bytes, maybe within a letter: reading it back allows for that.
+    encoded = text.encode()[:REASON_BYTES]
+    return np.frombuffer(encoded.ljust(REASON_BYTES, b"\0"), np.uint8)
 
 
 def _versions() -> dict[str, str]:

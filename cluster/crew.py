@@ -120,7 +120,7 @@ class Crew:
         *,
         versions: Mapping[str, str] | None = None,
     ) -> None:
-        self._job = Job(make, dict(versions or {}), params.scheduler == "local-cluster")
+        self._job = Job(make, dict(versions or {}))
         self._params = params
         self._held = ExitStack()
         self._run_calls: Callable[[Iterable[Call], OnResult], None] | None = None

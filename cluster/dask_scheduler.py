@@ -31,12 +31,25 @@ class SchedulerUnreachableError(GillError, RuntimeError):
     """There is no scheduler at the address, it went away, or it has no worker."""
 
 
+class _NannyOfOneGpu(distributed.Nanny):
+    """Bears worker processes that see one of this machine's GPUs: number i the i-th, in turn.
+
+    In the environment before anything is imported there: libraries ask CUDA for its devices while
+    they are imported, and what the variable says afterwards changes nothing.
+    """
+
+    def __init__(self, scheduler: Any, *, name: int, **options: Any) -> None:
+        gpus = visible_gpus()
+        env = {"CUDA_VISIBLE_DEVICES": gpus[name % len(gpus)]} if gpus else {}
+        super().__init__(scheduler, name=name, env=env, **options)
+
+
 @contextmanager
 def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.Client]:
     """A client of workers on this machine that live as long, or of a running scheduler.
 
-    threads: in this process. processes: one thread each. local-cluster: as these, one per GPU
-    where there are GPUs.
+    threads: in this process. processes: one thread each, the GPUs dealt out among them in turn.
+    local-cluster: as these, one per GPU where there are GPUs.
 
     TLS: as Dask's own configuration says (DASK_DISTRIBUTED__COMM__TLS__...).
     Raises SchedulerUnreachableError.
@@ -54,6 +67,7 @@ def connected(scheduler: str, num_workers: int | None) -> Iterator[distributed.C
                     n_workers=1 if in_threads else workers,
                     threads_per_worker=workers if in_threads else 1,
                     processes=not in_threads,
+                    worker_class=distributed.Worker if in_threads else _NannyOfOneGpu,
                     memory_limit=0,  # Dask would share it out evenly, and end what loads a model
                     dashboard_address=None,
                 )

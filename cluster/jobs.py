@@ -36,7 +36,6 @@ class Job:
 
     make: Callable[[], Work]
     versions: Mapping[str, str] = field(default_factory=dict)
-    is_local_cluster: bool = False
     folder: str = field(default_factory=os.getcwd)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -97,11 +96,6 @@ def _settle_in(job: Job) -> None:
                 f"{here} has {name} {found}, the run was started with {wanted}: "
                 "install the same versions on all machines"
             )
-    if job.is_local_cluster and len(gpus := visible_gpus()) > 1:
-        from distributed import get_worker
-
-        # Workers of a local cluster are named by number; none has touched a GPU yet.
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(get_worker().name) % len(gpus)]
 
 
 def visible_gpus() -> Sequence[str]:

@@ -117,13 +117,10 @@ def _wanted_python() -> str:
 
 
 def _installed(name: str) -> str | None:
-    # The GPU wheels of faiss replace faiss-cpu under other names.
-    for candidate in (name, *(("faiss-gpu-cu12", "faiss-gpu") if name == "faiss-cpu" else ())):
-        try:
-            return version(candidate)
-        except PackageNotFoundError:
-            continue
-    return None
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _cards_here() -> list[str]:

@@ -24,17 +24,24 @@ COLUMNS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 """Column, set, method, and which metric: the first that there is."""
 
 
+def headline_results(results: Sequence[Result]) -> dict[str, Result]:
+    """Column -> the result that stands in it, without those that were not measured."""
+    measured = {(row.set, row.method, row.metric): row for row in results if row.value is not None}
+    chosen = {}
+    for column, set_, method, metrics in COLUMNS:
+        rows = [measured[key] for m in metrics if (key := (set_, method, m)) in measured]
+        if rows:
+            chosen[column] = rows[0]
+    return chosen
+
+
 def headline(results: Sequence[Result]) -> dict[str, float]:
     """Column -> value, without those that were not measured."""
-    found = {
-        (row.set, row.method, row.metric): row.value for row in results if row.value is not None
+    return {
+        column: round(row.value, 3)
+        for column, row in headline_results(results).items()
+        if row.value is not None
     }
-    numbers = {}
-    for column, set_, method, metrics in COLUMNS:
-        values = [found[key] for m in metrics if (key := (set_, method, m)) in found]
-        if values:
-            numbers[column] = round(values[0], 3)
-    return numbers
 
 
 def of_every_set(results: Sequence[Result]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from gill_files import written_whole
+from pipeline.frozen.provenance import png_chunks
 
 _TEXTS = "texts.jsonl"
 
@@ -49,7 +50,7 @@ class EvaluationStore:
         """Write a picture, whole or not at all."""
         path = self._folders[method] / set_ / f"{index:05d}-{key}.png"
         with written_whole(path) as part:
-            picture.save(part, format="PNG", compress_level=1)
+            picture.save(part, format="PNG", compress_level=1, pnginfo=png_chunks(picture))
         self._pictures[f"{method} {key}"] = path
         return path
 

@@ -108,9 +108,11 @@ class _Run:
         device, section = set_up(params.run.device, params.run.threads), params.evaluation
         heads = fingerprint_heads(artifacts.model / CHECKPOINTS[params.training.checkpoint])
         gill = Gill.load(artifacts, device=str(device), checkpoint=params.training.checkpoint)
-        frozen = {
-            role: f"{model.fingerprint} {model.dtype}" for role, model in read_backbones(artifacts)
-        }
+        backbones = read_backbones(artifacts)
+        frozen = {role: f"{model.fingerprint} {model.dtype}" for role, model in backbones}
+        for guard in ("safety_checker", "watermark"):  # they change pixels, where they are there
+            if getattr(backbones.image_generator, guard):
+                frozen["image_generator"] += f" {guard}"
         made_by = {
             "generator": {"image_generator": frozen["image_generator"]},
             "gill": {"heads": heads, **frozen},

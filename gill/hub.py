@@ -4,6 +4,7 @@
     model.safetensors    the trained tensors, with the record of what made them
     decision.*           the retrieve-or-generate classifier, where there is one
     README.md            the model card
+    pipeline.py          names the class that is this in diffusers (`gill.diffusers_pipeline`)
 
 The frozen models are not in it. They are named by hub id and revision where they came from the hub,
 and by their fingerprint always, so that heads are never put on other models than their own.
@@ -11,16 +12,18 @@ and by their fingerprint always, so that heads are never put on other models tha
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from gill.model_card import write_model_card
-from gill_errors import GillError
+from gill.model_card import CardNumber, licence_of, write_model_card
+from gill_errors import GillError, InputError
 from gill_records import Record
+from miniature.backbones import SHIPPED
 from pipeline.bridge.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.frozen.backbones import Backbone, Backbones, Dtype, Quantization, Role
@@ -28,9 +31,20 @@ from pipeline.frozen.pinning import resolve_backbone
 from pipeline.settings import GenerationSettings
 from pipeline.talking.captioning import CAPTION_PROMPT
 from pipeline.talking.decision import DecisionModel
+from settings.params import MINIATURE
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_FILES = [CONFIG, WEIGHTS, CARD, "decision.json", "decision.safetensors"]
+PIPELINE = "pipeline.py"
+PIPELINES = {
+    "StableDiffusionPipeline": "GillPipeline",
+    "StableDiffusionXLPipeline": "GillXLPipeline",
+}
+"""A generator's class -> ours in `gill.diffusers_pipeline`."""
+_PIPELINE_FILE = '''"""In diffusers: from_pretrained(GENERATOR, custom_pipeline=THIS, gill=THIS)."""
+
+from gill.diffusers_pipeline import {}
+'''
+_FILES = [CONFIG, WEIGHTS, CARD, PIPELINE, "decision.json", "decision.safetensors"]
 
 
 class HubError(GillError):
@@ -46,6 +60,7 @@ class FrozenModel(Record):
     dtype: Dtype
     quantization: Quantization = "none"
     widths: dict[str, int]
+    licence: str | None = Field(None, description="an SPDX or hub identifier; none: not known")
 
 
 class TrainedConfig(Record):
@@ -74,8 +89,13 @@ def save_trained(
     decision: DecisionModel | None,
     generation: GenerationSettings,
     caption_prompt: str,
+    numbers: Sequence[CardNumber] = (),
+    licence: str | None = None,
 ) -> None:
-    """Write the folder; files of the same names are replaced, others left alone."""
+    """Write the folder; files of the same names are replaced, others left alone.
+
+    `numbers` of an evaluation and the `licence` of the trained part go into the card.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = TrainedConfig(
         sizes=heads.sizes,
@@ -89,10 +109,16 @@ def save_trained(
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if decision is not None:
         decision.save(folder)
+    in_diffusers = PIPELINES.get(_class_of(Path(backbones.image_generator.path)))
+    if in_diffusers is not None:
+        text = _PIPELINE_FILE.format(in_diffusers)
+        (folder / PIPELINE).write_text(text, encoding="utf-8")
     card = write_model_card(
         config.model_dump(mode="json"),
         record.model_dump(mode="json"),
         has_decision=decision is not None,
+        numbers=numbers,
+        licence=licence,
     )
     (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -122,22 +148,65 @@ def find_folder(name: str | Path, revision: str | None, local_files_only: bool) 
     """The folder itself, or that of a hub repository, downloaded if it may be."""
     if Path(name).is_dir():
         return Path(name)
+    return _download(str(name), revision, local_files_only=local_files_only)
+
+
+def pull(repo_id: str, folder: Path, revision: str | None) -> tuple[TrainedConfig, Path]:
+    """Download a repository's trained part into `folder`, and see that it is one.
+
+    A folder that an earlier pull filled is brought up to date. Raises InputError where something
+    else lies there, HubError where the hub gives nothing, or nothing of ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: name a folder with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".cache/huggingface").is_dir():
+        raise InputError(f"{folder} is not empty: name another folder with --out")
+    _download(repo_id, revision, local_dir=folder)
+    return load_trained(folder)[0], folder
+
+
+def _download(name: str, revision: str | None, **where: Any) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    with _one_line(f"{name}: not to be had from the hub"):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, **where))
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Say in a line why the hub did not do something, and what to do. Raises HubError."""
+    from huggingface_hub import errors
 
     try:
-        return Path(
-            snapshot_download(
-                str(name),
-                revision=revision,
-                local_files_only=local_files_only,
-                allow_patterns=_FILES,
-            )
-        )
-    except HFValidationError:
-        raise HubError(f"{name}: neither a folder here nor a hub id") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise HubError(f"{name}: not to be had from the hub: {error}") from error
+        yield
+    except errors.HFValidationError:
+        why = "neither a folder here nor a repository id (OWNER/NAME)"
+    except errors.RevisionNotFoundError:
+        why = "it has no such revision"
+    except errors.RepositoryNotFoundError:
+        why = "it has no such repository, or shows it only to others (`hf auth login`)"
+    except errors.LocalEntryNotFoundError:
+        why = "it cannot be reached, and nothing of it lies on this machine"
+    except errors.HfHubHTTPError as error:
+        why = {
+            401: "nobody is logged in: `hf auth login`, or set HF_TOKEN",
+            403: "this login may not do that there",
+        }.get(error.response.status_code, _first_line(error))
+    except ValueError as error:  # of the card's metadata, by the hub's own check
+        why = "; ".join(line.strip() for line in str(error).splitlines()[:4])
+    except Exception as error:
+        # The client's HTTP library is its own affair, and has changed: by name, not by class.
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if not names & {"TransportError", "OfflineModeIsEnabled", "OSError"}:
+            raise
+        why = f"it cannot be reached ({_first_line(error) or type(error).__name__})"
+    else:
+        return
+    raise HubError(f"{what}: {why}")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def resolve_backbones(
@@ -167,14 +236,16 @@ def resolve_backbones(
                     f"the {role.replace('_', ' ')} was a local directory with the fingerprint "
                     f"{frozen.fingerprint[:12]}: name yours as backbones={{{role!r}: DIRECTORY}}"
                 )
-            resolved[role] = resolve_backbone(
+            shipped = str(getattr(SHIPPED, role))
+            pinned = resolve_backbone(
                 role,
-                source,
+                shipped if source == MINIATURE else source,
                 revision=frozen.revision if source == frozen.source else None,
                 allow_download=not local_files_only,
                 dtype=frozen.dtype,
                 quantization=frozen.quantization,
             )
+            resolved[role] = pinned.model_copy(update={"source": source})
         if sources:
             raise HubError(
                 f"no such role: {', '.join(sources)}; roles: {', '.join(get_args(Role))}"
@@ -196,9 +267,8 @@ def upload(folder: Path, repo_id: str, *, private: bool | None, message: str) ->
     Raises HubError when the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
+    with _one_line(f"{repo_id} could not be sent to the hub"):
         api = HfApi()
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
@@ -207,13 +277,18 @@ def upload(folder: Path, repo_id: str, *, private: bool | None, message: str) ->
             commit_message=message,
             allow_patterns=_FILES,
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise HubError(f"{repo_id} could not be sent to the hub: {error}") from error
     return str(commit.commit_url)
 
 
+def _class_of(generator: Path) -> str | None:
+    index = generator / "model_index.json"
+    if not index.is_file():
+        return None
+    return json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+
+
 def _frozen(backbone: Backbone) -> FrozenModel:
-    built_in = backbone.role == "visual_encoder" and not backbone.path.startswith("local-dir:")
-    public = backbone.revision is not None or built_in
     kept: dict[str, Any] = backbone.model_dump(include=set(FrozenModel.model_fields))
-    return FrozenModel(**kept | {"source": backbone.source if public else None})
+    folder = Path(backbone.path.removeprefix("local-dir:"))
+    licence = licence_of(backbone.source, folder)
+    return FrozenModel(**kept | {"source": backbone.public_source, "licence": licence})

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from PIL import Image
@@ -60,6 +60,9 @@ from pipeline.talking.speaker import Speaker
 from settings.params import MINIATURE, read_unchecked
 from workfolder import WorkFolder
 
+if TYPE_CHECKING:
+    from gill.model_card import CardNumber
+
 
 @dataclass(eq=False)
 class Gill(Speaker):
@@ -84,7 +87,8 @@ class Gill(Speaker):
     ) -> Gill:
         """Load everything below `directory`; the index and the decision model where they exist.
 
-        `directory` may be `Artifacts` whose caches lie elsewhere. `checkpoint`: by default the one
+        `directory` may be `Artifacts` whose caches lie elsewhere, or a folder of `save_pretrained`
+        (`gill pull`), loaded without the network. `checkpoint`: by default the one
         that is there. `with_decision=False` leaves the decision model out.
 
         Pictures are sampled as `generation` of the params file beside `directory` says, where there
@@ -96,6 +100,8 @@ class Gill(Speaker):
         what is missing or does not fit together.
         """
         artifacts = directory if isinstance(directory, Artifacts) else Artifacts(Path(directory))
+        if (artifacts.root / "config.json").is_file():
+            return cls.from_pretrained(artifacts.root, device=device, local_files_only=True)
         beside, heads_file = artifacts.common.parent, heads_of(artifacts, checkpoint)
         place = pick_device(device)
         backbones = read_backbones(artifacts)
@@ -104,7 +110,7 @@ class Gill(Speaker):
         index = decision = None
         heads = fingerprint_heads(heads_file)
         if artifacts.index.is_dir():
-            index = load_index(artifacts.index, heads=heads)
+            index = load_index(artifacts.index, heads=heads).on(place)
         if with_decision and (artifacts.decision / "decision.json").is_file():
             decision = DecisionModel.load(artifacts.decision, heads=heads)
         conditioner = _text_side(backbones, place)
@@ -132,12 +138,14 @@ class Gill(Speaker):
         revision: str | None = None,
         device: str = "auto",
         local_files_only: bool = False,
+        safety_checker: bool = True,
     ) -> Gill:
         """Load what `save_pretrained` or `push_to_hub` wrote: a folder, or a repository of the hub.
 
         `backbones`: the frozen models, as a manifest, the path of one, or {role: directory or hub
         id}; needed where they were local directories. What is not on this machine is downloaded,
         unless `local_files_only`. There is no candidate index: pictures are generated.
+        `safety_checker=False` leaves out that of the generator, where it has one.
 
         Raises HubError, BackboneError or CheckpointError, saying what is missing or does not fit.
         """
@@ -149,6 +157,9 @@ class Gill(Speaker):
             manifest = Path(backbones)
             backbones = locate_backbones(manifest, manifest.resolve().parents[2])
         found = resolve_backbones(config, backbones, local_files_only)
+        if not safety_checker:
+            unchecked = found.image_generator.model_copy(update={"safety_checker": False})
+            found = found.model_copy(update={"image_generator": unchecked})
         place = pick_device(device)
         model = found.language_model
         language_model = load_language_model(
@@ -173,8 +184,16 @@ class Gill(Speaker):
             caption_prompt=config.caption_prompt,
         )
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        numbers: Sequence[CardNumber] = (),
+        licence: str | None = None,
+    ) -> Path:
         """Write the trained part with its configuration and model card; see `gill.hub`.
+
+        `numbers` and `licence` (of the trained part) are stated on the card.
 
         Raises GillError for a model that was not loaded from a checkpoint.
         """
@@ -190,11 +209,19 @@ class Gill(Speaker):
             self.decision,
             self.generation,
             self.caption_prompt,
+            numbers,
+            licence,
         )
         return Path(folder)
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool | None = None, message: str = "Trained part of a GILL"
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        message: str = "Trained part of a GILL",
+        numbers: Sequence[CardNumber] = (),
+        licence: str | None = None,
     ) -> str:
         """Send what `save_pretrained` writes to the hub; gives the address of the commit.
 
@@ -203,7 +230,8 @@ class Gill(Speaker):
         from gill.hub import upload
 
         with tempfile.TemporaryDirectory() as folder:
-            return upload(self.save_pretrained(folder), repo_id, private=private, message=message)
+            saved = self.save_pretrained(folder, numbers=numbers, licence=licence)
+            return upload(saved, repo_id, private=private, message=message)
 
     def conversation(self, prefixes: Prefixes | None = None) -> Conversation:
         """A new conversation; with `prefixes` it need not read what others have read."""
@@ -382,7 +410,14 @@ def load_encoder(backbones: Backbones, device: torch.device) -> VisualEncoder:
 def load_generator(backbones: Backbones, device: torch.device) -> ImageGenerator:
     """The image side of the generator of the manifest."""
     generator = backbones.image_generator
-    return load_image_generator(generator.path, dtype=generator.torch_dtype, device=device)
+    return load_image_generator(
+        generator.path,
+        dtype=generator.torch_dtype,
+        device=device,
+        name=generator.public_source or f"sha256:{generator.fingerprint[:12]}",
+        safety_checker=generator.safety_checker is not False,
+        watermark=generator.watermark,
+    )
 
 
 def _text_side(backbones: Backbones, device: torch.device) -> Callable[[], TextConditioner]:

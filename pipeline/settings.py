@@ -280,8 +280,9 @@ class IndexSettings(Record):
 
     kind: Literal["flat", "hnsw", "ivf-sq8", "ivf-pq"] = Field(
         default="flat",
-        description="flat: exact. hnsw: a graph, fast, the most memory. ivf-sq8: inverted lists of "
-        "8-bit vectors. ivf-pq: inverted lists of 4-bit product codes, the least memory",
+        description="flat: exact, on a GPU where a model is there. hnsw: a graph, the most memory. "
+        "ivf-sq8: inverted lists of 8-bit codes, the fastest. ivf-pq: of 4-bit product codes, the "
+        "least memory",
     )
     hnsw_links: int = Field(
         default=32, ge=2, le=128, description="hnsw: links per vector and level"

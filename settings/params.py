@@ -147,6 +147,15 @@ class BackbonesParams(Record):
     language_model_dtype: DtypeChoice = _COMPUTES_IN
     image_generator_dtype: DtypeChoice = _COMPUTES_IN
     visual_encoder_dtype: DtypeChoice = _COMPUTES_IN
+    safety_checker: bool = Field(
+        True,
+        description="whether pictures go through the image generator's own safety checker, where "
+        "it has one: what that flags is black",
+    )
+    watermark: bool = Field(
+        False,
+        description="write an invisible watermark into generated pictures (extra `watermark`)",
+    )
     language_model_quantization: Literal["none", "int8", "nf4"] = Field(
         "none",
         description="frozen linear weights in 8 bits, or in 4 (extra `quantized`). Heads belong to "

@@ -48,7 +48,13 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
             link_store(work, store)
         check_dimensions(artifacts, ("features", "heads"), params)
         out, rows = entry.folder / "index", CaptionTable(table)
-        make_index(rows, store, out, params, artifacts, training_only=not own)
+        grown = {"features": None, "captions": None}
+        earlier = [
+            other.folder / "index"
+            for other in work.entries("index")
+            if other.finished and {**other.decided_by, **grown} == {**entry.decided_by, **grown}
+        ]
+        make_index(rows, store, out, params, artifacts, training_only=not own, earlier=earlier)
 
     entry.provide(artifacts.stage("build-index"), {"index": artifacts.index}, make)
 
@@ -80,5 +86,5 @@ def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebu
         return fill_features(store, table, params)
 
     entry = store_entry(work, "candidates", artifacts.candidates, "visual_encoder", params.features)
-    settle(entry, artifacts.candidate_features, fill, rebuild=rebuild)
+    settle(entry, artifacts.candidate_features, artifacts.candidates, fill, rebuild=rebuild)
     return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import RowStatus, open_store, read_rows
@@ -25,8 +27,8 @@ from pipeline.bridge.checkpoint import fingerprint_heads, load_heads
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbones
 from pipeline.settings import IndexSettings
-from pipeline.talking.index_files import save_index
-from pipeline.talking.retrieval import build_index
+from pipeline.talking.index_files import load_index, save_index
+from pipeline.talking.retrieval import IndexPart, RetrievalError, RetrievalIndex, build_index
 from settings.params import Params, RunParams
 
 BLOCK_ROWS = 8192  # candidates per task
@@ -87,10 +89,14 @@ def make_index(
     artifacts: Artifacts,
     *,
     training_only: bool,
+    earlier: Iterable[Path] = (),
 ) -> None:
     """Index the pictures of a table, each once, and save the index to `folder`.
 
     training_only: of the table's rows only those of the split train.
+    earlier: indexes by the same heads and settings. An exact one that has the first pictures of
+        this table is extended by the others, which gives what building anew does, bit by bit. The
+        other kinds place vectors by the pictures that they were built from, and are built anew.
     """
     set_up(params.run.device, params.run.threads)
     checkpoint = artifacts.heads(params.training.checkpoint)
@@ -99,19 +105,62 @@ def make_index(
     rows = _first_of_each_picture(table, training_only)
     rows = rows[features.status()[rows] == RowStatus.DONE]
     make = partial(make_projection, store, checkpoint, fingerprint, artifacts.backbones, params.run)
+    candidates = pa.table(
+        {"row": rows, "image": table.images(rows), "caption": table.captions(rows)}
+    )
+    part = IndexPart(heads=fingerprint, features=features.meta["rows_fingerprint"], rows=len(rows))
+    settings = IndexSettings.part_of(params.index)
+    index = None
+    if settings.kind == "flat":
+        keys = features.read_table("row_key")
+        index = next(filter(None, (_beginning(path, keys, candidates) for path in earlier)), None)
     with Ticker("index", unit="pictures") as ticker:
-        index = build_index(
-            _Blocks(rows, make, params.run.scale_out),
-            IndexSettings.part_of(params.index),
-            heads=fingerprint,
-            features=features.meta["rows_fingerprint"],
-            candidates=pa.table(
-                {"row": rows, "image": table.images(rows), "caption": table.captions(rows)}
-            ),
-            progress=lambda done: ticker.count(done, len(rows)),
-        )
+        start = 0 if index is None else len(index)
+        blocks = _Blocks(rows[start:], make, params.run.scale_out)
+        added = {"heads": part.heads, "features": part.features, "candidates": candidates[start:]}
+        if index is None:
+            index = build_index(
+                blocks, settings, **added, progress=lambda done: ticker.count(done, len(rows))
+            )
+        elif start < len(rows):
+            index.extend(blocks, **added)
+    index.parts = (part,)
     save_index(index, folder)
     print(f"{len(index)} pictures in a {params.index.kind} index of width {index.width}")
+
+
+def _beginning(
+    folder: Path, keys: NDArray[np.uint64], candidates: pa.Table
+) -> RetrievalIndex | None:
+    """The whole blocks of a saved index, if its pictures are the first of these candidates.
+
+    keys: uint64 [N] of all rows of the store, of which the saved one had the first.
+    """
+    try:
+        index = load_index(folder)
+    except RetrievalError:  # damaged: one that is built anew takes its place
+        return None
+    # A block of another size is rounded otherwise: the last, shorter one is computed again.
+    whole = len(index) - len(index) % BLOCK_ROWS
+    if not whole or index.candidates is None or candidates[:whole] != index.candidates[:whole]:
+        return None
+    if not _begins_with(keys, index.parts[-1].features, int(index.rows.max()) + 1):
+        return None
+    print(f"{whole:,} of {len(candidates):,} pictures are taken from {folder}")
+    index.vectors.remove_ids(np.arange(whole, len(index)))
+    index.rows, index.candidates = index.rows[:whole], index.candidates[:whole]
+    return index
+
+
+def _begins_with(keys: NDArray[np.uint64], fingerprint: str, at_least: int) -> bool:
+    """Whether a store with the first keys, `at_least` so many, has this fingerprint of its rows."""
+    as_stored = keys.astype("<u8")
+    total = hashlib.sha256(as_stored[:at_least].tobytes())
+    for key in as_stored[at_least:]:
+        if total.hexdigest() == fingerprint:
+            return True
+        total.update(key.tobytes())
+    return total.hexdigest() == fingerprint
 
 
 def _first_of_each_picture(table: CaptionTable, training_only: bool) -> np.ndarray:

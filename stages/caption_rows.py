@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
+import numpy as np
+
 from cache import FillReport, Roles, StoreSpec, fill
 from cluster import crew_for
 from cluster.versions import library_versions
@@ -46,13 +48,22 @@ class KeyedRows(Sequence[KeyedRow]):
         if isinstance(span, int):
             return self[span : span + 1][0]
         return [
-            KeyedRow(value, self._keys[row].tobytes().hex())
+            KeyedRow(value, _as_text(self._keys[row]))
             for value, row in zip(self._read(span), span, strict=True)
         ]
 
     def __iter__(self) -> Iterator[KeyedRow]:
         for start in range(0, len(self), _BLOCK):
             yield from self[start : start + _BLOCK]
+
+
+def row_fingerprints(table: CaptionTable) -> Iterator[str]:
+    """What `fill_store` knows the rows of a table by."""
+    return map(_as_text, table.row_keys())
+
+
+def _as_text(key: np.ndarray) -> str:
+    return key.tobytes().hex()
 
 
 def fill_store(

@@ -365,6 +365,21 @@ def verify_cache(
 
 
 @app.command()
+def export_cache(
+    store: Annotated[str, typer.Argument(help="A store: a folder, or an fsspec URL.")],
+    out: Annotated[Path, typer.Argument(help="The file (parquet) or folder to write.")],
+    to: Annotated[str, typer.Option(help="parquet, npy or webdataset.")],
+) -> None:
+    """Write the rows of a store for other tools, decoded and checked.
+
+    Reads the store. Writes OUT, which must not be there yet.
+    """
+    from cache import export_store
+
+    typer.echo(f"{out}: {export_store(store, out, to):,} rows")
+
+
+@app.command()
 def import_released(
     directory: Annotated[
         Path, typer.Argument(help="model_args.json, pretrained_ckpt.pth.tar, ...")
@@ -408,6 +423,24 @@ def make_pairs(
     --out; `gill annotate` shows them.
     """
     _run("make_pairs", params, prompts=prompts, folder=out)
+
+
+@app.command()
+def sample(
+    prompts: Annotated[
+        Path, typer.Argument(help="GenEval's .jsonl, DPG-Bench's folder, PartiPrompts' TSV, lines.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    samples: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Sample s of prompt i: +1000 i + s.")] = 0,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Generate pictures for a benchmark's prompts, named as its own scorer wants them.
+
+    Reads the prompts and artifacts/model. Writes the pictures to --out, with sampling.json: what
+    made them, and that no prompt was rewritten. Killed, the same line goes on.
+    """
+    _run("sample", params, prompts=prompts, folder=out, samples=samples, seed=seed)
 
 
 def main() -> None:

@@ -88,10 +88,15 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
         by = "people"
         # The last of the confident prompts in file order: appendix C's 201 and 110.
         test_rows: set[int] | None = set(paper_split(labels)[1])
+        contents = None
     else:
         prompts = read_prompts(artifacts.miniature / "prompts.tsv")
         hidden, similarity = _read_prompts(gill, index, prompts)
-        labels = _oracle_labels(gill, index, hidden, params, artifacts)
+        truth = json.loads((artifacts.miniature / "truth.json").read_text(encoding="utf-8"))
+        scenes = [Scene(*scene) for scene in truth["prompts"]]
+        labels = _oracle_labels(gill, index, hidden, params, scenes)
+        # Other words for a scene that was trained on are no unseen prompt.
+        contents = [" ".join(scene) for scene in scenes]
         voted = [VotedPrompt(p, (label,)) for p, label in zip(prompts, labels, strict=True)]
         write_votes(folder / "oracle_votes.tsv", voted)
         by = "the oracle of the miniature world"
@@ -104,12 +109,17 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
         [labels[i] for i in kept],
         params.decision,
         test=None if test_rows is None else torch.tensor([i in test_rows for i in kept]),
+        contents=None if contents is None else [contents[i] for i in kept],
         votes=[voted[i].votes for i in kept] if by == "people" else None,
         heads=heads,
     )
     model.save(folder)
     scores["over_seeds"] = _over_seeds(
-        hidden[kept], similarity[kept], [labels[i] for i in kept], params.decision
+        hidden[kept],
+        similarity[kept],
+        [labels[i] for i in kept],
+        None if contents is None else [contents[i] for i in kept],
+        params.decision,
     )
     counts = {name: labels.count(name) for name in ("gen", "ret", "same")}
     _write_metrics(folder, metrics, {"fitted": True, "labels_by": by, "labels": counts, **scores})
@@ -122,13 +132,18 @@ def _over_seeds(
     hidden: Float[Tensor, "N r e"],
     similarity: Float[Tensor, " N"],
     labels: list[str],
+    contents: list[str] | None,
     settings: DecisionSettings,
 ) -> dict[str, dict[str, float | None]]:
     """Mean and deviation of the macro F1 over splits drawn with five seeds."""
     scores: dict[str, list[float]] = {}
     for seed in range(5):
         _, found = fit_decision(
-            hidden, similarity, labels, settings.model_copy(update={"seed": seed})
+            hidden,
+            similarity,
+            labels,
+            settings.model_copy(update={"seed": seed}),
+            contents=contents,
         )
         for name in DECISION_METHODS:
             if name in found:
@@ -154,12 +169,11 @@ def _oracle_labels(
     index: RetrievalIndex,
     hidden: Float[Tensor, "N r e"],
     params: Params,
-    artifacts: Artifacts,
+    scenes: Sequence[Scene],
 ) -> list[str]:
     """Which of the two pictures shows more of the prompt; alike and complete: the real one."""
     assert gill.generator is not None
-    truth = json.loads((artifacts.miniature / "truth.json").read_text(encoding="utf-8"))
-    codes = np.array([Scene(*scene).codes for scene in truth["prompts"]])
+    codes = np.array([scene.codes for scene in scenes])
     queries = gill.model.text_query(hidden).float().cpu()
     found = [hits[0] for hits in index.search(queries, 1)]
     retrieved = [open_picture(hit.image) for hit in found if hit.image is not None]

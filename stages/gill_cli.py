@@ -17,6 +17,7 @@ import typer
 
 from gill_errors import GillError, InputError
 from stages.command_line import CommandLine
+from stages.hub import pull, push
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -320,6 +321,10 @@ def annotate(context: typer.Context) -> None:
 
     sys.argv = ["gill annotate", *context.args]
     run()
+
+
+app.command()(push)
+app.command()(pull)
 
 
 def _load(artifacts: Path) -> Gill:

@@ -18,6 +18,7 @@ from gill_errors import StageError
 from gill_files import written_whole
 from gill_progress import Ticker
 from pipeline.devices import set_up
+from pipeline.frozen.provenance import png_chunks
 from pipeline.talking.generation import generate_pictures
 from pipeline.talking.reading import read_contexts
 from settings.params import Params
@@ -76,4 +77,4 @@ def _make_block(
         both = {"retrieved": open_picture(found[0].image), "generated": picture}
         for kind, shown in both.items():  # a run that goes on trusts what is there
             with written_whole(folder / f"{number:05d}_{kind}.png") as part:
-                shown.save(part, "PNG")
+                shown.save(part, "PNG", pnginfo=png_chunks(shown))

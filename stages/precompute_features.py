@@ -27,4 +27,4 @@ def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
 
     work, table = WorkFolder.open(params.run.work), ARTIFACTS.captions
     entry = store_entry(work, "features", table, "visual_encoder", params.features)
-    settle(entry, ARTIFACTS.features, fill, rebuild=rebuild, again=again)
+    settle(entry, ARTIFACTS.features, table, fill, rebuild=rebuild, again=again)

@@ -23,4 +23,4 @@ def run(params: Params, *, rebuild: bool = False, again: bool = False) -> None:
 
     work, table = WorkFolder.open(params.run.work), ARTIFACTS.captions
     entry = store_entry(work, "targets", table, "image_generator", params.targets)
-    settle(entry, ARTIFACTS.targets, fill, rebuild=rebuild, again=again)
+    settle(entry, ARTIFACTS.targets, table, fill, rebuild=rebuild, again=again)

@@ -11,6 +11,7 @@ from gill.artifacts import ARTIFACTS, INPUTS
 from miniature import backbones as miniature_backbones
 from pipeline.devices import pick_device, quieten_libraries
 from pipeline.frozen.backbones import Backbone, Backbones, Quantization, Role
+from pipeline.frozen.image_generator import declares_safety_checker
 from pipeline.frozen.language_model import check_language_model
 from pipeline.frozen.pinning import check_widths, resolve_backbone, resolve_dtype
 from pipeline.frozen.quantization import require_quantization
@@ -78,4 +79,10 @@ def _pinned(role: Role, source: str, wanted: BackbonesParams, device: str) -> Ba
             dtype=resolve_dtype(getattr(wanted, f"{role}_dtype"), device),
             quantization=quantization,
         )
-    return pinned.model_copy(update={"source": source})
+    named = {"source": source}
+    if role != "image_generator":
+        return pinned.model_copy(update=named)
+    # Asked only where it is wanted: where it is declared and absent, that is an error.
+    checked = declares_safety_checker(pinned.path) if wanted.safety_checker else False
+    guards = {"safety_checker": checked or None, "watermark": wanted.watermark}
+    return pinned.model_copy(update=named | guards)

@@ -41,6 +41,7 @@ def store_entry(
 def settle(
     entry: Entry,
     where: Path,
+    table: Path,
     fill: Callable[[Path], FillReport],
     *,
     rebuild: bool = False,
@@ -49,8 +50,9 @@ def settle(
     """Fill the entry's store unless it is finished, and make `where` (artifacts/NAME.zarr) lead
     to it, with its manifest beside.
 
-    A new store begins with the rows that another one has of the same models and layout. A store of
-    an earlier version that lies at `where` is taken over.
+    A new store begins with the rows of the table that another one has of the same models and
+    layout, wherever they stand there. A store of an earlier version that lies at `where` is taken
+    over.
 
     Args:
         rebuild: put what is there aside and encode every row anew.
@@ -73,7 +75,7 @@ def settle(
                     f"  {rows - done:,} of them failed and are left out; `{again_by}` tries again"
                 )
         else:
-            _fill(entry, where, fill, anew=rebuild)
+            _fill(entry, where, table, fill, anew=rebuild)
     place_link(entry.folder / where.name, where)
     place(entry.folder / manifest.name, manifest)
     entry.work.note_use(where.stem, entry)
@@ -107,7 +109,9 @@ def link_store(work: WorkFolder, where: Path) -> None:
     place_link(entry.folder / where.name, where)
 
 
-def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport], *, anew: bool) -> None:
+def _fill(
+    entry: Entry, where: Path, table: Path, fill: Callable[[Path], FillReport], *, anew: bool
+) -> None:
     from cache import StoreMismatchError
 
     store = entry.folder / where.name
@@ -116,8 +120,8 @@ def _fill(entry: Entry, where: Path, fill: Callable[[Path], FillReport], *, anew
             print(f"{entry.kind}: {why}")
         entry.begin()
     entry.work.note_use(where.stem, entry)
-    if not store.exists() and not anew:
-        _take_over(where, entry) or _share_rows(entry, where.name)
+    if not store.exists() and not anew and not _take_over(where, entry):
+        _keep_rows(entry, where.name, table)
     began = time.monotonic()
     try:
         report = fill(store)
@@ -145,9 +149,11 @@ def _take_over(where: Path, entry: Entry) -> bool:
     return True
 
 
-def _share_rows(entry: Entry, name: str) -> bool:
-    """Begin with the shards of a store that differs in its rows alone."""
-    from cache import share_store
+def _keep_rows(entry: Entry, name: str, table: Path) -> None:
+    """Begin with the rows that a store has which differs in its rows alone."""
+    from cache import begin_with_rows
+    from corpora.caption_table import CaptionTable
+    from stages.caption_rows import row_fingerprints
 
     for other in entry.work.entries(entry.kind):
         # Weights, dtype, layout and code alike: a row's key then says whether it can be kept.
@@ -156,10 +162,10 @@ def _share_rows(entry: Entry, name: str) -> bool:
             continue
         if other.is_held():  # being filled now: its tables change while they are read
             continue
-        share_store(other.folder / name, entry.folder / name)
-        print(f"{entry.kind}: begins with the rows of {other.folder}")
-        return True
-    return False
+        keys = row_fingerprints(CaptionTable(table))
+        if kept := begin_with_rows(other.folder / name, entry.folder / name, keys):
+            print(f"{entry.kind}: begins with {kept:,} rows of {other.folder}")
+            return
 
 
 def _manifest(where: Path) -> Path:

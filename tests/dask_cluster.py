@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[1]
+# As a library would see it that asks CUDA for its devices while it is imported.
+GPUS_AT_IMPORT = os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 class DaskCluster:
@@ -97,11 +99,11 @@ def make_refusal() -> Callable[[Any], Any]:
     raise ValueError("no such model")
 
 
-def make_gpu_name() -> Callable[[Any], str]:
+def make_gpu_name() -> Callable[[Any], str | None]:
     """Tells which GPU this process would take."""
 
-    def work(_: Any) -> str:
+    def work(_: Any) -> str | None:
         time.sleep(0.2)
-        return os.environ["CUDA_VISIBLE_DEVICES"]
+        return GPUS_AT_IMPORT
 
     return work

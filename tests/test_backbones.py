@@ -101,7 +101,10 @@ def test_a_pipeline_without_unet_is_refused(tmp_path):
 
 
 # Of the repository of Stable Diffusion 1.5, 44 GB in all: what is not fetched stands below.
-KEPT = """model_index.json
+KEPT = """feature_extractor/preprocessor_config.json
+model_index.json
+safety_checker/config.json
+safety_checker/model.safetensors
 scheduler/scheduler_config.json
 text_encoder/config.json
 text_encoder/model.safetensors
@@ -115,10 +118,7 @@ vae/config.json
 vae/diffusion_pytorch_model.safetensors"""
 LEFT = """.gitattributes
 README.md
-feature_extractor/preprocessor_config.json
-safety_checker/config.json
 safety_checker/model.fp16.safetensors
-safety_checker/model.safetensors
 safety_checker/pytorch_model.bin
 text_encoder/model.fp16.safetensors
 text_encoder/pytorch_model.bin

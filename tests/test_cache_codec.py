@@ -162,6 +162,21 @@ def test_every_float16_is_widened_exactly() -> None:
     assert widened.tobytes() == finite.astype(np.float32).tobytes()
 
 
+def test_casting_to_float16_gives_numpys_bits() -> None:
+    """Halfway cases, subnormal numbers, signed zeros and what becomes infinite included."""
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    halfway = (halves[1:] + halves[:-1]) / 2
+    beside = [np.nextafter(halfway, np.float32(x)) for x in (0, np.inf)]
+    values = np.concatenate([halves, halfway, *beside, np.array([65519.99, 65520, 1e30], "f")])
+    values = np.stack([values, -values])
+    values.flags.writeable = False
+    out = np.empty(values.shape, np.float16)
+    codec._cast(values, out)
+    with np.errstate(over="ignore"):
+        assert out.tobytes() == values.astype(np.float16).tobytes()
+    assert np.isinf(out[:, -2:]).all()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 def test_rows_are_stored_where_they_are_wanted(dtype: str) -> None:
     values = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)

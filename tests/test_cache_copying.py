@@ -1,12 +1,25 @@
 """A table that grows, loses rows or has another order costs its new rows alone."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_cache_samples import captions, files, fill_sample, make_spec
 
-from cache import EmbeddingStore, RowsUnavailableError, copy_rows, open_store, read_rows, verify
+from cache import (
+    EmbeddingStore,
+    RowStatus,
+    RowsUnavailableError,
+    compact,
+    copy_rows,
+    drop_rows,
+    iterate_blocks,
+    open_store,
+    read_manifest,
+    read_rows,
+    verify,
+)
 from gill_errors import InputError
 
 ROWS = captions(30)
@@ -59,6 +72,27 @@ def test_lost_and_moved_rows_are_kept_and_new_ones_alone_encoded(
     np.testing.assert_array_equal(
         read_rows(tmp_path / "copy.zarr", [0])["embedding"], read_rows(source, [29])["embedding"]
     )
+
+
+def test_rows_that_the_source_lacks_are_pending_and_whole_shards_that_stay_are_linked(
+    source: Path, kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy.zarr"
+    copy_rows(source, path, [*range(18), -1, *range(20, 30)])  # shards of 8: the third has a hole
+    assert np.flatnonzero(open_store(path).status() == RowStatus.PENDING).tolist() == [18]
+    inodes = [
+        {p.relative_to(s).as_posix(): p.stat().st_ino for p in s.glob("embedding/c/*/0/0")}
+        for s in (source, path)
+    ]
+    alike = {name for name in inodes[1] if inodes[0].get(name) == inodes[1][name]}
+    assert alike == {"embedding/c/0/0/0", "embedding/c/1/0/0"}
+    table = [*ROWS[:18], "new", *ROWS[20:]]
+    report = fill_sample(path, table, spec=SPECS[kind])
+    assert (report.encoded, report.skipped, report.notes) == (1, 28, [])
+    assert verify(path).ok
+    assert verify(source).ok
+    with pytest.raises(RowsUnavailableError):
+        copy_rows(source, tmp_path / "other.zarr", [-2])
 
 
 def test_a_copy_of_all_rows_is_the_store(source: Path, tmp_path: Path) -> None:
@@ -132,3 +166,43 @@ def test_a_target_whose_bytes_mean_other_numbers_is_refused_and_left_alone(tmp_p
     assert verify(tmp_path / "t.zarr").ok
     for name, values in read_rows(tmp_path / "t.zarr", range(30)).items():
         np.testing.assert_array_equal(values, before[name])
+
+
+def test_dropped_rows_are_marked_in_place_and_left_out_by_compact(
+    source: Path, kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.zarr"
+    shutil.copytree(source, path)
+    before = {name: content for name, content in files(path).items() if "/c/" in name}
+    drop_rows(path, [0, 9, 29])
+    after = files(path)
+    assert {name for name in before if before[name] != after[name]} == {"row_status/c/0"}
+    assert verify(path).ok
+    assert read_manifest(path)["status"] == {"pending": 0, "done": 27, "failed": 3}
+    assert open_store(path).failures()[9] == "dropped: gone from the table"
+    with pytest.raises(RowsUnavailableError, match="row 9 is failed"):
+        read_rows(path, [8, 9])
+    left = [i for i in range(30) if i not in (0, 9, 29)]
+    assert sorted(row for batch in iterate_blocks(path) for row in batch.rows) == left
+    assert fill_sample(path, ROWS, spec=SPECS[kind]).encoded == 0, "dropped rows stay so"
+
+    compact(path, tmp_path / "small.zarr")
+    assert (
+        fill_sample(tmp_path / "small.zarr", [ROWS[i] for i in left], spec=SPECS[kind]).done == 27
+    )
+    for name, values in read_rows(source, left).items():
+        np.testing.assert_array_equal(read_rows(tmp_path / "small.zarr", range(27))[name], values)
+
+    report = fill_sample(path, ROWS, spec=SPECS[kind], retry_failed=True)
+    assert report.encoded == 3, "a table that has them after all"
+    with pytest.raises(RowsUnavailableError, match="rows 0 to 29"):
+        drop_rows(path, [30])
+
+
+def test_a_store_with_pending_rows_is_not_compacted(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    fill_sample(path, ROWS)
+    open_store(path, writable=True).mark_pending(np.array([4, 5]))
+    with pytest.raises(RowsUnavailableError, match="2 rows are pending; fill it first"):
+        compact(path, tmp_path / "small.zarr")
+    assert not (tmp_path / "small.zarr").exists()

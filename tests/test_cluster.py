@@ -113,13 +113,14 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_done(fold
     assert str(lost.value).startswith(f"{8 - len(done)} tasks are not done")
 
 
-def test_each_worker_of_a_local_cluster_takes_its_own_gpu(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by_what", [by("local-cluster"), by("processes", 2)], ids=str)
+def test_each_local_worker_is_born_with_its_own_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, by_what: ScaleOutParams
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert visible_gpus() == ["5", "7"]
-    found = map_in_order(make_gpu_name, range(8), by("local-cluster"))
-    assert set(found) == {"5", "7"}
+    assert set(map_in_order(make_gpu_name, range(8), by_what)) == {"5", "7"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
 
 
 def test_workers_that_share_a_gpu_are_named() -> None:

@@ -245,6 +245,27 @@ def test_scores_that_are_wrong_out_of_fold_are_not_turned_round() -> None:
     assert metrics["linear"]["sweep"][50]["f1_gen"] == 0.6667
 
 
+def test_prompts_of_one_content_are_on_one_side() -> None:
+    # Labels that nothing tells but having seen the same content in other words.
+    contents = [f"scene {number}" for number in range(40) for _ in range(3)]
+    hidden = torch.eye(40).repeat_interleave(3, 0)[:, None]
+    labels = [label for label in ["gen", "ret"] * 20 for _ in range(3)]
+    settings = DecisionSettings(use_similarity=False, regularisation=(1.0,))
+    _, known = fit_decision(hidden, torch.zeros(120), labels, settings)
+    model, unseen = fit_decision(hidden, torch.zeros(120), labels, settings, contents=contents)
+    assert known["linear"]["accuracy"] > 0.9
+    assert unseen["linear"]["accuracy"] <= 0.6
+    assert sum(unseen["rows"].values()) == 120
+    tested = unseen["rows"]["test_gen"] + unseen["rows"]["test_ret"]
+    assert tested % 3 == 0
+    assert tested == pytest.approx(40, abs=6)
+    # The folds too: nothing is learnt of a content that is left out.
+    assert unseen["chosen"]["cross_validated_macro_f1"] <= 0.6
+    assert known["chosen"]["cross_validated_macro_f1"] > 0.8
+    # What was tested was not trained on: its states have the weight that nothing gave them.
+    assert int((model.weight.abs().sum(0) > 1e-6).sum()) == 40 - tested // 3
+
+
 def test_test_rows_are_drawn_alike_from_both_labels() -> None:
     hidden, similarity, labels = (
         torch.randn(200, 1, 2),

@@ -160,7 +160,8 @@ def test_all_forty_five_differences_are_told() -> None:
 
 
 def test_the_first_steps_have_the_words_of_the_readme() -> None:
-    steps = [words for words in typed(PAGES["docs/getting-started.md"]) if words]
+    pages = ("docs/getting-started.md", "docs/howto/hub.md")
+    steps = [words for page in pages for words in typed(PAGES[page]) if words]
     for words in typed(PAGES["README.md"]):
         if words[:1] in (["gill"], ["make"]) and words[:2] not in (
             ["make", "test"],

@@ -2,21 +2,22 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from gill.hub import HubError
+from gill.hub import HubError, pull
 from gill.loading import Gill
-from gill_errors import GillError
+from gill.model_card import CardNumber, licence_of
+from gill_errors import GillError, InputError
 from miniature.backbones import SHIPPED
 from pipeline.bridge.checkpoint import CheckpointRecord
 from pipeline.frozen.backbones import Backbones
 from pipeline.frozen.pinning import resolve_backbone
 from pipeline.talking.answers import ReplySettings
+from tests.hub_stand_in import COMMIT, TOKEN, HubStandIn
 from tests.tiny_gill import FEW, tiny_gill
 
 ROLES = ("language_model", "visual_encoder", "image_generator")
@@ -103,26 +104,96 @@ def test_folders_that_hold_no_trained_part_are_refused(folder, tmp_path):
         tiny_gill().save_pretrained(tmp_path / "x")
 
 
-def test_pushing_creates_a_repository_and_sends_the_folder(gill, monkeypatch):
-    sent = {}
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    constants = huggingface_hub.constants
+    with HubStandIn() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{")[2]
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{{template}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
 
-    class Api:
-        def create_repo(self, repo_id, *, private, exist_ok):
-            sent.update(private=private, exist_ok=exist_ok)
-            return SimpleNamespace(repo_id=f"me/{repo_id}")
 
-        def upload_folder(self, *, repo_id, folder_path, commit_message, allow_patterns):
-            sent.update(repo_id=repo_id, message=commit_message)
-            sent["files"] = sorted(p.name for p in folder_path.iterdir())
-            assert set(sent["files"]) <= set(allow_patterns)
-            return SimpleNamespace(commit_url="https://hub/commit/1")
+NUMBER = CardNumber("vqa", "Questions about pictures", "vqa_accuracy", 0.91, None, 200)
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert gill.push_to_hub("my-gill", private=True) == "https://hub/commit/1"
-    assert sent == {
-        "private": True,
-        "exist_ok": True,
-        "repo_id": "me/my-gill",
-        "message": "Trained part of a GILL",
-        "files": ["README.md", "config.json", "model.safetensors"],
+
+def test_a_pushed_trained_part_is_pulled_and_loaded(gill, hub, tmp_path):
+    address = gill.push_to_hub("my-gill", private=True, numbers=[NUMBER], licence="apache-2.0")
+    assert address == f"{hub.address}/me/my-gill/commit/{COMMIT}"
+    names = ["README.md", "config.json", "model.safetensors", "pipeline.py"]
+    assert sorted(hub.repositories["me/my-gill"]) == names
+    # Its card went through the hub's own check, as every push's does.
+    assert "POST /api/validate-yaml" in hub.asked
+    card = ModelCard(hub.repositories["me/my-gill"]["README.md"].decode())
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_type) == (
+        *("vqa_accuracy", 0.91),
+        "vqa",
+    )
+    assert "| Questions about pictures | vqa_accuracy | 0.91 |  | 200 |" in card.text
+    assert "Licence of the trained part: apache-2.0." in card.text
+
+    config, folder = pull("me/my-gill", tmp_path / "pulled", None)
+    assert config.step == 12
+    assert sorted(path.name for path in folder.glob("*.*") if path.is_file()) == names
+    pull("me/my-gill", tmp_path / "pulled", None)  # once more: brought up to date
+    again = Gill.from_pretrained("me/my-gill", backbones=HERE, device="cpu")
+    before, after = (one.reply(["a red ring."], PICTURE) for one in (gill, again))
+    assert before.images[0].picture.tobytes() == after.images[0].picture.tobytes()
+
+
+def test_a_run_on_built_in_models_is_loaded_anywhere(gill, folder):
+    """By their name alone: nobody has to say where they lie."""
+    built_in = {
+        role: getattr(gill.backbones, role).model_copy(update={"source": "miniature"})
+        for role in ROLES
     }
+    named = dataclasses.replace(gill, backbones=Backbones(**built_in))
+    saved = named.save_pretrained(folder.parent / "named")
+    assert "| language model | miniature | apache-2.0 |" in (saved / "README.md").read_text()
+    again = Gill.load(saved, device="cpu")  # as `gill ask --artifacts` does
+    assert again.backbones.language_model.source == "miniature"
+    assert again.backbones.fingerprints == gill.backbones.fingerprints
+
+
+def test_a_licence_is_read_from_a_model_s_own_card(tmp_path):
+    assert licence_of("facebook/opt-6.7b", tmp_path) == "other"
+    assert licence_of("ViT-L-14:openai", tmp_path) == "mit"
+    assert licence_of("/my/own", tmp_path) is None
+    (tmp_path / "README.md").write_text("---\nlicense: gemma\ntags: [a]\n---\n# Ours\n")
+    assert licence_of("facebook/opt-6.7b", tmp_path) == "gemma"
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert licence_of("/my/own", tmp_path) is None
+
+
+def test_what_the_hub_refuses_is_one_line(gill, hub, tmp_path, monkeypatch):
+    gill.push_to_hub("me/my-gill")
+    refused = {
+        "me/nothing: .* no such repository": ("me/nothing", None),
+        r"me/my gill: .* nor a repository id \(OWNER/NAME\)": ("me/my gill", None),
+        "me/my-gill: .* no such revision": ("me/my-gill", "v9"),
+    }
+    for message, (name, revision) in refused.items():
+        with pytest.raises(HubError, match=message) as told:
+            pull(name, tmp_path / "pulled", revision)
+        assert "\n" not in str(told.value)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    with pytest.raises(InputError, match="mine is not empty"):
+        pull("me/my-gill", tmp_path / "mine", None)
+    with pytest.raises(HubError, match=r"a/b/c could not be sent .* \(OWNER/NAME\)"):
+        gill.push_to_hub("a/b/c")
+    with pytest.raises(HubError, match=r"Invalid metadata in README.md.* license") as told:
+        gill.push_to_hub("me/my-gill", licence="made-up")
+    assert "\n" not in str(told.value)
+    monkeypatch.setenv("HF_TOKEN", "another")
+    with pytest.raises(HubError, match="nobody is logged in: `hf auth login`"):
+        gill.push_to_hub("me/my-gill")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match="cannot be reached"):
+        gill.push_to_hub("me/my-gill")
+    with pytest.raises(HubError, match="cannot be reached"):
+        pull("me/my-gill", tmp_path / "other", None)

@@ -72,9 +72,11 @@ backbones.language_model
 backbones.language_model_dtype
 backbones.language_model_quantization
 backbones.language_model_revision
+backbones.safety_checker
 backbones.visual_encoder
 backbones.visual_encoder_dtype
 backbones.visual_encoder_revision
+backbones.watermark
 
 features.codec.compressor
 features.codec.dtype

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny_language_models import TABLE_ROWS, tiny_model, tiny_tokenizer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OPTConfig, OPTForCausalLM
 
 from miniature.backbones import SHIPPED
@@ -42,6 +43,40 @@ def test_int8_is_the_nearest_of_255_steps_of_a_row(dtype: torch.dtype) -> None:
     loose = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(layer(x).double(), expected, rtol=loose, atol=loose)
     assert layer.weight.dtype == torch.int8
+
+
+def test_int8_in_float16_neither_overflows_nor_vanishes() -> None:
+    torch.manual_seed(0)
+    whole = 0.02 * torch.randn(64, 4096)
+    layer = Int8Linear(whole.half(), None)
+    x = (40 * torch.randn(3, 4096)).half().requires_grad_()
+    y = layer(x)
+    expected = x.detach().double() @ whole.half().double().T
+    assert float((y.detach().double() - expected).norm() / expected.norm()) < 0.01
+    given = 1e-4 * torch.randn(3, 64)
+    y.backward(given.half())
+    gradient = given.double() @ whole.half().double()
+    assert float((x.grad.double() - gradient).norm() / gradient.norm()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_int8_writes_its_weight_once_for_each_product(dtype: torch.dtype) -> None:
+    """A cast and nothing else: each further pass over it is most of a short product's time."""
+    layer, written = Int8Linear(torch.randn(96, 64).to(dtype), None), []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None):
+            out = operator(*args, **(kwargs or {}))
+            written.extend([operator] if out.numel() == layer.weight.numel() else [])
+            return out
+
+    x = torch.randn(2, 64, dtype=dtype, requires_grad=True)
+    with Count():
+        y = layer(x)
+    assert len([o for o in written if not o.is_view]) == 1
+    with Count():
+        y.backward(torch.ones_like(y))
+    assert len([o for o in written if not o.is_view]) == 2
 
 
 @needs_bitsandbytes

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.functional import normalize
 from pipeline.settings import IndexSettings
 from pipeline.talking.index_files import load_index, save_index
 from pipeline.talking.retrieval import (
+    ExactOnDevice,
     IndexPart,
     RetrievalError,
     RetrievalIndex,
@@ -274,8 +276,86 @@ def test_a_build_that_cannot_work_is_refused() -> None:
         _build(number=10, candidates=_candidates(ROWS[:9]))
     with pytest.raises(RetrievalError, match=r"lacks the columns \['caption'\]"):
         _build(number=10, candidates=_candidates(ROWS).drop_columns(["caption"]))
-    with pytest.raises(RetrievalError, match="has no GPU form|no GPU search here"):
-        _build("hnsw", number=100).to_gpu()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU with 4 MB free, whose tensors lie on the CPU."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4_000_000, 8_000_000))
+    to = Tensor.to
+
+    def onto(self: Tensor, *place: object) -> Tensor:
+        return self if place == (torch.device("cuda"),) else to(self, *place)  # type: ignore
+
+    monkeypatch.setattr(Tensor, "to", onto)
+    return torch.device("cuda")
+
+
+def test_an_exact_index_is_searched_on_the_gpu(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index = _build(candidates=_candidates(ROWS))
+    moved = index.on(gpu)
+    assert isinstance(moved.vectors, ExactOnDevice)
+    monkeypatch.setattr(ExactOnDevice, "_SCORES", 3 * N)  # three queries at a time
+    rows, scores = moved.nearest(QUERIES, 10, exclude=[7])
+    expected = index.nearest(QUERIES, 10, exclude=[7])
+    assert torch.equal(rows, expected[0])
+    torch.testing.assert_close(scores, expected[1], rtol=0, atol=1e-6)
+    assert [[hit.image for hit in hits] for hits in moved.search(QUERIES, 3)] == [
+        [hit.image for hit in hits] for hits in index.search(QUERIES, 3)
+    ]
+    with pytest.raises(RetrievalError, match="on a GPU: load it again and extend"):
+        moved.extend([], heads="h1", features="f2")
+    with pytest.raises(RetrievalError, match="on a GPU: save the one"):
+        save_index(moved, tmp_path)
+
+
+def test_an_index_stays_on_the_cpu_where_a_gpu_is_no_gain_or_too_small(gpu: torch.device) -> None:
+    for index in (_build("ivf-sq8"), _build("hnsw", number=100)):
+        assert index.on(gpu) is index
+    exact = _build()
+    assert exact.on(torch.device("cpu")) is exact
+    large = build_index(
+        [(torch.arange(4000), _vectors(4000))], _settings("flat"), heads="h", features="f"
+    )
+    assert large.on(gpu) is large, "512 kB of 4 MB are more than an eighth"
+
+
+def test_codes_hold_the_leading_directions_and_scores_the_whole_vectors() -> None:
+    spectrum = torch.arange(1, P + 1) ** -1.0
+    vectors = normalize(torch.randn(N, P, generator=torch.Generator().manual_seed(1)) * spectrum)
+    built = {
+        rerank: build_index(
+            [(torch.arange(N), vectors)],
+            _settings("ivf-sq8").model_copy(update={"rerank": rerank, "ivf_probes": 32}),
+            heads="h",
+            features="f",
+        )
+        for rerank in (0, 20)
+    }
+    # 16 of 32 directions hold 97% of the squared norm; every list is read.
+    coded = faiss.extract_index_ivf(built[20].vectors)
+    assert (coded.d, faiss.extract_index_ivf(built[0].vectors).d) == (16, P)
+    rows, scores = built[20].nearest(vectors[:50], 10)
+    exact = (vectors[:50] @ vectors.T).topk(10)
+    assert _recall(rows, exact.indices) >= 0.99
+    torch.testing.assert_close(scores, exact.values, rtol=0, atol=2e-3)
+
+
+def test_an_index_of_whole_codes_is_still_read(tmp_path: Path) -> None:
+    """As `ivf-sq8` was built before."""
+    vectors = faiss.index_factory(P, "IVF32,SQ8,Refine(SQfp16)", faiss.METRIC_INNER_PRODUCT)
+    faiss.extract_index_ivf(vectors).nprobe = 16
+    vectors.k_factor = 8
+    vectors.train(VECTORS.numpy())
+    vectors.add(VECTORS.numpy())
+    part = IndexPart(heads="h1", features="f1", rows=N)
+    save_index(RetrievalIndex(vectors, ROWS.numpy(), _settings("ivf-sq8"), (part,), None), tmp_path)
+    loaded = load_index(tmp_path)
+    assert _recall(loaded.nearest(QUERIES, 10)[0], _exact(QUERIES, 10)) >= 0.98
+    loaded.extend([(torch.tensor([1]), -VECTORS[:1])], heads="h1", features="f2")
+    assert loaded.search(-VECTORS[:1], 1)[0][0].row == 1
 
 
 def test_progress_counts_rows_and_a_stream_is_read_once_by_flat() -> None:

@@ -79,7 +79,7 @@ def test_appended_rows_are_the_only_ones_encoded(first):
     run("prepare-captions")
     for stage in ("precompute-features", "precompute-targets"):
         said = run(stage)
-        assert "begins with the rows of" in said
+        assert f"begins with {ROWS} rows of" in said
         assert "this run encoded 2 " in said
         assert f"{ROWS} were there" in said
     assert STORE.resolve() != first
@@ -93,6 +93,33 @@ def test_appended_rows_are_the_only_ones_encoded(first):
     assert f"nothing to do, {ROWS} rows" in run("precompute-features")
     assert STORE.resolve() == first
     assert MANIFEST.read_bytes() == manifest
+
+
+def test_rows_that_left_the_table_or_moved_cost_nothing(first):
+    before = _values()
+    _table(ROWS + 1)
+    header, *lines = Path("table.tsv").read_text().splitlines()
+    left = [ROWS - 1, 0, ROWS, 3, 4]  # one moved to the front, two lost, one new in the middle
+    Path("table.tsv").write_text("\n".join([header, *(lines[row] for row in left)]) + "\n")
+    run("prepare-captions")
+    for stage in ("precompute-features", "precompute-targets"):
+        said = run(stage)
+        assert "begins with 4 rows of" in said
+        assert "this run encoded 1 " in said
+        assert "4 were there" in said
+    values = read_rows(STORE, range(5))["pooled"]
+    for new, old in enumerate(left):
+        if old < ROWS:
+            np.testing.assert_array_equal(values[new], before[old])
+    assert sorted(path.name for path in STORE.resolve().parent.iterdir()) == [
+        *("decided_by.json", "features.lock", "features.manifest.json", "features.zarr"),
+        "finished.json",
+    ]
+    assert _verified(STORE)
+    assert _verified(first), "the one before stays whole"
+    assert "is put aside" in run("precompute-features", "--rebuild")
+    anew = read_rows(STORE, range(5))["pooled"]
+    np.testing.assert_allclose(anew.astype(np.float32), values, rtol=1e-2, atol=1e-3)
 
 
 def test_a_picture_that_vanished_is_left_out_named_and_tried_again(tmp_path, monkeypatch):
@@ -115,6 +142,45 @@ def test_a_picture_that_vanished_is_left_out_named_and_tried_again(tmp_path, mon
     Path("away.png").rename(f"{ROWS - 1}.png")
     assert "this run encoded 1 " in run("verify-cache", str(STORE), "--repair")
     assert "failed" not in run("precompute-features")
+
+
+def test_an_index_is_extended_by_the_new_candidates_and_is_the_one_built_anew(first, monkeypatch):
+    monkeypatch.setattr("stages.candidate_index.BLOCK_ROWS", 2)
+
+    def index(kind: str = "flat") -> str:
+        _params(
+            training={"steps": 1, "batch_size": 4, "validate_every": 1},
+            index={"candidates": "candidates.tsv", "kind": kind},
+        )
+        return run("build-index")
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path("artifacts/index").iterdir()}
+
+    table = Path("table.tsv").read_text().splitlines()
+    shutil.copy("table.tsv", "candidates.tsv")
+    Path("table.tsv").write_text(
+        "".join(
+            f"{line}\t{split}\n"
+            for line, split in zip(table, ["split", *["train"] * 4, "val", "val"], strict=True)
+        )
+    )
+    _params(training={"steps": 1, "batch_size": 4, "validate_every": 1})
+    for stage in ("prepare-captions", "precompute-features", "precompute-targets", "train"):
+        run(stage)
+    Path("candidates.tsv").write_text("\n".join(table[:4]) + "\n")
+    assert "are taken from" not in index()
+    Path("candidates.tsv").write_text("\n".join(table) + "\n")
+    said = index()
+    assert f"2 of {ROWS} pictures are taken from" in said, "and not the half block"
+    extended = content()
+    assert "are taken from" not in index("hnsw"), "it places vectors by those before"
+    Path("candidates.tsv").write_text("\n".join([table[0], *table[2:]]) + "\n")
+    assert "are taken from" not in index(), "the first picture is another"
+    shutil.rmtree("work/index")
+    Path("candidates.tsv").write_text("\n".join(table) + "\n")
+    assert "are taken from" not in index()
+    assert content() == extended
 
 
 def test_a_repair_that_is_killed_is_gone_on_with(first):

@@ -24,10 +24,11 @@ DOES_NOT_DECIDE = (
     # Where and how work runs, what is shown of it, how it is found again.
     "gill_errors", "gill_files", "gill_progress", "gill_records", "workfolder", "cluster", "doctor",
     "app",
-    "cache.inspecting", "cache.location", "cache.lock", "cache.manifest", "cache.memory",
-    "cache.sharing", "cache.verifying",
-    "gill.artifacts", "gill.dimensions", "gill.frozen", "gill.hub", "gill.model_card", "gill.world",
-    "pipeline.devices", "pipeline.training.progress",
+    "cache.copying", "cache.exporting", "cache.inspecting", "cache.location", "cache.lock",
+    "cache.manifest", "cache.memory", "cache.sharing", "cache.verifying",
+    "gill.artifacts", "gill.diffusers_pipeline", "gill.dimensions", "gill.frozen", "gill.hub",
+    "gill.model_card", "gill.world",
+    "pipeline.devices", "pipeline.frozen.provenance", "pipeline.training.progress",
     "stages.init", "stages.stores",
     # Weights that exist are read exactly, or not at all.
     "stages.trained_weights",

@@ -24,6 +24,7 @@ from corpora.caption_table import CaptionTable
 from corpora.parti_prompts import PartiPrompt, read_prompts
 from gill.artifacts import Artifacts
 from gill.loading import Gill
+from pipeline.frozen.provenance import png_chunks
 from pipeline.talking.answers import Ended, Event, ReplySettings, Want
 from pipeline.talking.decoding import DecodingSettings
 
@@ -146,7 +147,7 @@ def _draw(routes: AnnotationRoutes, prompt: str, want: Want, path: Path) -> None
     if isinstance(last := events[-1], Failed):
         raise ValueError(f"{prompt!r}: {last.reason}")
     pictures = [one.picture for one in events if hasattr(one, "picture")]
-    pictures[0].save(path)
+    pictures[0].save(path, pnginfo=png_chunks(pictures[0]))
 
 
 def _prompts(artifacts: Artifacts, number: int) -> list[PartiPrompt]:

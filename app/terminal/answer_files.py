@@ -36,7 +36,9 @@ class AnswerFolder:
         if self._folder is None:
             self._folder = _new_folder(self._below)
         path = self._folder / f"{self._count:02d}.png"
-        picture.save(path)
+        from pipeline.frozen.provenance import png_chunks
+
+        picture.save(path, pnginfo=png_chunks(picture))
         self._count += 1
         return path
 

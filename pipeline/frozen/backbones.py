@@ -43,6 +43,19 @@ class Backbone(Record):
     quantization: Quantization = Field("none", description="how its linear weights are kept")
     widths: dict[str, int] = Field(description="sizes read from the model's own configuration")
 
+    safety_checker: bool | None = Field(
+        None,
+        description="whether an image generator's own is used; None: it has none, or is none",
+    )
+    watermark: bool = Field(False, description="whether its pictures get an invisible one")
+
+    @property
+    def public_source(self) -> str | None:
+        """Its hub id, open_clip tag or built-in name; None for a directory of this machine."""
+        built_in = self.role == "visual_encoder" and not self.path.startswith("local-dir:")
+        named = self.revision is not None or built_in or self.source == "miniature"
+        return self.source if named else None
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch's."""

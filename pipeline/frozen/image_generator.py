@@ -6,7 +6,10 @@ guidance needs the conditioning of the empty prompt, which the target cache stor
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +22,12 @@ from torch import Tensor
 from gill_errors import InputError
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.conditioning import Conditioning
+from pipeline.frozen.provenance import Provenance, mark_generated
 from pipeline.frozen.text_conditioner import load_parts
+from pipeline.frozen.watermark import Watermark
 from pipeline.settings import GenerationSettings
 
+_log = logging.getLogger(__name__)
 OnStep = Callable[[int, int, list[Image.Image] | None], None]
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -33,6 +39,8 @@ SCHEDULERS = {
 class ImageGenerator:
     """A frozen latent-diffusion pipeline without its text side.
 
+    A safety checker that the pipeline has is used: what it flags comes out black, with a warning.
+
     It comes to its device with the first pictures, as their settings say: whole, or in turn with
     main memory (`cpu_offload`).
 
@@ -40,10 +48,21 @@ class ImageGenerator:
         width: D, what the UNet's cross-attention takes.
         pooled_width: what it takes of a pooled text vector besides; None: it takes none.
         picture_size: (width, height) of its pictures, in pixels.
+        watermark: what writes an invisible one into every picture; None: nothing does.
     """
 
-    def __init__(self, pipeline: Any, device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        pipeline: Any,
+        device: str | torch.device = "cpu",
+        *,
+        name: str = "a diffusers pipeline",
+    ):
         self._pipeline = pipeline
+        self._name = name
+        self.watermark: Watermark | None = None
+        if hasattr(pipeline, "watermark"):
+            pipeline.watermark = None  # XL's own, there or not as packages are installed
         self._device = torch.device(device)
         self._placed: str | None = None
         self._sliced = False
@@ -179,14 +198,35 @@ class ImageGenerator:
                 on_step(done, settings.steps, self._decode(kwargs["latents"]) if due else None)
             return kwargs
 
-        return self._pipeline(
+        made = self._pipeline(
             **inputs,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             # One per picture, on the CPU: its noise is the same on every device and in every batch.
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             callback_on_step_end=report,
-        ).images
+        )
+        return self._finish(made, seeds, settings)
+
+    def _finish(
+        self, made: Any, seeds: Sequence[int], settings: GenerationSettings
+    ) -> list[Image.Image]:
+        """The pictures watermarked where that is wanted, each with what made it."""
+        flags = getattr(made, "nsfw_content_detected", None) or [False] * len(seeds)
+        pictures = made.images
+        if self.watermark is not None:
+            pictures = [self.watermark.write(picture) for picture in pictures]
+        for picture, seed, flagged in zip(pictures, seeds, flags, strict=True):
+            how = (settings.steps, settings.guidance, settings.scheduler, bool(flagged))
+            mark_generated(picture, Provenance(self._name, seed, *how))
+        if any(flags):
+            _log.warning(
+                "%d of %d pictures were withheld by the generator's safety checker and are black "
+                "(backbones.safety_checker)",
+                sum(map(bool, flags)),
+                len(pictures),
+            )
+        return pictures
 
 
 def load_image_generator(
@@ -194,16 +234,50 @@ def load_image_generator(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    name: str | None = None,
+    safety_checker: bool = True,
+    watermark: bool = False,
 ) -> ImageGenerator:
     """Load the UNet, decoder and scheduler of a diffusers pipeline from a directory or hub id.
 
-    `device` is where pictures are made; the first `generate` moves the parts there.
+    `device` is where pictures are made; the first `generate` moves the parts there. `name` is what
+    pictures say made them. A safety checker that the pipeline declares is loaded with it, unless
+    `safety_checker` is False; `watermark` writes an invisible one (extra `watermark`).
 
     Raises BackboneError when a file is missing.
     """
-    text_side = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    without = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
+    if not (safety_checker and declares_safety_checker(source)):
+        without += SAFETY_PARTS
     try:
-        pipeline = load_parts(source, dtype, without=text_side)
+        pipeline = load_parts(source, dtype, without=without)
     except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(f"cannot load the image generator {source}: {error}") from error
-    return ImageGenerator(pipeline, device)
+    if name is None:
+        name = "a local pipeline" if Path(source).is_dir() else source
+    generator = ImageGenerator(pipeline, device, name=name)
+    if watermark:
+        generator.watermark = Watermark(generator.picture_size)
+    return generator
+
+
+SAFETY_PARTS = ("safety_checker", "feature_extractor")
+
+
+def declares_safety_checker(source: str | Path) -> bool:
+    """Whether the pipeline in a folder has a safety checker. Raises BackboneError where it is
+    declared and its files are not there."""
+    index = Path(source) / "model_index.json"
+    if not index.is_file():
+        return False
+    declared = json.loads(index.read_text(encoding="utf-8")).get("safety_checker") or [None]
+    if declared[0] is None:
+        return False
+    absent = [part for part in SAFETY_PARTS if not (Path(source) / part).is_dir()]
+    if absent:
+        raise BackboneError(
+            f"{source}: its {absent[0].replace('_', ' ')} is not there: fetch that folder (with "
+            "backbones.allow_download: true, `stages prepare-backbones` does), or leave it out "
+            "by backbones.safety_checker: false"
+        )
+    return True

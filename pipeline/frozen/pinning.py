@@ -21,6 +21,7 @@ _WEIGHTS: dict[Role, tuple[str, ...]] = {
     "image_generator": (".safetensors", ".bin"),
 }
 _OTHERS = (".json", ".txt", ".model")
+_BESIDE = ("safety_checker", "feature_extractor")
 MODEL_FILE = {
     "language_model": "config.json",
     "visual_encoder": "open_clip_config.json",
@@ -117,6 +118,8 @@ def _model_files(role: Role, folder: Path) -> list[Path]:
     """All files that may decide, less those of a format that the loader leaves for a better one."""
     suffixes = (*_WEIGHTS[role], *_OTHERS)
     files = [f for f in folder.rglob("*") if f.is_file() and f.suffix in suffixes]
+    # A safety checker decides no number that is kept, and may come later than the rest.
+    files = [f for f in files if f.relative_to(folder).parts[0] not in _BESIDE]
     if not any(f.suffix in _WEIGHTS[role] for f in files):
         raise BackboneError(f"{role}: no weights (*.safetensors or *.bin) in {folder}")
     better = {
@@ -170,7 +173,7 @@ def files_to_fetch(role: Role, names: Sequence[str]) -> list[str]:
         and not name.startswith("consolidated")
     ]
     if role == "image_generator":
-        skipped = ("safety_checker/", "feature_extractor/", "image_encoder/", "vae_")
+        skipped = ("image_encoder/", "vae_")
         kept = [
             name
             for name in kept

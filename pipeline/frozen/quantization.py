@@ -41,8 +41,7 @@ class Int8Linear(nn.Module):
         steps = weight.float() / (largest / _LARGEST)[:, None]
         self.in_features, self.out_features = weight.shape[1], weight.shape[0]
         self.register_buffer("weight", steps.round().to(torch.int8))
-        # Powers of two are exact: integers go in as n / 128, and partial sums stay in float16.
-        self.register_buffer("scale", largest * 128 / _LARGEST)
+        self.register_buffer("scale", largest / _LARGEST)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -52,14 +51,19 @@ class Int8Linear(nn.Module):
 
 
 class _Int8Product(torch.autograd.Function):
-    """x W^T for W = weight / 128 * scale; for the backward pass only integers are kept."""
+    """x W^T for W = weight * scale; for the backward pass only integers are kept.
+
+    The integers are exact in every dtype: one copy of the weight is written and read, and what is
+    small is scaled, the outputs.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Int8[Tensor, "out in"], scale: Float32[Tensor, " out"]
     ) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, weight.to(x.dtype).div_(128)) * scale.to(x.dtype)
+        shrunk = x if (room := _room(x.dtype)) == 1 else x / room
+        return F.linear(shrunk, weight.to(x.dtype)) * (scale * room).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -67,9 +71,16 @@ class _Int8Product(torch.autograd.Function):
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
-        # dL/dx = (dL/dy * scale) W / 128, that is [*, out] @ [out, in]; the scale is per output.
-        gradient = gradient * scale.to(gradient.dtype)
-        return gradient @ weight.to(gradient.dtype).div_(128), None, None
+        # dL/dx = (dL/dy * scale) W, that is [*, out] @ [out, in]; the scale is per output.
+        room = _room(gradient.dtype)
+        product = (gradient * (scale * room).to(gradient.dtype)) @ weight.to(gradient.dtype)
+        return product if room == 1 else product / room, None, None
+
+
+def _room(dtype: torch.dtype) -> int:
+    """By what float16 is divided, and multiplied, so that sums of integers stay in its range and
+    gradients do not vanish. A power of two."""
+    return 128 if dtype == torch.float16 else 1
 
 
 class NF4Linear(nn.Module):

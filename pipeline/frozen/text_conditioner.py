@@ -77,7 +77,9 @@ def load_text_conditioner(
     Raises BackboneError when a file is missing or the pipeline has no `encode_prompt`.
     """
     try:
-        pipeline = load_parts(source, dtype, without=("unet", "vae")).to(device)
+        pipeline = load_parts(
+            source, dtype, without=("unet", "vae", "safety_checker", "feature_extractor")
+        ).to(device)
     except (OSError, ValueError, SafetensorError) as error:
         raise BackboneError(f"cannot load the text side of {source}: {error}") from error
     if not hasattr(pipeline, "encode_prompt"):
@@ -99,7 +101,7 @@ def _limit(tokenizer: Any, text_encoder: Any) -> None:
 def load_parts(source: str, dtype: torch.dtype, without: Sequence[str]) -> Any:
     """A diffusers pipeline without some of its components, and without those that nobody needs."""
     declared = DiffusionPipeline.load_config(source)
-    unused = (*without, "safety_checker", "feature_extractor", "image_encoder")
+    unused = (*without, "image_encoder")
     # Named None, a part is neither looked for nor loaded.
     absent = {name: None for name in unused if name in declared}
     variant = variant_of("image_generator", source)

@@ -16,10 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
+from sklearn.model_selection import (
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    cross_val_predict,
+    train_test_split,
+)
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -40,14 +45,17 @@ def fit_decision(
     settings: DecisionSettings,
     *,
     test: Bool[Tensor, " N"] | None = None,
+    contents: Sequence[str] | None = None,
     votes: Sequence[Sequence[str]] | None = None,
     heads: str = "",
 ) -> tuple[DecisionModel, Metrics]:
     """Fit the classifier on the training rows and measure all methods of Table 6 on the test rows.
 
     `labels` are "gen" or "ret" (leave prompts without agreement out beforehand). `test` marks the
-    test rows; None draws a stratified share. `votes` are the annotators' votes per row ("gen",
-    "ret", "same"), for the human performance.
+    test rows; None draws a stratified share. `contents` say what each prompt means, where several
+    mean the same in other words: those stay together, in the test rows and in each fold (None:
+    every prompt is its own). `votes` are the annotators' votes per row ("gen", "ret", "same"), for
+    the human performance.
 
     The penalty is chosen by stratified cross-validation on the training rows (macro F1, classes
     weighted by their inverse frequency); the out-of-fold scores of that choice give the calibration
@@ -69,16 +77,22 @@ def fit_decision(
     close = similarity.detach().double().cpu().numpy()
     if not (np.isfinite(x).all() and np.isfinite(close).all()):
         raise DecisionError("a hidden state or a similarity is not finite")
-    held_out = _draw_test(generate, settings) if test is None else test.cpu().numpy()
+    groups = None if contents is None else np.unique(contents, return_inverse=True)[1]
+    held_out = _draw_test(generate, groups, settings) if test is None else test.cpu().numpy()
     train = ~held_out
     _check_counts(generate, train, held_out, settings.folds)
 
     # [training rows] per strength: the score of each row by a classifier that has not seen it. All
     # that is chosen (penalty, calibration, threshold) is chosen on these.
-    folds = StratifiedKFold(settings.folds, shuffle=True, random_state=settings.seed)
+    folds = _folds(settings.folds, groups, settings.seed)
     out_of_fold = {
         strength: cross_val_predict(
-            _classifier(strength), x[train], generate[train], cv=folds, method="decision_function"
+            _classifier(strength),
+            x[train],
+            generate[train],
+            groups=None if groups is None else groups[train],
+            cv=folds,
+            method="decision_function",
         )
         for strength in sorted(settings.regularisation)
     }
@@ -186,19 +200,34 @@ def _is_generate(labels: Sequence[str]) -> Bool[np.ndarray, " N"]:
     return np.array([label == "gen" for label in labels], dtype=bool)
 
 
+def _folds(
+    number: int, groups: Int[np.ndarray, " N"] | None, seed: int
+) -> StratifiedKFold | StratifiedGroupKFold:
+    """Both classes in each fold as they are in all rows; rows of one group in one fold."""
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    return kind(number, shuffle=True, random_state=seed)
+
+
 def _draw_test(
-    generate: Bool[np.ndarray, " N"], settings: DecisionSettings
+    generate: Bool[np.ndarray, " N"],
+    groups: Int[np.ndarray, " N"] | None,
+    settings: DecisionSettings,
 ) -> Bool[np.ndarray, " N"]:
+    rows = np.arange(len(generate))
     try:
-        _, test = train_test_split(
-            np.arange(len(generate)),
-            test_size=settings.test_fraction,
-            stratify=generate,
-            random_state=settings.seed,
-        )
+        if groups is None:
+            _, test = train_test_split(
+                rows,
+                test_size=settings.test_fraction,
+                stratify=generate,
+                random_state=settings.seed,
+            )
+        else:  # a share of one part in n: no splitter keeps groups together and takes any share
+            parts = _folds(round(1 / settings.test_fraction), groups, settings.seed)
+            _, test = next(parts.split(rows, generate, groups))
     except ValueError as error:
         raise DecisionError(f"too few labels to draw test rows of each: {error}") from error
-    return np.isin(np.arange(len(generate)), test)
+    return np.isin(rows, test)
 
 
 def _check_counts(

@@ -57,7 +57,7 @@ class _Record(Record):
 
 def save_index(index: RetrievalIndex, folder: Path) -> None:
     """Write the index, whole or not at all. Files that no longer belong to it are removed."""
-    if index.on_gpu:
+    if index.is_for_searching_only:
         raise RetrievalError("this index is on a GPU: save the one it was loaded from")
     folder.mkdir(parents=True, exist_ok=True)
     table = index.candidates if index.candidates is not None else pa.table({"row": index.rows})

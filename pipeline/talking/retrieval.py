@@ -32,6 +32,7 @@ from pipeline.settings import IndexSettings
 Block = tuple[Tensor, Tensor]
 
 _NORM_TOLERANCE = 1e-3
+_CODED_SHARE = 0.89
 
 
 class RetrievalError(InputError):
@@ -62,6 +63,25 @@ class Retrieved:
     collection: str = ""
 
 
+class ExactOnDevice:
+    """Vectors on a torch device, searched exactly, with the part of faiss's interface for it."""
+
+    _SCORES = 2**26  # held at a time: 256 MB
+
+    def __init__(self, vectors: Float32[Tensor, "N p"]):
+        self._vectors = vectors
+        self.d = vectors.shape[1]
+
+    def search(
+        self, queries: Float32[np.ndarray, "Q p"], n: int
+    ) -> tuple[Float32[np.ndarray, "Q n"], Int64[np.ndarray, "Q n"]]:
+        """Scores and positions of the n highest inner products per query."""
+        parts = torch.from_numpy(queries).split(max(1, self._SCORES // len(self._vectors)))
+        found = [(part.to(self._vectors) @ self._vectors.T).topk(n) for part in parts]
+        scores, positions = (torch.cat(column).cpu().numpy() for column in zip(*found))
+        return scores, positions
+
+
 class RetrievalIndex:
     """Candidate vectors with their rows, and where given, their pictures and captions."""
 
@@ -77,8 +97,7 @@ class RetrievalIndex:
         self.rows = rows
         self.candidates = candidates
         self.vectors = vectors
-        """The faiss index; position i of it is `rows[i]`."""
-        self.on_gpu = False
+        """The faiss index, or `ExactOnDevice`; position i of it is `rows[i]`."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,6 +106,11 @@ class RetrievalIndex:
     def width(self) -> int:
         """p, the width of the vectors."""
         return int(self.vectors.d)
+
+    @property
+    def is_for_searching_only(self) -> bool:
+        """Whether it is a copy on a GPU, which can be neither extended nor saved."""
+        return isinstance(self.vectors, ExactOnDevice)
 
     @property
     def heads(self) -> str:
@@ -112,7 +136,7 @@ class RetrievalIndex:
         not finite or not of norm 1, or the candidate table does not fit. After an error drop this
         object and load the saved index again; nothing on disk has changed.
         """
-        if self.on_gpu:
+        if self.is_for_searching_only:
             raise RetrievalError("this index is on a GPU: load it again and extend that copy")
         if heads != self.heads:
             raise RetrievalError(
@@ -157,40 +181,32 @@ class RetrievalIndex:
         """The highest cosine over all candidates: what `decision` reads (paper, appendix C)."""
         return self.nearest(queries, 1)[1][:, 0]
 
-    def to_gpu(self) -> RetrievalIndex:
-        """A copy of this index on the first GPU, for searching only.
+    def on(self, device: torch.device) -> RetrievalIndex:
+        """This index as it is best searched beside a model on `device`.
 
-        Needs a faiss built for GPUs, and `flat`, or `ivf-sq8` with `rerank` 0: faiss has no GPU
-        form of the others. RetrievalError otherwise.
+        An exact index goes onto a GPU where it takes at most an eighth of the memory that is free
+        there: a copy for searching only. Otherwise it is this one, searched on the CPU.
         """
-        if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-            raise RetrievalError(
-                "no GPU search here: this faiss has no GPU support or sees no GPU; "
-                "install a faiss-gpu build in place of faiss-cpu"
-            )
-        kind = self.settings.kind
-        if kind != "flat" and (kind != "ivf-sq8" or self.settings.rerank):
-            raise RetrievalError(
-                f"{kind} with rerank {self.settings.rerank} has no GPU form; "
-                "use flat, or ivf-sq8 with rerank 0"
-            )
-        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self.vectors)
-        copy = RetrievalIndex(moved, self.rows, self.settings, self.parts, self.candidates)
-        copy.on_gpu = True
-        return copy
+        if device.type != "cuda" or self.settings.kind != "flat":
+            return self
+        if 8 * 4 * len(self) * self.width > torch.cuda.mem_get_info(device)[0]:
+            return self
+        stored = torch.from_numpy(self.vectors.reconstruct_n(0, len(self)))
+        moved = ExactOnDevice(stored.to(device))
+        return RetrievalIndex(moved, self.rows, self.settings, self.parts, self.candidates)
 
     def _nearest(
         self, queries: Float[Tensor, "Q p"], n: int, exclude: Collection[int]
     ) -> tuple[Int64[np.ndarray, "Q n"], Float32[np.ndarray, "Q n"]]:
         if n < 1:
             raise RetrievalError(f"asked for {n} pictures; ask for at least 1")
-        wanted = _checked(queries, "query", self.width)
-        excluded = np.fromiter(set(exclude), np.int64)
-        fetched = min(n + len(excluded), len(self))
-        with _threads_for(len(wanted)):
-            scores, positions = self.vectors.search(wanted, fetched)
-        if fetched == n and not len(excluded) and positions.min() >= 0:
+        unit = _checked(queries, "query", self.width)
+        fetched = min(n + len(set(exclude)), len(self))
+        with _threads_for(len(unit)):
+            scores, positions = self.vectors.search(unit, fetched)
+        if fetched == n and not len(exclude) and positions.min() >= 0:
             return positions, scores  # nothing to leave out: most queries, and worth 0.1 ms
+        excluded = np.fromiter(set(exclude), np.int64)
         # faiss fills up with -1 where the lists it looked through held too few.
         lost = (positions < 0) | np.isin(self.rows[positions], excluded)
         # A stable sort on "left out" moves the others forward and keeps their order.
@@ -273,11 +289,6 @@ def search_together(
     ]
 
 
-def set_search_threads(number: int) -> None:
-    """Use this many threads for building and for searches with many queries, in this process."""
-    faiss.omp_set_num_threads(number)
-
-
 @contextlib.contextmanager
 def _threads_for(queries: int) -> Iterator[None]:
     # faiss divides the work by queries, so a lone one has nothing to share; waking a second thread
@@ -305,8 +316,11 @@ def _trained_lists(blocks: Iterable[Block], settings: IndexSettings) -> Any:
     # faiss's rule of thumb: 4 to 16 times the root of the number of vectors.
     lists = settings.ivf_lists or round(4 * total**0.5)
     lists = max(1, min(lists, len(sample) // 39))  # faiss asks for 39 vectors to place one list
+    directions = None
     if settings.kind == "ivf-sq8":
         codes = "SQ8"
+        # Without the second look the codes alone give the scores, and have to be whole.
+        directions = _leading_directions(sample) if settings.rerank else None
     elif width % (2 * settings.pq_bytes) == 0:
         # 4 bits a code, so two codes a byte, each for an equal part of the vector.
         codes = f"PQ{2 * settings.pq_bytes}x4fs"
@@ -314,17 +328,39 @@ def _trained_lists(blocks: Iterable[Block], settings: IndexSettings) -> Any:
         raise RetrievalError(
             f"pq_bytes {settings.pq_bytes}: twice that does not divide p = {width}"
         )
-    name = f"IVF{lists},{codes}" + (",Refine(SQfp16)" if settings.rerank else "")
-    vectors: Any = faiss.index_factory(width, name, faiss.METRIC_INNER_PRODUCT)
-    inverted = faiss.extract_index_ivf(vectors)
-    inverted.nprobe = settings.ivf_probes
-    inverted.cp.seed = settings.seed + 1
+    coded = width if directions is None else len(directions)
+    vectors: Any = faiss.index_factory(coded, f"IVF{lists},{codes}", faiss.METRIC_INNER_PRODUCT)
+    vectors.nprobe = settings.ivf_probes
+    vectors.cp.seed = settings.seed + 1
     # More vectors than this do not place a list better; they only take time.
-    inverted.cp.max_points_per_centroid = 64
+    vectors.cp.max_points_per_centroid = 64
+    if directions is not None:
+        onto = faiss.LinearTransform(width, coded, False)
+        faiss.copy_array_to_vector(directions.ravel(), onto.A)
+        onto.is_trained = True
+        vectors = faiss.IndexPreTransform(onto, vectors)
     if settings.rerank:
+        halves = faiss.ScalarQuantizer.QT_fp16
+        whole = faiss.IndexScalarQuantizer(width, halves, faiss.METRIC_INNER_PRODUCT)
+        vectors = faiss.IndexRefine(vectors, whole)
         vectors.k_factor = settings.rerank
     vectors.train(sample)
     return vectors
+
+
+def _leading_directions(sample: Float32[np.ndarray, "s p"]) -> Float32[np.ndarray, "d p"]:
+    """Orthonormal directions that hold `_CODED_SHARE` of the sample's squared norm, the best first.
+
+    The inner products along them choose the candidates, which are then scored whole: fewer numbers
+    to read per vector, and every list and code as much shorter. Not centred, as in principal
+    component analysis: a shift would change the order of inner products.
+    """
+    shares, directions = np.linalg.eigh(sample.T @ sample)
+    held = np.cumsum(shares[::-1]) / shares.sum()
+    number = int(np.searchsorted(held, _CODED_SHARE)) + 1
+    # faiss reads 16 numbers at a time.
+    number = min(sample.shape[1], -(-number // 16) * 16)
+    return np.ascontiguousarray(directions.T[::-1][:number])
 
 
 def _random_sample(
@@ -417,13 +453,13 @@ def _checked(
     if vectors.ndim != 2 or (width is not None and vectors.shape[1] != width):
         raise RetrievalError(f"{what} of shape {tuple(vectors.shape)}, expected [number, {width}]")
     unit = vectors.detach().to("cpu", torch.float32).contiguous().numpy()
-    norms = np.sqrt(np.einsum("bp,bp->b", unit, unit))
-    # This way round, NaN is bad as well.
-    bad = ~(np.abs(norms - 1) <= _NORM_TOLERANCE)
-    if bad.any():
-        first = int(bad.argmax())
+    squares = np.einsum("bp,bp->b", unit, unit)
+    # This way round, NaN is bad as well. Of a lone query, every step here is a hundredth.
+    good = np.abs(squares - 1) <= 2 * _NORM_TOLERANCE
+    if not good.all():
+        first = int(good.argmin())
         raise RetrievalError(
-            f"{what} {offset + first} has norm {norms[first]:.4g}, expected 1: "
+            f"{what} {offset + first} has norm {np.sqrt(squares[first]):.4g}, expected 1: "
             "normalise the vectors before indexing or searching"
         )
     return unit
