@@ -106,7 +106,8 @@ def _too_large(
         problems.append(
             f"the stages write {written / 1e9:.1f} GB below {machine.disk_of}, where "
             f"{machine.free_disk / 1e9:.1f} are free: set targets.codec.dtype: int8 (half), or "
-            "targets.source: online (none), or GILL_WORK and DVC's cache to a larger disk (README)"
+            "targets.source: online (none), or GILL_WORK and DVC's cache to a larger disk "
+            "(docs/howto/own-pictures.md)"
         )
     return problems
 

@@ -1,4 +1,4 @@
-"""The README's page on experiments, line by line: nothing computed twice, nothing finished lost.
+"""docs/howto/experiments.md, line by line: nothing computed twice, nothing finished lost.
 
 One small project made by `stages init`, driven by DVC's own command line.
 Minutes long, so not among the ordinary tests: `make torture`.
