@@ -11,6 +11,7 @@ from cache import (
     EmbeddingStore,
     RowStatus,
     RowsUnavailableError,
+    begin_with_rows,
     compact,
     copy_rows,
     drop_rows,
@@ -120,6 +121,34 @@ def test_a_killed_copy_goes_on(
     monkeypatch.setattr(EmbeddingStore, "commit", commit)
     copy_rows(source, path, range(30))
     assert files(path) == files(source)
+
+
+def test_a_store_is_begun_with_the_rows_that_another_has_or_not_at_all(
+    source: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new.zarr"
+    assert begin_with_rows(source, path, ["quite", "other"]) == 0
+    assert not path.exists()
+    table = [ROWS[7], "new", *ROWS[9:30], ROWS[7]]
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingStore, "commit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            begin_with_rows(source, path, table)
+    assert not path.exists()
+    assert begin_with_rows(source, path, table) == 23
+    assert [p.name for p in tmp_path.iterdir()] == ["new.zarr"]
+    assert fill_sample(path, table, spec=SPECS[kind]).encoded == 1
+    np.testing.assert_array_equal(
+        read_rows(path, [0, 2, 22, 23])["embedding"],
+        read_rows(source, [7, 9, 29, 7])["embedding"],
+    )
+    assert begin_with_rows(source, tmp_path / "longer.zarr", [*ROWS, "more"]) == 30
+    shards = (s / "embedding/c/3/0/0" for s in (source, tmp_path / "longer.zarr"))
+    assert len({shard.stat().st_ino for shard in shards}) == 1
 
 
 def test_rows_that_are_not_right_are_pending_in_the_copy(tmp_path: Path) -> None:
