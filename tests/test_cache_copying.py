@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cache_samples import captions, files, fill_sample, make_spec
+from test_cache_samples import captions, files, fill_sample, make_spec, value
 
 from cache import (
     EmbeddingStore,
@@ -226,6 +226,21 @@ def test_dropped_rows_are_marked_in_place_and_left_out_by_compact(
     assert report.encoded == 3, "a table that has them after all"
     with pytest.raises(RowsUnavailableError, match="rows 0 to 29"):
         drop_rows(path, [30])
+
+
+def test_a_dropped_row_does_not_come_back_with_its_shard(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    fill_sample(path, ROWS)
+    drop_rows(path, [2])
+    (path / "embedding/c/0/0/0").unlink()
+    assert fill_sample(path, ["changed", *ROWS[1:]]).encoded == 1
+    assert np.flatnonzero(open_store(path).status() == RowStatus.FAILED).tolist() == [2]
+    assert verify(path).ok, "the other rows of the shard are encoded again"
+    left = [0, 1, *range(3, 30)]
+    values = [value(name) for name in ("changed", ROWS[1], *ROWS[3:])]
+    np.testing.assert_array_equal(
+        read_rows(path, left)["embedding"], np.stack(values).astype(np.float16)
+    )
 
 
 def test_a_store_with_pending_rows_is_not_compacted(tmp_path: Path) -> None:
