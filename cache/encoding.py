@@ -51,13 +51,15 @@ class Roles(NamedTuple):
 class ShardTask:
     """One shard to do: the unit of work of every scheduler.
 
-    rows: the shard's rows of the table; todo bool [n]: those to encode; the others are kept if they
-    still match checksums (uint32 [n] per array).
+    rows: the shard's rows of the table; todo bool [n]: those to encode; kept bool [n]: those that
+    are done, and encoded again where they no longer match checksums (uint32 [n] per array). The
+    others have failed, and stay so.
     """
 
     shard: int
     rows: Sequence[Any]
     todo: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
     checksums: dict[str, NDArray[np.uint32]]
 
 
@@ -182,7 +184,7 @@ def _drafts(
             # their checksums join the ones to do.
             if not task.todo.all():
                 sums = task.checksums[name]
-                bad = store.read_checked(name, start, sums, ~task.todo, stored[name])
+                bad = store.read_checked(name, start, sums, task.kept, stored[name])
                 todo[list(bad)] = True
         yield _Draft(task, store, helping, np.flatnonzero(todo), stored, errors)
 

@@ -258,6 +258,7 @@ def _tasks(store: EmbeddingStore, rows: Sequence[Any], status: np.ndarray) -> It
                 shard,
                 rows[here],
                 todo[here],
+                status[here] == RowStatus.DONE,
                 {name: values[here] for name, values in sums.items()},
             )
 

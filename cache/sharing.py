@@ -40,7 +40,7 @@ def begin_with_rows(source: Path, target: Path, keys: Iterable[str]) -> int:
         share_store(source, target)
         return int(kept.sum())
     part = target.with_name(f"{target.stem}.part.zarr")
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)  # of a killed call
     copy_rows(store, part, row_of_place.tolist())
     for beside in (manifest_location(part), locate(part).beside(".lock")):
         beside.remove()

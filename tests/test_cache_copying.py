@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cache_samples import captions, files, fill_sample, make_spec
+from test_cache_samples import captions, files, fill_sample, make_spec, value
 
 from cache import (
     EmbeddingStore,
     RowStatus,
     RowsUnavailableError,
+    begin_with_rows,
     compact,
     copy_rows,
     drop_rows,
@@ -122,6 +123,34 @@ def test_a_killed_copy_goes_on(
     assert files(path) == files(source)
 
 
+def test_a_store_is_begun_with_the_rows_that_another_has_or_not_at_all(
+    source: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new.zarr"
+    assert begin_with_rows(source, path, ["quite", "other"]) == 0
+    assert not path.exists()
+    table = [ROWS[7], "new", *ROWS[9:30], ROWS[7]]
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingStore, "commit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            begin_with_rows(source, path, table)
+    assert not path.exists()
+    assert begin_with_rows(source, path, table) == 23
+    assert [p.name for p in tmp_path.iterdir()] == ["new.zarr"]
+    assert fill_sample(path, table, spec=SPECS[kind]).encoded == 1
+    np.testing.assert_array_equal(
+        read_rows(path, [0, 2, 22, 23])["embedding"],
+        read_rows(source, [7, 9, 29, 7])["embedding"],
+    )
+    assert begin_with_rows(source, tmp_path / "longer.zarr", [*ROWS, "more"]) == 30
+    shards = (s / "embedding/c/3/0/0" for s in (source, tmp_path / "longer.zarr"))
+    assert len({shard.stat().st_ino for shard in shards}) == 1
+
+
 def test_rows_that_are_not_right_are_pending_in_the_copy(tmp_path: Path) -> None:
     path, rows = tmp_path / "s.zarr", captions(30)
     rows[4] = "unreadable"
@@ -197,6 +226,21 @@ def test_dropped_rows_are_marked_in_place_and_left_out_by_compact(
     assert report.encoded == 3, "a table that has them after all"
     with pytest.raises(RowsUnavailableError, match="rows 0 to 29"):
         drop_rows(path, [30])
+
+
+def test_a_dropped_row_does_not_come_back_with_its_shard(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    fill_sample(path, ROWS)
+    drop_rows(path, [2])
+    (path / "embedding/c/0/0/0").unlink()
+    assert fill_sample(path, ["changed", *ROWS[1:]]).encoded == 1
+    assert np.flatnonzero(open_store(path).status() == RowStatus.FAILED).tolist() == [2]
+    assert verify(path).ok, "the other rows of the shard are encoded again"
+    left = [0, 1, *range(3, 30)]
+    values = [value(name) for name in ("changed", ROWS[1], *ROWS[3:])]
+    np.testing.assert_array_equal(
+        read_rows(path, left)["embedding"], np.stack(values).astype(np.float16)
+    )
 
 
 def test_a_store_with_pending_rows_is_not_compacted(tmp_path: Path) -> None:

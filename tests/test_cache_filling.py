@@ -567,7 +567,7 @@ def test_a_run_that_is_over_writes_no_shard(tmp_path: Path) -> None:
     path, rows = tmp_path / "s.zarr", captions(8)
     fill_sample(path, rows)
     before = files(path)
-    task = ShardTask(0, ["other"] * 8, np.ones(8, bool), {})
+    task = ShardTask(0, ["other"] * 8, np.ones(8, bool), np.zeros(8, bool), {})
     late = encode_shards(
         open_store(path), "an earlier run", [task], make_roles(), batch_size=8, num_readers=1
     )

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -166,6 +167,20 @@ def test_a_link_never_replaces_what_is_no_link(
     with pytest.raises(WorkFolderError, match="file system without symbolic links"):
         place_link(tmp_path / "real", tmp_path / "link")
     assert (tmp_path / "link").resolve() == tmp_path / "store"
+
+
+def test_a_half_made_link_of_a_killed_process_goes_and_that_of_a_living_one_stays(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "store").mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".a.zarr.{process}.link" for process in (dead.pid, os.getppid())]
+    for link in left:
+        link.symlink_to(tmp_path / "store")
+    place_link(tmp_path / "store", tmp_path / "a.zarr")
+    assert [link.is_symlink() for link in left] == [False, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left[1].name, "a.zarr", "store"]
 
 
 def test_watched_files_are_exactly_those_that_are_named(tmp_path: Path) -> None:

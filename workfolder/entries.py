@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from gill_errors import GillError, WriteFailedError
@@ -305,9 +306,13 @@ def place_link(source: Path, target: Path) -> None:
             f"{target} is not a link into the work folder, and is left as it is: move it away"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A link cannot be overwritten, but another can be renamed over it: there is always one.
-    part = target.with_name(f".{target.name}.{os.getpid()}.link")  # every process of torchrun may
-    part.unlink(missing_ok=True)
+    # A link cannot be overwritten, but another can be renamed over it: there is always one. Every
+    # process of torchrun may make it, so that each has a name of its own; those of killed ones go.
+    for left in target.parent.glob(f".{target.name}.*.link"):
+        owner = left.name.split(".")[-2]
+        if owner == str(os.getpid()) or not psutil.pid_exists(int(owner)):
+            left.unlink(missing_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.link")
     make_link(part, source.resolve())
     os.replace(part, target)
 
