@@ -31,7 +31,7 @@ from benchmarks.random_models import stable_diffusion
 from cache import ArraySpec, Codec, FillingParams, Roles, StoreSpec, fill
 from corpora.pictures import open_picture
 from miniature.backbones import SHIPPED
-from pipeline.devices import Arriving, sent
+from pipeline.devices import Arriving
 from pipeline.frozen.text_conditioner import TextConditioner
 from pipeline.frozen.visual_encoder import VisualEncoder, load_visual_encoder
 
@@ -57,7 +57,7 @@ def features(bench: Bench, folder: Path) -> None:
         return encoder.preprocess(open_picture(row.split("\t")[0]))
 
     def encode(pixels: list[Any]) -> dict[str, Any]:
-        return {"pooled": Arriving(encoder.pooled(sent(torch.stack(pixels), encoder.device)))}
+        return {"pooled": Arriving(encoder.pooled_of(pixels))}
 
     def opening() -> Numbers:
         threads = os.cpu_count() or 1
