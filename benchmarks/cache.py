@@ -1,6 +1,6 @@
 """Reading the embedding cache in training's order beside the ways it replaces.
 
-    python -m benchmarks.cache [--device cuda] [--quick] [--json FILE]
+    python -m benchmarks.cache [--device cuda] [--quick] [--peers] [--json FILE]
 
 Shuffled batches of 200 rows of [77, 768] float16, all files in the page cache, every way in turn:
 
@@ -15,10 +15,12 @@ Shuffled batches of 200 rows of [77, 768] float16, all files in the page cache, 
   8 processes. Beside it, of one of 1, 8 and 64: the rows of two windows, which compressed or remote
   stores hold in memory, and what such stores read over what is taken (1 where stores are local and
   uncompressed: rows are read one by one there).
-
 - `fill_vs_save`: filling, with an encoder that costs nothing, over `np.save` of the same shards, as
   they are stored, each forced to the disk; in pairs. `fill_float32_vs_save`: what comes in float32
   is cast and its error measured.
+
+`--peers` instead reads the same rows through other libraries (`cache_peers`), in pairs with ours:
+warm, and cold: with the files dropped from the page cache, ours by a new reader, which checks them.
 
 Also: the seconds to open 3.3 million rows and count their status, the files
 that such a store has, and (on a CPU, without --quick) the peak memory for 4096 and for 16384 rows.
@@ -44,6 +46,7 @@ import torch
 import zarr
 from torch import Tensor
 
+from benchmarks.cache_peers import BATCH, beside_peers
 from benchmarks.harness import Bench, Numbers, in_new_process, peak, run
 from cache import (
     ArraySpec,
@@ -63,7 +66,6 @@ from pipeline.devices import sent
 
 ORDER = {"block_rows": 128, "buffer_rows": 2048, "seed": 0, "epoch": 0}
 ROW_BYTES = 77 * 768 * 2
-BATCH = 200
 HALF = Codec(dtype="float16")
 Way = Callable[[], Iterator[int]]
 """Reads every row of an epoch, or some; yields how many at a time."""
@@ -73,6 +75,10 @@ def measure(bench: Bench) -> None:
     num_rows = bench.size(400, 5120 if bench.quick else 12288, 5120)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if bench.given.peers:
+            fill_store(store := folder / "store.zarr", num_rows)
+            beside_peers(bench, store, partial(ours, store), partial(first, store))
+            return
         pairs = bench.size(1, 3, 7)
         for dtype, key in (("float16", "fill_vs_save"), ("float32", "fill_float32_vs_save")):
             part = partial(filling, folder / dtype, num_rows, dtype, pairs)
@@ -296,4 +302,4 @@ def peak_memory(num_rows: int) -> int:
 
 
 if __name__ == "__main__":
-    run(measure, __doc__, wall=True)
+    run(measure, __doc__, wall=True, peers=bool)

@@ -234,7 +234,7 @@ def run(
     measure: Callable[[Bench], None], description: str, *, wall: bool = False, **options: type
 ) -> None:
     """Read the options, measure, and print the results as one line of JSON; exits with 1 where a
-    part failed. `options` are further ones, by their types."""
+    part failed. `options` are further ones, by their types; a bool is a flag."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -243,7 +243,10 @@ def run(
     parser.add_argument("--toy", action="store_true", help="sizes of seconds: does all of it run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the last line there")
     for name, kind in options.items():
-        parser.add_argument(f"--{name}", type=kind)
+        if kind is bool:
+            parser.add_argument(f"--{name}", action="store_true")
+        else:
+            parser.add_argument(f"--{name}", type=kind)
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch finds no GPU here; --device cpu needs none")

@@ -3,6 +3,8 @@
     python -m benchmarks.precompute [--device cuda] [--quick] [--json FILE]
 
     features_vs_bare, targets_vs_bare    rows per second through the cache / of the bare loop
+    sleeping_vs_bare                     the same with 16 readers, for a stand-in for a device that
+                                         takes 1 ms a row: with as many cores as `ms` of reading
 
 Random models of real sizes: CLIP on JPEG files of 500 x 375 pixels (ViT-B/32 on a CPU, ViT-L/14 on
 a GPU), and the text encoder of Stable Diffusion 1.x. One thread for the model on a CPU; the cache's
@@ -17,6 +19,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,7 +35,7 @@ from benchmarks.random_models import stable_diffusion
 from cache import ArraySpec, Codec, FillingParams, Roles, StoreSpec, fill
 from corpora.pictures import open_picture
 from miniature.backbones import SHIPPED
-from pipeline.devices import Arriving, sent
+from pipeline.devices import Arriving
 from pipeline.frozen.text_conditioner import TextConditioner
 from pipeline.frozen.visual_encoder import VisualEncoder, load_visual_encoder
 
@@ -57,7 +61,7 @@ def features(bench: Bench, folder: Path) -> None:
         return encoder.preprocess(open_picture(row.split("\t")[0]))
 
     def encode(pixels: list[Any]) -> dict[str, Any]:
-        return {"pooled": Arriving(encoder.pooled(sent(torch.stack(pixels), encoder.device)))}
+        return {"pooled": Arriving(encoder.pooled_of(pixels))}
 
     def opening() -> Numbers:
         threads = os.cpu_count() or 1
@@ -81,6 +85,11 @@ def features(bench: Bench, folder: Path) -> None:
     roles = Roles(read=read, encode=encode)
     beside = partial(beside_bare, bench, rows, in_memory, roles, spec, size)
     bench.part("features", beside, vs_bare="features_vs_bare")
+    asleep = Roles(read=read, encode=partial(sleeping, encoder.width))
+    many = rows if bench.toy else rows * 8
+    with_16 = partial(beside_bare, bench, many, many, asleep, spec, size, num_readers=16)
+    bench.part("16 readers, model of 1 ms a row", with_16, vs_bare="sleeping_vs_bare")
+    bench.part("reading, on one core", partial(reading, read, rows))
     if not bench.extra:
         return
     bench.part("features, 16 readers", partial(beside, num_readers=16))
@@ -97,6 +106,20 @@ def features(bench: Bench, folder: Path) -> None:
         model: Any = encoder.model
         model.visual.compile(dynamic=False, backend="inductor" if bench.on_gpu else "eager")
         bench.part(f"compiled, {size}", partial(alone, size))
+
+
+def sleeping(width: int, pixels: list[Any]) -> dict[str, Any]:
+    """A model on a device: the processor is free while it takes 1 ms a row."""
+    time.sleep(1e-3 * len(pixels))
+    return {"pooled": np.zeros((len(pixels), width), np.float32)}
+
+
+def reading(read: Callable[[str], Any], rows: list[str]) -> Numbers:
+    """Processor time to read and preprocess a picture: for a model of 1 ms a row, as many cores."""
+    before = time.process_time()
+    for row in rows:
+        read(row)
+    return {"ms": (time.process_time() - before) / len(rows) * 1e3}
 
 
 def cast(encoder: VisualEncoder, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cache.casting import cast, widened
 from gill_errors import InputError
 from gill_records import Record
 
@@ -22,8 +23,6 @@ from gill_records import Record
 SHARED_FIRST_TOLERANCE = 1e-5
 
 NOT_FINITE = "the encoder gave a value that is not finite"
-
-CAST_AT_ONCE = 2**15  # more, and torch starts threads of its own, in each of ours
 
 
 class Codec(Record):
@@ -151,7 +150,7 @@ def encode_into(
             refused[i] = reason
             stored[i][...] = 0
         elif fitted.dtype == "float16" and not first and not needs_no_cast:
-            error[i] = _row_error(value, _widened(stored[i]))
+            error[i] = _row_error(value, widened(stored[i]))
         elif fitted.dtype != "float32" and (first or not needs_no_cast):
             # Nothing but the first position is lost of what is in the stored type already.
             changed = slice(first) if needs_no_cast else slice(None)
@@ -180,7 +179,7 @@ def _encode_row(fitted: FittedCodec, value: np.ndarray, out: np.ndarray) -> str 
         np.clip(np.rint(levels, out=levels), -127, 127, out=levels)
         out[...] = levels
         return None
-    _cast(value, out)
+    cast(value, out)
     if out.dtype != np.float16 or _all_finite(out):
         return None
     return "a value is too large for float16 (65504)" if _all_finite(value) else NOT_FINITE
@@ -236,32 +235,6 @@ def _all_finite(values: np.ndarray) -> bool:
         return bool(np.isfinite(values).all())
     exponent = np.uint16(0x7C00)  # all ones: infinite or no number; 8 times as fast as isfinite
     return bool(((values.view(np.uint16) & exponent) != exponent).all())
-
-
-def _widened(half: np.ndarray) -> NDArray[np.float32]:
-    """float16 as float32, exactly."""
-    wide = np.empty(half.shape, np.float32)
-    _cast(half, wide)
-    return wide
-
-
-def _cast(values: np.ndarray, out: np.ndarray) -> None:
-    """values -> out of the same shape; what is too large for its type becomes infinite.
-
-    Between float32 and float16 by torch, with NumPy's numbers: NumPy goes value by value, at a
-    ninth of the speed.
-    """
-    both = {values.dtype, out.dtype}
-    if both != {np.dtype("float32"), np.dtype("float16")} or not out.flags.c_contiguous:
-        with np.errstate(over="ignore"):
-            out[...] = values
-        return
-    import torch
-
-    values = np.require(values, requirements=["C", "W"])  # torch warns of what is read-only
-    source, target = torch.from_numpy(values).view(-1), torch.from_numpy(out).view(-1)
-    for start in range(0, len(source), CAST_AT_ONCE):
-        target[start : start + CAST_AT_ONCE].copy_(source[start : start + CAST_AT_ONCE])
 
 
 def _row_error(value: np.ndarray, other: np.ndarray, where: slice = slice(None)) -> float:

@@ -7,6 +7,7 @@ next. Queues are bounded: memory does not grow with the rows.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,9 +79,13 @@ def encode_shards(
     roles: Roles,
     *,
     batch_size: int,
-    num_readers: int,
+    num_readers: int | None,
 ) -> Iterator[ShardResult]:
-    """Encode and write shards; yields each result once its files are in place, in order."""
+    """Encode and write shards; yields each result once its files are in place, in order.
+
+    num_readers: threads; None: as many as there are cores for this process.
+    """
+    num_readers = num_readers or len(os.sched_getaffinity(0))
     helping = ThreadPoolExecutor(num_readers, "cache-read")
     writing = ThreadPoolExecutor(1, "cache-write")
     drafts = _drafts(store, tasks, helping)

@@ -16,7 +16,11 @@ class FillingParams(Record):
     """
 
     batch_size: int = Field(default=64, ge=1, description="Rows per call of the encoder.")
-    num_readers: int = Field(default=4, ge=1, description="Threads that read and decode rows.")
+    num_readers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Threads that read and decode rows; None: as many as there are cores.",
+    )
 
 
 class ReadingOrder(Record):

@@ -176,9 +176,10 @@ def likely_draws(num_examples: int, objective: Objective) -> PackingDraws:
 
 def features_memory(encoder: VisualEncoder, batch_size: int, device_type: str = "cuda") -> Memory:
     """Peak memory of the visual encoder (on the meta device) over `batch_size` pictures."""
-    pixels = torch.empty(batch_size, 3, *encoder.image_size, device="meta")
+    shape = (batch_size, 3, *encoder.image_size)
+    pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
     run = DryRun(device_type)
-    run(lambda: encoder.pooled(pixels))
+    run(lambda: encoder.pooled(encoder.normalise(pixels)))
     return Memory(
         weights=weight_bytes(encoder.model),
         data=pixels.numel() * pixels.element_size(),

@@ -70,7 +70,11 @@ class RunParams(TrainingRun, GenerationRun):
 
     device: str = Field("auto", description="`auto` takes a GPU where there is one, else the CPU")
     threads: int = Field(1, ge=1, description="CPU threads of torch")
-    readers: int = Field(4, ge=1, description="threads that read and decode pictures")
+    readers: int | None = Field(
+        None,
+        ge=1,
+        description="threads that read and decode pictures; null: as many as there are cores",
+    )
     work: str | None = Field(
         None,
         description="the folder of all that is expensive, for any number of workspaces; null: "

@@ -7,15 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cache import FillReport, Roles
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill.store_specs import features_spec
-from pipeline.devices import Arriving, sent, set_up
+from pipeline.devices import Arriving, set_up
 from pipeline.frozen.backbones import Backbone
 from pipeline.frozen.visual_encoder import load_visual_encoder
 from settings.params import Params, RunParams
@@ -39,7 +37,7 @@ def fill_features(store: Path, table: CaptionTable, params: Params) -> FillRepor
 
 
 def make_roles(encoder: Backbone, run: RunParams) -> Roles:
-    """Read: open and preprocess a picture. Encode: pooled vectors [b, d]."""
+    """Read: open a picture, as bytes of the encoder's size. Encode: pooled vectors [b, d]."""
     device = set_up(run.device, run.threads)
     model = load_visual_encoder(encoder.path, dtype=encoder.torch_dtype, device=device)
 
@@ -47,6 +45,6 @@ def make_roles(encoder: Backbone, run: RunParams) -> Roles:
         return model.preprocess(open_picture(row.value))
 
     def encode(pixels: list[Any]) -> Mapping[str, Any]:
-        return {"pooled": Arriving(model.pooled(sent(torch.stack(pixels), device)))}
+        return {"pooled": Arriving(model.pooled_of(pixels))}
 
     return Roles(read=read, encode=encode)

@@ -87,7 +87,7 @@ def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> Capt
             out,
             ticker.show,
             journal=journal,
-            workers=params.run.readers,
+            workers=params.run.readers or 0,
         )
 
 

@@ -39,14 +39,14 @@ KEYS = {
 def run(monkeypatch, tmp_path, capsys):
     """A benchmark's results at toy sizes, in this process."""
 
-    def run(name):
+    def run(name, *options):
         file = tmp_path / f"{name}.json"
-        arguments = ["--device", "cpu", "--toy", "--json", str(file)]
+        arguments = ["--device", "cpu", "--toy", *options, "--json", str(file)]
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
         results = json.loads(file.read_text())
         assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
-        for key in KEYS[name]:
+        for key in () if options else KEYS[name]:
             assert key in results
         return results
 
@@ -67,6 +67,16 @@ def test_every_part_gives_positive_numbers(run, name):
         for key, value in numbers.items():
             if key not in ("name", "longest", "launches", "waits", "spread"):
                 assert value > 0, (part, key)
+
+
+def test_peers_of_the_cache_are_read_or_named_as_not_installed(run):
+    results = parts(run("cache", "--peers"))
+    assert {"litdata", "webdataset", "disk, in sequence, cold"} <= set(results)
+    for part, numbers in results.items():
+        if "skipped" in numbers:
+            assert "is not installed" in numbers["skipped"], part
+        else:
+            assert numbers["ours_vs_this"] > 0, part
 
 
 def test_the_training_step_agrees_with_the_plain_one_and_rates_with_times(run):

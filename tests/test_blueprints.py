@@ -152,9 +152,11 @@ def _allocated_at_most(call) -> int:
 def test_encoding_takes_what_was_predicted(tmp_path):
     clip = tiny_models.visual_encoder(tmp_path / "clip", width=64)
     encoder, _ = visual_encoder_blueprint(find("visual_encoder", str(clip)), torch.float32)
-    real, pixels = load_visual_encoder(f"local-dir:{clip}"), torch.zeros(64, 3, 16, 16)
+    real, pixels = load_visual_encoder(f"local-dir:{clip}"), torch.zeros(64, 3, 16, 16).byte()
     predicted = features_memory(encoder, 64, "cpu").working
-    assert predicted == pytest.approx(_allocated_at_most(lambda: real.pooled(pixels)), rel=0.2)
+    assert predicted == pytest.approx(
+        _allocated_at_most(lambda: real.pooled(real.normalise(pixels))), rel=0.2
+    )
 
     diffusion = tiny_models.stable_diffusion(tmp_path / "sd", width=64)
     generator = generator_blueprint(find("image_generator", str(diffusion)), torch.float32)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cache import codec
+from cache import casting
 from cache.codec import (
     Codec,
     FirstPositionVariesError,
@@ -158,7 +158,7 @@ def test_values_in_the_stored_type_are_kept_as_they_came_beside_a_shared_first(o
 def test_every_float16_is_widened_exactly() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = halves[np.isfinite(halves)]
-    widened = codec._widened(finite)
+    widened = casting.widened(finite)
     assert widened.tobytes() == finite.astype(np.float32).tobytes()
 
 
@@ -171,7 +171,7 @@ def test_casting_to_float16_gives_numpys_bits() -> None:
     values = np.stack([values, -values])
     values.flags.writeable = False
     out = np.empty(values.shape, np.float16)
-    codec._cast(values, out)
+    casting.cast(values, out)
     with np.errstate(over="ignore"):
         assert out.tobytes() == values.astype(np.float16).tobytes()
     assert np.isinf(out[:, -2:]).all()

@@ -1,6 +1,6 @@
 """The frozen visual encoder v_phi: any open_clip model with a vision transformer or a timm trunk.
 
-    picture (PIL, RGB) -> preprocess -> pixels [3, H, W] -> pooled [d] -> projected [c]
+    picture (PIL, RGB) -> preprocess -> bytes [3, H, W] -> normalise -> pooled [d] -> projected [c]
 
 GILL reads `pooled`: the pooled vector before CLIP's own projection (paper section 3.1; UPSTREAM of
 the released code: `CLIPVisionModel.pooler_output`, d = 1024 for ViT-L/14). `projected` and
@@ -10,17 +10,21 @@ the released code: `CLIPVisionModel.pooler_output`, d = 1024 for ViT-L/14). `pro
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms.functional import pil_to_tensor
 
+from pipeline.devices import sent
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.plain_text import read_control_tokens_as_text
 
@@ -30,11 +34,16 @@ _LONGEST = 16
 class VisualEncoder:
     """A frozen open_clip model whose vision tower gives the vector before its projection."""
 
-    def __init__(
-        self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], tokenizer: Any
-    ):
+    def __init__(self, model: nn.Module, preprocess: Compose, tokenizer: Any):
         self.model = model.eval().requires_grad_(False)
-        self._transform = preprocess
+        *steps, to_tensor, to_numbers = preprocess.transforms
+        if not (isinstance(to_tensor, ToTensor) and isinstance(to_numbers, Normalize)):
+            raise BackboneError(
+                f"the visual encoder's preprocessing ends in {to_tensor} and {to_numbers}, not in "
+                "ToTensor and Normalize, as open_clip's own does"
+            )
+        self._transform = Compose(steps)
+        self._mean, self._std = to_numbers.mean, to_numbers.std
         self._tokenizer = tokenizer
         visual = cast(Any, model).visual
         if isinstance(getattr(visual, "proj", None), nn.Parameter):
@@ -59,13 +68,26 @@ class VisualEncoder:
             blank = torch.zeros(1, 3, *self.image_size, dtype=self.dtype, device=self.device)
             self.width = int(self.pooled(blank).shape[-1])
 
-    def preprocess(self, picture: Image.Image) -> Float[Tensor, "3 H W"]:
-        """Resize, crop and normalise one RGB picture as the encoder was trained (float32, CPU).
+    def preprocess(self, picture: Image.Image) -> UInt8[Tensor, "3 H W"]:
+        """Resize and crop one RGB picture as the encoder was trained; on the CPU, as bytes: a
+        quarter of what `normalise` makes of them.
 
         Of a picture longer than 16 times its shorter side the middle is seen: the transform scales
         the shorter side first, and would make gigabytes of a picture of 1,000,000 x 1 pixels.
         """
-        return self._transform(_middle(picture, 2 * max(self.image_size)))
+        seen = self._transform(_middle(picture, 2 * max(self.image_size)))
+        return pil_to_tensor(seen).contiguous()
+
+    def normalise(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """Pixels as the encoder was trained on them: float32, on the device that they are on.
+
+        The steps of ToTensor and Normalize, one for one.
+        """
+        mean, std = (
+            torch.tensor(numbers, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+            for numbers in (self._mean, self._std)
+        )
+        return pixels.float().div_(255).sub_(mean).div_(std)
 
     @torch.no_grad()
     def pooled(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B d"]:
@@ -81,9 +103,9 @@ class VisualEncoder:
         joint = self._head(pooled) if self._projection is None else pooled @ self._projection
         return F.normalize(joint.float(), dim=-1)
 
-    def pooled_of(self, pixels: Sequence[Float[Tensor, "3 H W"]]) -> Float[Tensor, "B d"]:
-        """`pooled` of pictures that were preprocessed one by one."""
-        return self.pooled(torch.stack(list(pixels)))
+    def pooled_of(self, pixels: Sequence[UInt8[Tensor, "3 H W"]]) -> Float[Tensor, "B d"]:
+        """`pooled` of pictures that were preprocessed one by one; they are normalised there."""
+        return self.pooled(self.normalise(sent(torch.stack(list(pixels)), self.device)))
 
     def encode_pictures(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "B d"]:
         """Pooled vectors of pictures; the batch is the caller's choice."""
@@ -117,7 +139,7 @@ def load_visual_encoder(
         raise BackboneError(f"cannot load the visual encoder {source}: {error}") from error
     return VisualEncoder(
         cast(nn.Module, model).to(dtype),
-        cast(Callable[[Image.Image], Tensor], preprocess),
+        cast(Compose, preprocess),
         tokenizer,
     )
 
@@ -136,11 +158,14 @@ def untrained_visual_encoder(source: str) -> VisualEncoder:
     try:
         with torch.device("meta"):
             model: Any = open_clip.create_model(name, load_weights=False, device="meta")
+        preprocess = image_transform_v2(
+            PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
+        )
     except (RuntimeError, ValueError, OSError) as error:
         raise BackboneError(f"open_clip cannot make {source}: {error}") from error
     finally:
         said.disabled = before
-    return VisualEncoder(model, _no_preprocessing, None)
+    return VisualEncoder(model, cast(Compose, preprocess), None)
 
 
 def repository_of_tag(source: str) -> str:
@@ -178,10 +203,6 @@ def _middle(picture: Image.Image, enough: int) -> Image.Image:
     width, height = (min(side, longest) for side in picture.size)
     factor = max(min(picture.size) // enough, 1)
     return picture.reduce(factor, (left, top, left + width, top + height))
-
-
-def _no_preprocessing(picture: Image.Image) -> Tensor:
-    raise BackboneError("an untrained visual encoder reads no pictures")
 
 
 def _name_and_tag(source: str) -> tuple[str, str | None]:
