@@ -112,7 +112,7 @@ class _ReadsContexts:
 
 def _with_signature_of(kind: type) -> inspect.Signature:
     """The constructor's, as diffusers reads it: the parts of the pipeline, and ours."""
-    theirs = inspect.signature(kind.__init__)
+    theirs = inspect.signature(vars(kind)["__init__"])
     ours = [
         inspect.Parameter("gill", inspect.Parameter.KEYWORD_ONLY, default="", annotation=str),
         inspect.Parameter(

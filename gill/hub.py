@@ -109,7 +109,7 @@ def save_trained(
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if decision is not None:
         decision.save(folder)
-    in_diffusers = PIPELINES.get(_class_of(Path(backbones.image_generator.path)))
+    in_diffusers = PIPELINES.get(_class_of(Path(backbones.image_generator.path)) or "")
     if in_diffusers is not None:
         text = _PIPELINE_FILE.format(in_diffusers)
         (folder / PIPELINE).write_text(text, encoding="utf-8")

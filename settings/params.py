@@ -57,6 +57,9 @@ MOVED = {
 """Keys of earlier versions, and where they went."""
 
 
+LoggerName = Literal["dvclive", "wandb", "mlflow", "trackio", "tensorboard"]
+
+
 class BatchSizes(Record):
     """Rows that a frozen model takes at once. They change rounding at most."""
 
@@ -68,6 +71,17 @@ class BatchSizes(Record):
 class RunParams(TrainingRun, GenerationRun):
     """How everything runs; the keys of training and sampling are described in pipeline.settings."""
 
+    loggers: tuple[LoggerName, ...] = Field(
+        ("dvclive",),
+        description="who keeps the training curve: dvclive always, the others beside it (each an "
+        "extra of its name); nothing is sent unless the library's own environment variable says so",
+    )
+    pictures_every: int = Field(
+        0,
+        ge=0,
+        description="training steps between grids of pictures of eight held-out captions, for the "
+        "loggers; 0: none. To be a multiple of log_every",
+    )
     device: str = Field("auto", description="`auto` takes a GPU where there is one, else the CPU")
     threads: int = Field(1, ge=1, description="CPU threads of torch")
     readers: int | None = Field(
@@ -325,6 +339,16 @@ class Params(Record):
             found.append(
                 "training.captioning_from: l_c trains E_img too where objective.captioning_softmax "
                 "is words_and_images: it cannot be left out"
+            )
+        if self.run.pictures_every % self.run.log_every:
+            found.append(
+                f"run.pictures_every: {self.run.pictures_every} is no multiple of run.log_every "
+                f"({self.run.log_every})"
+            )
+        if self.run.pictures_every and self.run.shard_language_model:
+            found.append(
+                "run.pictures_every: does not go with run.shard_language_model, whose passes are "
+                "common to all processes: set it to 0"
             )
         if self.run.shard_language_model and lm.language_model_quantization != "none":
             found.append(

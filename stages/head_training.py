@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from corpora.caption_table import CaptionTable
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill_errors import StageError
+from pipeline.bridge.checkpoint import CurvePoint
 from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import set_up
@@ -18,13 +21,17 @@ from pipeline.frozen.backbones import Backbone, Backbones
 from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.training.distribution import num_processes, rank
+from pipeline.training.loggers import Loggers
 from pipeline.training.loop import train
-from pipeline.training.progress import DvcliveLog, show_progress
+from pipeline.training.progress import DvcliveLog, TrainingProgress, show_progress
 from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
 from stages.trained_weights import read_captioning, read_weights
+from stages.validation_pictures import ValidationPictures
 from stages.validation_rows import contents_of, one_row_per_picture
+
+_PICTURES = 8
 
 
 def train_heads(
@@ -69,9 +76,10 @@ def train_heads(
     # No larger than what training reads at once, as it needs no more memory then.
     part = settings.micro_batch_size or max(len(held_out), 1)
     validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
-    with DvcliveLog(curve) if rank() == 0 else nullcontext() as log:
+    model = MultimodalLanguageModel(language_model, heads)
+    with _logging(params, backbones, model, folder, curve, table, held_out) as (log, told):
         result = train(
-            MultimodalLanguageModel(language_model, heads),
+            model,
             batches,
             objective,
             settings,
@@ -82,11 +90,51 @@ def train_heads(
             parameters={"model": params.model.model_dump(mode="json")},
             resume=resume,
             log=log,
-            on_progress=show_progress,
+            on_progress=told,
         )
     if rank() == 0:
         for name, value in result.metrics.items():
             print(f"{name}: {value:.4f}")
+
+
+@contextmanager
+def _logging(
+    params: Params,
+    backbones: Backbones,
+    model: MultimodalLanguageModel,
+    folder: Path,
+    curve: Path,
+    table: CaptionTable,
+    held_out: np.ndarray,
+) -> Iterator[tuple[Callable[[CurvePoint], None] | None, Callable[[TrainingProgress], None]]]:
+    """What takes the rows of the curve, and what is told how it goes; the first process alone."""
+    if rank() != 0:
+        yield None, show_progress
+        return
+    run = params.run
+    pictures: ValidationPictures | None = None
+    if run.pictures_every and len(held_out):
+        captions = table.captions(held_out[:_PICTURES])
+        pictures = ValidationPictures(model, backbones, captions, params.generation_settings)
+    parameters = params.model_dump(mode="json", include={"model", "objective", "training"})
+    with (
+        DvcliveLog(curve) as dvclive,
+        Loggers(run.loggers, folder / "loggers", f"gill-{folder.name}", parameters) as loggers,
+    ):
+
+        def log(row: CurvePoint) -> None:
+            dvclive(row)
+            loggers.log(row)
+
+        def told(progress: TrainingProgress) -> None:
+            show_progress(progress)
+            # Only here are the weights those of this step: a resumed run logs its past first.
+            if pictures is not None and progress.step % run.pictures_every == 0:
+                grid = pictures.draw()
+                dvclive.show(grid, progress.step)
+                loggers.show(grid, progress.step)
+
+        yield log, told
 
 
 def _first_heads(params: Params, backbones: Backbones, language_model: LanguageModel) -> Heads:

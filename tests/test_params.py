@@ -27,7 +27,9 @@ run.checkpoint_every
 run.cpu_offload
 run.device
 run.log_every
+run.loggers
 run.micro_batch_size
+run.pictures_every
 run.prefetch
 run.preview_every
 run.readers

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from stage_runs import refusal, run, write_params
 from typer.testing import CliRunner
@@ -102,6 +103,37 @@ def _killed_after_the_third_step() -> str:
 def _same_tensors(one: Path, other: Path) -> bool:
     first, second = load_file(one), load_file(other)
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_pictures_of_held_out_captions_change_no_weight(given, steps):
+    """A grid at steps 2 and 4; killed after step 3, the second training makes the second."""
+    _params(run={"pictures_every": 2})
+    _killed_after_the_third_step()
+    run("train")
+    assert _same_tensors(HEADS, given.heads)
+    (entry,) = _entries()
+    shown = CURVE.parent / "plots" / "images" / "pictures"
+    assert [path.name for path in sorted(shown.iterdir())] == ["000004.png"]
+    with Image.open(shown / "000004.png") as grid:
+        assert grid.size == (4 * 64, 64)  # as many pictures as there are held-out captions
+        assert len(set(grid.get_flattened_data())) > 16
+    assert not (entry / "loggers" / "loggers.json").exists()  # dvclive alone: nothing else is told
+
+
+def test_a_run_that_goes_on_continues_its_curve_elsewhere(given, steps):
+    reading = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="extra `tensorboard` is not installed",
+    )
+    _params(run={"loggers": ["dvclive", "tensorboard"]})
+    _killed_after_the_third_step()
+    assert "going on" in run("train")
+    assert _same_tensors(HEADS, given.heads)
+    (entry,) = _entries()
+    events = reading.EventAccumulator(str(entry / "loggers" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert events.Scalars("train/loss")[-1].value == pytest.approx(given.curve["train"]["loss"])
 
 
 def test_a_finished_training_is_left_alone(steps):

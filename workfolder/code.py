@@ -28,7 +28,8 @@ DOES_NOT_DECIDE = (
     "cache.manifest", "cache.memory", "cache.sharing", "cache.verifying",
     "gill.artifacts", "gill.diffusers_pipeline", "gill.dimensions", "gill.frozen", "gill.hub",
     "gill.model_card", "gill.world",
-    "pipeline.devices", "pipeline.frozen.provenance", "pipeline.training.progress",
+    "pipeline.devices", "pipeline.frozen.provenance", "pipeline.training.loggers",
+    "pipeline.training.progress", "stages.validation_pictures",
     "stages.init", "stages.stores",
     # Weights that exist are read exactly, or not at all.
     "stages.trained_weights",

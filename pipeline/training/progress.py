@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.checkpoint import CurvePoint
 from pipeline.settings import TrainingSettings
@@ -72,6 +74,11 @@ class DvcliveLog:
             if name != "step":
                 self._live.log_metric(name, value)
         self._live.make_summary()
+
+    def show(self, picture: Image.Image, step: int) -> None:
+        """The grid of validation pictures of a step, once the curve has begun."""
+        if self._live is not None:
+            self._live.log_image(f"pictures/{step:06d}.png", picture)
 
     def __enter__(self) -> DvcliveLog:
         return self
