@@ -50,6 +50,13 @@ def test_packed_hidden_states_give_the_models_own_logits(name: str) -> None:
     assert not model.model.training
 
 
+def test_a_language_model_turns_off_the_attention_that_plans_for_every_shape() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    LanguageModel(tiny_model("opt"), tiny_tokenizer())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_ordinary_calls_with_padding_and_cache_work_as_before() -> None:
     original = tiny_model("llama-untied-grouped")
     model = LanguageModel(copy.deepcopy(original), tiny_tokenizer()).model

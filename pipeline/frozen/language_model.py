@@ -62,6 +62,9 @@ class LanguageModel:
         Raises:
             BackboneError: the model cannot serve; the message says why.
         """
+        # cuDNN's attention makes a plan for every new shape, 22 ms to 1 s each: training meets some
+        # thousand of them, decoding one with every token. For the process, as torch has it.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         _refuse_unfit(model, name)

@@ -138,10 +138,10 @@ class Packing:
         """Lay packed states out per sequence; places past a sequence's end are zero."""
         num_sequences, longest = len(self.lengths), max(self.lengths)
         # [1, H, S, h] -> [S, H, h] -> [B * T, H, h] -> [B, H, T, h].
-        rows = states[0].transpose(0, 1)
+        rows = states.squeeze(0).transpose(0, 1)
         if self.slots is not None:
             grid = rows.new_zeros(num_sequences * longest, *rows.shape[1:])
-            rows = grid.index_copy(0, self.slots, rows)
+            rows = grid.index_copy_(0, self.slots, rows)
         return rows.unflatten(0, (num_sequences, longest)).transpose(1, 2)
 
     def pack(self, states: Float[Tensor, "B H T h"]) -> Float[Tensor, "1 S H h"]:
