@@ -12,6 +12,7 @@ from .inspecting import (
     write_page,
 )
 from .layout import ArraySpec, StoreSpec
+from .location import StoreUnreachableError
 from .lock import StoreLockedError
 from .manifest import manifest_location, read_manifest
 from .reading import (
@@ -57,6 +58,7 @@ __all__ = [
     "StoreLockedError",
     "StoreMismatchError",
     "StoreSpec",
+    "StoreUnreachableError",
     "StoresDifferError",
     "TorchRows",
     "VerifyReport",
