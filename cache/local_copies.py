@@ -16,7 +16,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,35 +70,43 @@ class LocalCopies:
             try:
                 return os.open(copy, os.O_RDONLY)
             except FileNotFoundError:
-                self.fetch(shard)  # and perhaps it had to go again at once: other processes
+                self._fetch(shard, time.time_ns())  # it may have to go again at once
 
-    def fetch(self, shard: ShardSource) -> None:
-        """Have a copy, by fetching it or by waiting for whoever does. Raises as `open` does."""
+    def fetch(self, shard: ShardSource, asked_ns: int | None = None) -> None:
+        """Have a copy, by fetching it or by waiting for whoever does. Raises as `open` does.
+
+        asked_ns: what counts as its last use, by `time.time_ns`; None: now.
+        """
+        asked = time.time_ns() if asked_ns is None else asked_ns
+        try:
+            os.utime(self._copy(shard), ns=(asked, asked))
+        except FileNotFoundError:
+            self._fetch(shard, asked)
+
+    def discard(self, shard: ShardSource) -> None:
+        """Have no copy: it holds damaged rows, be it the store's fault or this disk's."""
+        self._copy(shard).unlink(missing_ok=True)
+
+    def _copy(self, shard: ShardSource) -> Path:
+        return self.folder / (shard.copy_name + COPY_SUFFIX)
+
+    def _fetch(self, shard: ShardSource, asked: int) -> None:
         if shard.max_bytes > self.limit:
             raise InputError(
                 f"cache_limit is {self.limit:,} bytes, but {'/'.join(shard.inside)} of "
                 f"{shard.location} may take {shard.max_bytes:,}: allow for several such shards"
             )
-        copy = self.folder / (shard.copy_name + COPY_SUFFIX)
+        copy = self._copy(shard)
         partial = self.folder / f"{shard.copy_name}.{shard.max_bytes}{PARTIAL_SUFFIX}"
-        # Not when it is opened, nor when it has come: what is asked for ahead must not go before
-        # what was asked for earlier and is read by now.
-        asked = time.time_ns()
         while (begun := self._begin(copy, partial, shard.max_bytes)) is not None:
             handle, is_ours = begun
             try:
                 if is_ours:
-                    self._complete(shard, partial, copy)
-                else:
-                    fcntl.flock(handle, fcntl.LOCK_SH)  # until the other is done, or has failed
+                    self._complete(shard, partial, copy, asked)
+                    return
+                fcntl.flock(handle, fcntl.LOCK_SH)  # until the other is done, or has failed
             finally:
                 os.close(handle)
-        with suppress(FileNotFoundError):  # it had to go again
-            os.utime(copy, ns=(asked, asked))
-
-    def discard(self, shard: ShardSource) -> None:
-        """Have no copy: it holds damaged rows, be it the store's fault or this disk's."""
-        (self.folder / (shard.copy_name + COPY_SUFFIX)).unlink(missing_ok=True)
 
     def _begin(self, copy: Path, partial: Path, size: int) -> tuple[int, bool] | None:
         """The partial file, and whether it is locked for us; None where there is a copy by now."""
@@ -112,9 +120,12 @@ class LocalCopies:
                     return handle, _try_lock(handle)
             time.sleep(WAIT_SECONDS)
 
-    def _complete(self, shard: ShardSource, partial: Path, copy: Path) -> None:
+    def _complete(self, shard: ShardSource, partial: Path, copy: Path, asked: int) -> None:
         try:
             shard.location.download(partial, *shard.inside)
+            # Not when it has come, nor when it is opened: what is asked for ahead must not go
+            # before what was asked for earlier and has been read by now.
+            os.utime(partial, ns=(asked, asked))
             with self._names_locked():
                 partial.replace(copy)
         except OSError as error:

@@ -6,9 +6,10 @@ import math
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
@@ -186,29 +187,31 @@ class ShuffledRows:
         self, windows: Iterator[Window], copies: LocalCopies, fetchers: ThreadPoolExecutor
     ) -> Iterator[Window]:
         """The windows, the shards of those that come next being fetched already."""
-        ahead: deque[tuple[Window, int]] = deque()
+        ahead: deque[tuple[Window, int, list[Future[None]]]] = deque()
         in_use: deque[int] = deque([0, 0], maxlen=2)  # the window that is read, and the next
         largest, ended = 0, False
         while True:
             while not ended:
-                taken = sum(in_use) + sum(size for _, size in ahead)
+                taken = sum(in_use) + sum(size for _, size, _ in ahead)
                 # No window is too large to be fetched, but none makes another go again unread.
                 if ahead and (len(ahead) >= FETCHES or taken + largest > copies.limit):
                     break
                 if (window := next(windows, None)) is None:
                     ended = True
                     break
-                size = 0
+                size, fetches = 0, []
                 for source in self._sources.values():
                     for shard in source.shards(window):
-                        # What fails here is tried again, and told, when its rows are read.
-                        fetchers.submit(source.store.fetch_shard, source.name, shard)
+                        # Numbered here, in the order of need: threads may begin in another.
+                        fetch = (source.store.fetch_shard, source.name, shard, time.time_ns())
+                        fetches.append(fetchers.submit(*fetch))
                         size += max_shard_bytes(source.store.spec, source.name)
-                ahead.append((window, size))
+                ahead.append((window, size, fetches))
                 largest = max(largest, size)
             if not ahead:
                 return
-            window, size = ahead.popleft()
+            window, size, fetches = ahead.popleft()
+            wait(fetches)  # one that failed is tried again, and told of, when its rows are read
             in_use.append(size)
             yield window
 

@@ -214,10 +214,13 @@ class EmbeddingStore:
             open_file = partial(self._copies.open, self._shard_source(name, shard))
         return ShardFile(path, open_file, self.spec, name)
 
-    def fetch_shard(self, name: str, shard: int) -> None:
-        """Have a local copy of a shard, where this store is read through such copies."""
+    def fetch_shard(self, name: str, shard: int, asked_ns: int | None = None) -> None:
+        """Have a local copy of a shard, where this store is read through such copies.
+
+        asked_ns: since when it is wanted, by `time.time_ns`; None: since now.
+        """
         if self._copies is not None and self.reads_straight(name):
-            self._copies.fetch(self._shard_source(name, shard))
+            self._copies.fetch(self._shard_source(name, shard), asked_ns)
 
     def discard_copy(self, name: str, shard: int) -> None:
         """Have a shard with damaged rows fetched anew when it is read next."""
@@ -408,7 +411,7 @@ class EmbeddingStore:
             pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
             # zarrs decompresses on all cores; it reads local stores only.
             fast = self.location.is_local and name in self.spec.arrays
-            with zarr.config.set(pipeline if fast else {}):
+            with zarr.config.set(pipeline if fast else {}), self.location.reached(name):
                 array = self.group.get(name)
             if not isinstance(array, zarr.Array):
                 raise NotAStoreError(
