@@ -13,6 +13,7 @@ from .inspecting import (
     write_page,
 )
 from .layout import ArraySpec, StoreSpec
+from .location import StoreUnreachableError
 from .lock import StoreLockedError
 from .manifest import manifest_location, read_manifest
 from .reading import (
@@ -58,6 +59,7 @@ __all__ = [
     "StoreLockedError",
     "StoreMismatchError",
     "StoreSpec",
+    "StoreUnreachableError",
     "StoresDifferError",
     "TorchRows",
     "VerifyReport",

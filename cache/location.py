@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +16,14 @@ import zarr.abc.store
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import FsspecStore, LocalStore
 
-from gill_errors import InputError
+from gill_errors import GillError, InputError
 from gill_files import PARTIAL_SUFFIX, force_to_disk, remove_partial_files, written_whole
+
+OWN_DISK = (errno.ENOSPC, errno.EDQUOT)  # what no object store says
+
+
+class StoreUnreachableError(GillError, OSError):
+    """An object store does not answer, or answers with an error: nothing is known of the rows."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,40 @@ class Location:
             return fs.cat_file(path).decode()
         except FileNotFoundError:
             return None
+
+    def download(self, target: Path, *inside: str) -> None:
+        """Write the file named `inside` this folder to the local path `target`.
+
+        Raises FileNotFoundError where there is none, StoreUnreachableError, or OSError with the
+        errno of `target`'s disk.
+        """
+        if self.is_local:
+            shutil.copyfile(self.path.joinpath(*inside), target)
+            return
+        fs, path = self._fs(*inside)
+        with self.reached(*inside):
+            fs.get_file(path, str(target))
+
+    @contextmanager
+    def reached(self, *inside: str) -> Iterator[None]:
+        """Say which object cannot be had from an object store, and that no row is to blame.
+
+        The file system's library has tried several times by then (s3fs: five times, waiting from
+        0.1 to 1 s, each of up to five requests).
+        """
+        try:
+            yield
+        # What Zarr raises where bytes are there and wrong is left to who knows the rows.
+        except (GillError, FileNotFoundError, ValueError, RuntimeError, MemoryError):
+            raise
+        except Exception as error:
+            if self.is_local or getattr(error, "errno", None) in OWN_DISK:
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise StoreUnreachableError(
+                f"{'/'.join([self.url, *inside])} cannot be read ({reason}): nothing is damaged by "
+                "that; see that the store answers, and run again"
+            ) from error
 
     def write_text(self, text: str) -> None:
         """Write this file whole or not at all."""

@@ -40,9 +40,14 @@ class _Source:
         array = store.array_spec(name)
         self.values = Memory(array.shape, self.fitted.decoded_dtype)
 
+    def shards(self, window: Window) -> list[int]:
+        """The shards of a window, in the order in which they are read."""
+        size = self.store.spec.shard_rows
+        return list(dict.fromkeys(int(s) for p in window.pieces for s in np.unique(p // size)))
+
 
 class StraightSource(_Source):
-    """Local and uncompressed: rows are read from their files into the batch, with one copy.
+    """On a disk and uncompressed: rows are read from their files into the batch, with one copy.
 
     Preparing a window asks the system to read its blocks, so that the page cache is the buffer. A
     row is checked when it is first read, and again when its file has changed since: checking costs
@@ -54,6 +59,7 @@ class StraightSource(_Source):
         self._files: dict[int, ShardFile] = {}
         self._versions: dict[int, tuple[int, ...]] = {}  # of the files whose rows were checked
         self._checked = np.zeros(store.num_rows, bool)
+        self._damaged: set[int] = set()
         array = store.array_spec(name)
         self._stored = Memory(array.stored_row_shape, np.dtype(array.codec.dtype))
         self._gap = 1 + ANNOUNCED_GAP // array.stored_row_bytes
@@ -96,6 +102,7 @@ class StraightSource(_Source):
             bad.update(found)
         if not as_stored:
             decode(self.fitted, stored, slice(None), out)
+        self._damaged.update(bad)
         return bad
 
     def release(self) -> None:
@@ -103,6 +110,9 @@ class StraightSource(_Source):
         for file in self._files.values():
             file.close()
         self._files.clear()
+        # Again and again: one that was asked for ahead may come after its rows have been read.
+        for shard in {row // self.store.spec.shard_rows for row in self._damaged}:
+            self.store.discard_copy(self.name, shard)
 
     def _open(self, rows: NDArray[np.int64]) -> tuple[dict[int, ShardFile], dict[int, str]]:
         """The files of rows by shard, and the rows of files that cannot be opened."""
@@ -152,7 +162,7 @@ class StraightSource(_Source):
 
 
 class BufferedSource(_Source):
-    """Remote or compressed: blocks are read through Zarr into one buffer, beside that in use."""
+    """Compressed, or remote without copies: read through Zarr into a buffer beside that in use."""
 
     def __init__(self, store: EmbeddingStore, name: str) -> None:
         super().__init__(store, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from gill_records import Record
 
@@ -46,3 +46,14 @@ class ReadingParams(ReadingOrder):
     """How shuffled rows are read."""
 
     prefetch: int = Field(default=2, ge=1, description="Batches made ahead of the consumer.")
+    cache_limit: ByteSize | None = Field(
+        default=None,
+        description="Read whole shards through copies on this machine of at most so many bytes, or "
+        "so much (50 GB), the least recently used making room: for uncompressed stores on a "
+        "network. Best with block_rows a multiple of the rows of a shard.",
+    )
+    cache_folder: str | None = Field(
+        default=None,
+        description="Where such copies lie, shared by the processes of a machine; null: "
+        "gill/shards in XDG_CACHE_HOME or ~/.cache.",
+    )

@@ -10,7 +10,7 @@ then an index of their places (offset, bytes), then the CRC-32C of the index.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Self, TypeAlias
 
 import google_crc32c
@@ -53,6 +53,14 @@ def shard_path(spec: StoreSpec, name: str, shard: int) -> tuple[str, ...]:
     """Where a shard lies in the store: ("embedding", "c", "12", "0", "0")."""
     # A shard spans whole rows, so it is the first along every axis but that of the rows.
     return (name, "c", str(shard), *["0"] * len(spec.arrays[name].dims))
+
+
+def max_shard_bytes(spec: StoreSpec, name: str) -> int:
+    """What an uncompressed shard file takes at most: its inner chunks, index and checksum."""
+    inner = spec.inner_rows(name)
+    num_inner = spec.shard_rows // inner
+    data = num_inner * inner * spec.arrays[name].stored_row_bytes
+    return data + num_inner * INDEX_ENTRY.itemsize + 4
 
 
 def shard_content(spec: StoreSpec, name: str, stored: np.ndarray) -> list[Buffer]:
@@ -102,14 +110,15 @@ class ShardFile:
     DamagedShardError where the file is cut short or its index is not valid.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, name: str) -> None:
+    def __init__(self, path: str, open_file: Callable[[], int], spec: StoreSpec, name: str) -> None:
+        """path: for messages; open_file: gives a file descriptor, or raises FileNotFoundError."""
         self._path = path
         self._inner = spec.inner_rows(name)
         self._row_bytes = spec.arrays[name].stored_row_bytes
         self._fd: int | None = None
         self.version: tuple[int, ...] = ()  # another one where the file was replaced or written to
         try:
-            self._fd = os.open(path, os.O_RDONLY)
+            self._fd = open_file()
         except FileNotFoundError:
             return
         # Of the open file, not the path: a shard that is replaced meanwhile stays readable here.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,9 @@ from cache.layout import (
     error_name,
     fitted_name,
 )
-from cache.location import Location, locate
-from cache.shards import ShardFile, create_data_array, shard_path
+from cache.local_copies import LocalCopies, ShardSource
+from cache.location import Location, StoreUnreachableError, locate
+from cache.shards import ShardFile, create_data_array, max_shard_bytes, shard_path
 from gill_errors import InputError
 from gill_files import explained
 from gill_records import differences
@@ -75,9 +78,14 @@ class ShardResult:
 class EmbeddingStore:
     """One store of one corpus. `open_store` opens it, `fill` creates and fills it."""
 
-    def __init__(self, location: Location, group: zarr.Group) -> None:
+    def __init__(
+        self, location: Location, group: zarr.Group, copies: LocalCopies | None = None
+    ) -> None:
+        """copies: through which shards that nothing compresses are read."""
         self.location = location
         self.group = group
+        self._copies = copies
+        self._shard_versions: dict[str, list[str]] = {}
         self._arrays: dict[str, zarr.Array] = {}
         self._fitted: dict[str, FittedCodec] = {}
         meta = group.attrs.get(ATTRIBUTE)
@@ -163,9 +171,12 @@ class EmbeddingStore:
         return self.table(checksum_name(name))
 
     def read_table(self, name: str) -> np.ndarray:
-        """A whole bookkeeping array; raises NotAStoreError naming it where it cannot be read."""
+        """A whole bookkeeping array; raises NotAStoreError naming it where it is damaged."""
         try:
-            return np.asarray(self.table(name)[...])
+            with self.location.reached(name):
+                return np.asarray(self.table(name)[...])
+        except StoreUnreachableError:
+            raise
         except (ValueError, RuntimeError, OSError) as e:
             raise NotAStoreError(
                 f"{self.location}: {name} is damaged ({e}): repair the store"
@@ -184,23 +195,55 @@ class EmbeddingStore:
         if out is None:
             out = np.empty((stop - start, *array.stored_row_shape), array.codec.dtype)
         if not self.reads_straight(name):
-            out[...] = self._open(name)[start:stop]
+            with self.location.reached(*shard_path(self.spec, name, start // self.spec.shard_rows)):
+                out[...] = self._open(name)[start:stop]
             return out
         rows = self.spec.shard_rows
         for shard in range(start // rows, -(-stop // rows)):
             first, last = max(start, shard * rows), min(stop, (shard + 1) * rows)
+            self.fetch_shard(name, shard)
             with self.open_shard(name, shard) as file:
                 file.read(first - shard * rows, out[first - start : last - start])
         return out
 
     def reads_straight(self, name: str) -> bool:
-        """True where nothing stands between the file and the rows: local and uncompressed."""
-        return self.location.is_local and self.array_spec(name).codec.compressor == "none"
+        """True where nothing stands between a file on a disk and the rows: no compression."""
+        on_disk = self.location.is_local or self._copies is not None
+        return on_disk and self.array_spec(name).codec.compressor == "none"
 
     def open_shard(self, name: str, shard: int) -> ShardFile:
         """A shard's file, of an array that `reads_straight`."""
-        path = self.location.path.joinpath(*shard_path(self.spec, name, shard))
-        return ShardFile(path, self.spec, name)
+        path = self.shard_file(name, shard * self.spec.shard_rows)
+        if self._copies is None:
+            open_file = partial(os.open, path, os.O_RDONLY)
+        else:
+            open_file = partial(self._copies.open, self._shard_source(name, shard))
+        return ShardFile(path, open_file, self.spec, name)
+
+    def fetch_shard(self, name: str, shard: int, asked_ns: int | None = None) -> None:
+        """Have a local copy of a shard, where this store is read through such copies.
+
+        asked_ns: since when it is wanted, by `time.time_ns`; None: since now.
+        """
+        if self._copies is not None and self.reads_straight(name):
+            self._copies.fetch(self._shard_source(name, shard), asked_ns)
+
+    def discard_copy(self, name: str, shard: int) -> None:
+        """Have a shard with damaged rows fetched anew when it is read next."""
+        if self._copies is not None and self.reads_straight(name):
+            self._copies.discard(self._shard_source(name, shard))
+
+    def _shard_source(self, name: str, shard: int) -> ShardSource:
+        size = self.spec.shard_rows
+        if name not in self._shard_versions:
+            # By the rows' checksums: a shard that was replaced since is another file.
+            sums = self.read_table(checksum_name(name))
+            self._shard_versions[name] = [
+                digest(sums[i : i + size]) for i in range(0, len(sums), size)
+            ]
+        version = self._shard_versions[name][shard]
+        inside = shard_path(self.spec, name, shard)
+        return ShardSource(self.location, inside, version, max_shard_bytes(self.spec, name))
 
     def read_checked(
         self,
@@ -217,7 +260,7 @@ class EmbeddingStore:
         bad: dict[int, str] = {}
         try:
             self.read_stored(name, start, start + len(out), out)
-        except MemoryError:  # the rows may be whole
+        except (MemoryError, StoreUnreachableError):  # the rows may be whole
             raise
         except Exception:
             # Something in the range is damaged: go by inner chunks to find out which rows.
@@ -227,7 +270,7 @@ class EmbeddingStore:
                 piece = out[first - start : last - start]
                 try:
                     self.read_stored(name, first, last, piece)
-                except MemoryError:
+                except (MemoryError, StoreUnreachableError):
                     raise
                 except Exception as e:
                     piece[...] = 0
@@ -237,6 +280,8 @@ class EmbeddingStore:
         sums = row_checksums(out)
         for offset in np.flatnonzero(sums != checksums):
             bad.setdefault(int(offset), "checksum differs")
+        for shard in {(start + offset) // self.spec.shard_rows for offset in bad}:
+            self.discard_copy(name, shard)
         return {offset: reason for offset, reason in sorted(bad.items()) if wanted[offset]}
 
     def shard_file(self, name: str, row: int) -> str:
@@ -379,7 +424,7 @@ class EmbeddingStore:
             pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
             # zarrs decompresses on all cores; it reads local stores only.
             fast = self.location.is_local and name in self.spec.arrays
-            with zarr.config.set(pipeline if fast else {}):
+            with zarr.config.set(pipeline if fast else {}), self.location.reached(name):
                 array = self.group.get(name)
             if not isinstance(array, zarr.Array):
                 raise NotAStoreError(
@@ -391,25 +436,30 @@ class EmbeddingStore:
 
 
 def open_store(
-    where: str | Path | Location | EmbeddingStore, *, writable: bool = False
+    where: str | Path | Location | EmbeddingStore,
+    *,
+    writable: bool = False,
+    copies: LocalCopies | None = None,
 ) -> EmbeddingStore:
     """Open a store, for reading or (under the run lock) for writing; one that is open is itself.
 
-    Reads the attributes only, however many rows there are. Raises NotAStoreError where there is
-    none.
+    Reads the attributes only, however many rows there are. Of a store read through local copies,
+    shards that nothing compresses are fetched whole. Raises NotAStoreError where there is none,
+    StoreUnreachableError where an object store does not answer.
     """
     if isinstance(where, EmbeddingStore):
-        return where
+        return where if copies is None else EmbeddingStore(where.location, where.group, copies)
     location = locate(where)
     try:
-        group = zarr.open_group(
-            location.zarr_store(read_only=not writable),
-            mode="r+" if writable else "r",
-            zarr_format=3,
-        )
+        with location.reached():
+            group = zarr.open_group(
+                location.zarr_store(read_only=not writable),
+                mode="r+" if writable else "r",
+                zarr_format=3,
+            )
     except FileNotFoundError:
         raise NotAStoreError(f"{location}: there is no store here") from None
-    return EmbeddingStore(location, group)
+    return EmbeddingStore(location, group, copies)
 
 
 def open_for_writing(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ByteSize, Field, ValidationError, field_validator
 
 from cache import Codec, FillingParams, ReadingOrder, ReadingParams
 from cluster import ScaleOutParams, SchedulerName
@@ -102,6 +102,15 @@ class RunParams(TrainingRun, GenerationRun):
     )
     batch_sizes: BatchSizes = BatchSizes()
     prefetch: int = Field(2, ge=1, description="training batches made ahead of the step")
+    cache_limit: ByteSize | None = Field(
+        None,
+        description="training reads stores through whole copies of their shards on this machine's "
+        "own disk, of at most so many bytes (or 50 GB): for a work folder on a network; best with "
+        "batches.reading.block_rows a multiple of a shard's rows",
+    )
+    cache_folder: str | None = Field(
+        None, description="where they lie; null: gill/shards in XDG_CACHE_HOME or ~/.cache"
+    )
 
     @property
     def scale_out(self) -> ScaleOutParams:
@@ -324,7 +333,13 @@ class Params(Record):
     @property
     def reading(self) -> ReadingParams:
         """How training rows are read."""
-        return ReadingParams(**dict(self.batches.reading), prefetch=self.run.prefetch)
+        run = self.run
+        return ReadingParams(
+            **dict(self.batches.reading),
+            prefetch=run.prefetch,
+            cache_limit=run.cache_limit,
+            cache_folder=run.cache_folder,
+        )
 
     def contradictions(self) -> list[str]:
         """What two sections say differently, a line each."""

@@ -23,6 +23,8 @@ run.attention_slicing
 run.batch_sizes.features
 run.batch_sizes.pictures
 run.batch_sizes.targets
+run.cache_folder
+run.cache_limit
 run.checkpoint_every
 run.cpu_offload
 run.device
