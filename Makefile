@@ -82,7 +82,7 @@ test-lowest: .venv-lowest/.installed  ## The core of the tests on the lowest ver
 
 docs: install  ## Build the site into site/, strictly and without a network (about 30 seconds)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
-	@echo "Done. Open site/index.html in a browser."
+	@echo "Done. Open site/index.html in a browser; its search needs a server: $(PYTHON) -m http.server --bind 127.0.0.1 --directory site"
 
 lint: install  ## Lint, formatting and types
 	@$(BIN)/ruff check .
