@@ -30,8 +30,8 @@ def copy_rows(
 
     Rows keep their bytes, checksums and keys: `fill` with a table of the same rows finds them done,
     and encodes what the table has besides. Rows that are lacking, not done, or fail their checksum,
-    are pending there. Whole shards that stay where they are become hard links, unread. Killed and
-    called again, it goes on.
+    are pending there. Whole shards that stay where they are become hard links. Killed and called
+    again, it goes on.
 
     Raises RowsUnavailableError where `source` has no such row, InputError where both are one store,
     and what `fill` raises of a target that is another store or is being written.
@@ -45,7 +45,6 @@ def copy_rows(
     available[there] = store.status()[numbers[there]] == RowStatus.DONE
     keys[there] = store.read_table("row_key")[numbers[there]]
     tables = _tables(store)
-    both_local = store.location.is_local and location.is_local
     with run_lock(location):
         copy = open_for_writing(location, store.spec, store.provenance, store.meta["versions"][-1])
         if copy.meta.get("prepared", False):
@@ -64,12 +63,8 @@ def copy_rows(
             # A shard is written whole: one in which anything is done was copied before, or filled.
             if available[here].any() and pending[here].all():
                 taken = np.flatnonzero(available[here])
-                whole = len(taken) == store.spec.shard_rows
-                if whole and both_local and np.array_equal(numbers[here], span):
-                    _link_shard(store, copy, shard)
-                else:
-                    taken = _copy_shard(store, copy, tables, shard, numbers[here], taken)
-                copy.commit(_result(store, tables, shard, numbers[here], taken))
+                sound = _copy_shard(store, copy, tables, shard, numbers[here], taken)
+                copy.commit(_result(store, tables, shard, numbers[here], sound))
         _settle(copy)
     return copy
 
@@ -182,6 +177,11 @@ def _copy_shard(
         contents[name] = np.zeros((len(numbers), *array.stored_row_shape), array.codec.dtype)
         contents[name][taken] = sorted_rows[back]
     sound = taken[~np.isin(numbers[taken], list(damaged))]
+    here = store.spec.shard_range(shard, store.num_rows)
+    both_local = store.location.is_local and copy.location.is_local
+    if both_local and len(sound) == store.spec.shard_rows and np.array_equal(numbers, here):
+        _link_shard(store, copy, shard)
+        return sound
     with explained(copy.location):
         for name, stored in contents.items():
             path = shard_path(copy.spec, name, shard)

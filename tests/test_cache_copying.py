@@ -94,6 +94,9 @@ def test_rows_that_the_source_lacks_are_pending_and_whole_shards_that_stay_are_l
     assert verify(source).ok
     with pytest.raises(RowsUnavailableError):
         copy_rows(source, tmp_path / "other.zarr", [-2])
+    (path / "pooled/c/1/0").unlink()  # of the copy's two names
+    again = copy_rows(path, tmp_path / "again.zarr", range(29))
+    assert np.flatnonzero(again.status() == RowStatus.PENDING).tolist() == list(range(8, 16))
 
 
 def test_a_copy_of_all_rows_is_the_store(source: Path, tmp_path: Path) -> None:
