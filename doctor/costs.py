@@ -182,6 +182,40 @@ def _generation(params: Params, models: Models, machine: Machine) -> StageCost |
     )
 
 
+def table_8_advice(params: Params, models: Models, machine: Machine) -> list[str]:
+    """What the pictures of Table 8 take where that is more than an hour, and what fits in one."""
+    section, generator = params.evaluation, models.generator
+    rate = machine.cpu_rate if machine.card is None else None
+    if generator is not None and machine.card is not None:
+        rate = machine.card.rate_of(generator.unet.dtype)
+    captions = section.coco_2014.limit
+    chosen = "table_8" in section.chosen(params.is_miniature)
+    if not chosen or generator is None or rate is None or captions is None:
+        return []
+    settings, few = section.settings_for("table_8", params.generation_settings), 25
+    pictures = captions * len(section.methods)
+
+    def hours(steps: int) -> float:
+        reduced = settings.model_copy(update={"steps": steps})
+        flop = generation_memory(generator, reduced, machine.device_type).flop
+        return pictures * flop / (TRAINING_SHARE * rate) / 3600
+
+    asked, fewer = hours(settings.steps), hours(min(few, settings.steps))
+    if asked <= 1:
+        return []
+    sizes = [f"evaluation.coco_2014.limit: {max(1, int(captions / asked))}"]
+    if settings.steps > few:
+        sizes.append(
+            f"evaluation.generation.table_8.steps: {few}"
+            + (f" with limit: {max(1, int(captions / fewer))}" if fewer > 1 else "")
+        )
+    return [
+        f"Table 8 as written, {pictures:,} pictures of {settings.steps} steps, takes {asked:.0f} "
+        "hours with run.convolutions: compiled, up to twice as long without; one hour is enough "
+        f"for {' or '.join(sizes)} (FID of fewer pictures is higher: compare at one size)"
+    ]
+
+
 def _cost(
     machine: Machine,
     *,

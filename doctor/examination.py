@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from doctor.costs import StageCost, stage_costs, store_checks
+from doctor.costs import StageCost, stage_costs, store_checks, table_8_advice
 from doctor.machine import Library, Machine, look_at_libraries, look_at_machine
 from doctor.models import Models, outline_models
 from doctor.rows import Rows, count_rows
@@ -79,6 +79,7 @@ def examine(
         warnings.append("days on a CPU: --card 24 (or a name) shows what a GPU would need")
     if machine.card is not None and not machine.card.has_bfloat16:
         warnings.append(f"{machine.card.name} has no bfloat16 in hardware: float32 or slow")
+    warnings += table_8_advice(params, models, machine)
     return Findings(name, libraries, machine, models, counted, costs, variants, problems, warnings)
 
 

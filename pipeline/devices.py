@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from gill_errors import InputError
@@ -34,6 +36,14 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
         return tensor.to(device)
     with torch.cuda.device(device):  # threads other than the main one begin with the first GPU
         return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def sent_together(
+    numbers: Sequence[Sequence[int] | Int64[Tensor, " _"]], device: torch.device
+) -> list[Int64[Tensor, " _"]]:
+    """Lists of whole numbers as vectors on `device`, in one copy."""
+    vectors = [torch.as_tensor(one, dtype=torch.int64) for one in numbers]
+    return list(sent(torch.cat(vectors), device).split([len(one) for one in vectors]))
 
 
 class Arriving:

@@ -367,6 +367,11 @@ class GenerationRun(Record):
         description="model: UNet and decoder lie in main memory and come to the GPU in turn. "
         "sequential: layer by layer, least memory and slowest. Without a GPU: nothing to do",
     )
+    convolutions: Literal["plain", "channels_last", "compiled"] = Field(
+        "plain",
+        description="channels_last: in the memory format that GPUs prefer. compiled: that, and on "
+        "a GPU the UNet compiled, which takes minutes for every batch size: for many pictures",
+    )
 
 
 class GenerationSettings(GenerationNumbers, GenerationRun):

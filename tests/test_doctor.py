@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from typer.testing import CliRunner
 
 from cache import ArraySpec, Codec, Roles, StoreSpec, fill
 from doctor import examination as doctor
-from doctor.costs import index_bytes, store_bytes
+from doctor.costs import index_bytes, store_bytes, table_8_advice
 from doctor.rows import count_rows
 from doctor.throughput import card_named
 from doctor.training import Variant
+from settings.evaluation import Coco2014Files
 from settings.params import Params, parse_params, read_params
 from stages.cli import app
 
@@ -84,6 +86,28 @@ def test_the_paper_has_the_papers_dimensions():
     assert "CC3M" in findings.rows.known_from
     targets = findings.stages[1]
     assert targets.written == pytest.approx(3.3e6 * 76 * 768 * 2, rel=0.001)
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_table_8_as_written_is_a_day_and_sizes_for_an_hour_are_named():
+    params, found = read_params(ROOT / "presets" / "paper.yaml"), resolved("paper")
+
+    def notes(**changes):
+        evaluation = params.evaluation.model_copy(update={"tables": ("table_8",), **changes})
+        asked = params.model_copy(update={"evaluation": evaluation})
+        return table_8_advice(asked, found.models, found.machine)
+
+    [note] = notes()
+    said = re.search(r"60,000 pictures of 250 steps, takes (\d+) hours", note)
+    limits = list(map(int, re.findall(r"limit: (\d+)", note)))
+    assert 10 <= int(said[1]) <= 30
+    assert "evaluation.generation.table_8.steps: 25 with limit:" in note
+    # Fewer captions, or a tenth of the steps and up to ten times as many.
+    assert limits[0] == pytest.approx(30_000 / int(said[1]), rel=0.08)
+    assert 9 * limits[0] < limits[1] <= 10.5 * limits[0]
+    few = Coco2014Files(limit=limits[0])
+    assert notes(coco_2014=few) == []
+    assert notes(tables=("captions",)) == []
 
 
 @pytest.mark.usefixtures("few_variants")
@@ -193,7 +217,7 @@ def test_store_sizes_are_those_of_real_stores(tmp_path, share_first):
     )
     files = [f for f in (tmp_path / "store.zarr").rglob("*") if f.is_file()]
     written = sum(file.stat().st_size for file in files)
-    assert store_bytes(spec, 512) == pytest.approx(written, rel=0.05)
+    assert store_bytes(spec, 512) == pytest.approx(written, rel=0.08)
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf-sq8", "ivf-pq"])

@@ -156,6 +156,33 @@ def test_saving_memory_changes_nothing_but_rounding(directory):
     assert not generator._pipeline.vae.use_tiling
 
 
+def test_the_format_of_convolutions_changes_nothing_but_rounding(directory, monkeypatch):
+    conditioner = load_text_conditioner(str(directory))
+    generator = load_image_generator(str(directory))
+    prompts, empty = conditioner.encode(["a b", "c"]), conditioner.unconditional()
+    unet = generator._pipeline.unet
+
+    def make(convolutions):
+        settings = SETTINGS.model_copy(update={"convolutions": convolutions})
+        made = generator.generate(prompts, empty, seeds=[1, 2], settings=settings)
+        return np.stack([np.asarray(picture, int) for picture in made])
+
+    plain = make("plain")
+    assert unet.conv_in.weight.is_contiguous()
+    for convolutions in ("channels_last", "compiled"):  # compiled on a GPU alone
+        assert np.abs(make(convolutions) - plain).max() <= 1
+        assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        assert unet._compiled_call_impl is None
+    np.testing.assert_array_equal(make("plain"), plain)
+    assert unet.conv_in.weight.is_contiguous()
+    # On a GPU; here the call alone is seen.
+    asked = []
+    monkeypatch.setattr(type(unet), "compile", lambda self, **how: asked.append(how))
+    generator._device = torch.device("cuda")
+    generator._lay_out("compiled")
+    assert asked == [{"dynamic": False}]
+
+
 def test_offloading_is_diffusers_own_and_follows_the_settings(tmp_path, monkeypatch):
     """On a GPU; here the calls alone are seen."""
     folder = tiny_models.stable_diffusion(tmp_path)

@@ -26,6 +26,7 @@ run.batch_sizes.targets
 run.cache_folder
 run.cache_limit
 run.checkpoint_every
+run.convolutions
 run.cpu_offload
 run.device
 run.log_every
@@ -422,6 +423,7 @@ def test_every_key_of_run_reaches_the_room_that_obeys_it():
         "attention_slicing": True,
         "vae_slicing": True,
         "cpu_offload": "model",
+        "convolutions": "channels_last",
         "readers": 7,
         "scheduler": "threads",
         "workers": 6,
@@ -434,8 +436,8 @@ def test_every_key_of_run_reaches_the_room_that_obeys_it():
     assert {key: training[key] for key in list(run)[:5]} == {key: run[key] for key in list(run)[:5]}
     assert (training["steps"], training["learning_rate"]) == (77, 2.0e-3)
     generation = params.generation_settings.model_dump()
-    assert {key: generation[key] for key in list(run)[5:9]} == {
-        key: run[key] for key in list(run)[5:9]
+    assert {key: generation[key] for key in list(run)[5:10]} == {
+        key: run[key] for key in list(run)[5:10]
     }
     assert (generation["steps"], generation["guidance"], generation["batch_size"]) == (13, 2.5, 12)
     filling = params.run.filling(params.run.batch_sizes.targets)

@@ -23,6 +23,7 @@ from pipeline.bridge.heads import Heads
 from pipeline.bridge.image_tokens import embed_with_image_tokens
 from pipeline.bridge.losses import at_least_float32
 from pipeline.bridge.streams import FILLED, Row, Stream, captioning_stream, image_streams
+from pipeline.devices import sent_together
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.packing import Packing
@@ -127,11 +128,12 @@ class MultimodalLanguageModel(nn.Module):
         start_ids, k = self.language_model.start_ids, self.heads.sizes.k
         stream = captioning_stream(batch.lengths, rows, k, len(start_ids), supervise_start)
         words = self._words(batch)
+        places = _Places.of(stream, words.device)
         # [B * k, e], in the order of the stream's filled places.
         visual = self.visual_prefix(batch.pooled).flatten(0, 1)
-        inputs = self._inputs(stream, words, visual)
+        inputs = self._inputs(places, words, visual)
         packing = Packing.of(stream.lengths, inputs.device)
-        return self._supervised(stream, words, self.language_model.hidden_states(inputs, packing))
+        return places.supervised(words, self.language_model.hidden_states(inputs, packing))
 
     def image_tokens(
         self,
@@ -150,8 +152,11 @@ class MultimodalLanguageModel(nn.Module):
             batch.lengths, rows, r, len(model.start_ids), supervise_captions, supervise_second
         )
         words = self._words(batch)
+        constant, dependent = (
+            _Places.of(stream, words.device) for stream in (streams.prefix, streams.suffix)
+        )
         with torch.no_grad():
-            inputs = self._inputs(streams.prefix, words, None)
+            inputs = self._inputs(constant, words, None)
             # Read once per model; for the rows its keys are repeated as views, not copies.
             start = model.read_start()
             packing = Packing.of(
@@ -167,18 +172,15 @@ class MultimodalLanguageModel(nn.Module):
         # One row of E_img per use, in E_img's own dtype: their gradients are summed in that dtype.
         # [r, e] -> [B * r, e], one copy after each caption.
         images = self.heads.image_embeddings.expand(len(batch), -1, -1).flatten(0, 1)
-        inputs = self._inputs(streams.suffix, words, images.to(model.dtype))
+        inputs = self._inputs(dependent, words, images.to(model.dtype))
         # The recorded keys and values are constants: the backward pass ends at E_img's places.
         after = Packing.of(streams.suffix.lengths, inputs.device, prefix=packing.recorded)
         hidden = model.hidden_states(inputs, after)
         # [S, e] -> [B * r, e] -> [B, r, e]: the r [IMG] states of each caption, in order.
-        places = torch.tensor(streams.suffix.filled).to(hidden.device, non_blocking=True)
         return ImageTokens(
-            hidden=hidden.index_select(0, places).unflatten(0, (len(batch), r)),
-            constant=self._supervised(streams.prefix, words, before),
-            dependent=self._supervised(streams.suffix, words, hidden)
-            if streams.suffix.targets
-            else None,
+            hidden=hidden.index_select(0, dependent.filled).unflatten(0, (len(batch), r)),
+            constant=constant.supervised(words, before),
+            dependent=dependent.supervised(words, hidden) if streams.suffix.targets else None,
         )
 
     def image_hidden(
@@ -235,30 +237,45 @@ class MultimodalLanguageModel(nn.Module):
                 f"a caption holds token {int(batch.tokens.max())}, but the frozen vocabulary ends "
                 f"at {model.num_rows - 1}: the captions were made with another tokenizer"
             )
-        start = torch.tensor(model.start_ids, dtype=torch.int64)
-        image = torch.tensor([model.num_rows])
-        device = batch.tokens.device
-        parts = [part.to(device, non_blocking=True) for part in (start, batch.tokens, image)]
-        return torch.cat(parts).to(model.device)
+        # Filled on the device, not copied there.
+        start = [batch.tokens.new_full((1,), id) for id in model.start_ids]
+        image = batch.tokens.new_full((1,), model.num_rows)
+        return torch.cat([*start, batch.tokens, image]).to(model.device)
 
     def _inputs(
-        self, stream: Stream, words: Int64[Tensor, " words"], filling: Float[Tensor, "F e"] | None
+        self,
+        places: "_Places",
+        words: Int64[Tensor, " words"],
+        filling: Float[Tensor, "F e"] | None,
     ) -> Float[Tensor, "S e"]:
         """Embed a stream; `filling` goes to its filled places."""
-        # A filled place looks up word 0, to be overwritten below.
-        source = torch.tensor(stream.source)
-        ids = words[source.masked_fill(source == FILLED, 0).to(words.device, non_blocking=True)]
         with torch.no_grad():
-            inputs = self.language_model.embed(ids)
+            inputs = self.language_model.embed(words[places.source])
         if filling is None:
             return inputs
-        places = torch.tensor(stream.filled).to(words.device, non_blocking=True)
         # Out of place, so that the gradient reaches `filling` and nothing else.
-        return inputs.index_copy(0, places, filling.to(inputs.dtype))
+        return inputs.index_copy(0, places.filled, filling.to(inputs.dtype))
 
-    def _supervised(
-        self, stream: Stream, words: Int64[Tensor, " words"], hidden: Float[Tensor, "S e"]
+
+@dataclass(frozen=True)
+class _Places:
+    """A `Stream` on the device of its words."""
+
+    source: Int64[Tensor, " S"]
+    """Which word; 0, to be overwritten, at a filled place."""
+    filled: Int64[Tensor, " F"]
+    predictors: Int64[Tensor, " P"]
+    targets: Int64[Tensor, " P"]
+
+    @classmethod
+    def of(cls, stream: Stream, device: torch.device) -> "_Places":
+        source = torch.tensor(stream.source, dtype=torch.int64)
+        source = source.masked_fill(source == FILLED, 0)
+        return cls(
+            *sent_together([source, stream.filled, stream.predictors, stream.targets], device)
+        )
+
+    def supervised(
+        self, words: Int64[Tensor, " words"], hidden: Float[Tensor, "S e"]
     ) -> Supervised:
-        predictors = torch.tensor(stream.predictors).to(words.device, non_blocking=True)
-        targets = torch.tensor(stream.targets).to(words.device, non_blocking=True)
-        return Supervised(hidden.index_select(0, predictors), words[targets])
+        return Supervised(hidden.index_select(0, self.predictors), words[self.targets])

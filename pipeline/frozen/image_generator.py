@@ -66,6 +66,7 @@ class ImageGenerator:
         self._device = torch.device(device)
         self._placed: str | None = None
         self._sliced = False
+        self._convolutions = "plain"
         self._pipeline.set_progress_bar_config(disable=True)
         self._own_scheduler = pipeline.scheduler
         unet = pipeline.unet.config
@@ -130,6 +131,8 @@ class ImageGenerator:
     def _place(self, settings: GenerationSettings) -> None:
         """Bring the parts where these settings want them, and slice what they want sliced."""
         pipe, vae = self._pipeline, self._pipeline.vae
+        if settings.convolutions != self._convolutions:
+            self._lay_out(settings.convolutions)
         if self._device.type == "cpu":
             offload = "none"  # everything is in main memory as it is
         else:
@@ -149,6 +152,17 @@ class ImageGenerator:
             self._sliced = settings.attention_slicing
         (vae.enable_slicing if settings.vae_slicing else vae.disable_slicing)()
         (vae.enable_tiling if settings.vae_tiling else vae.disable_tiling)()
+
+    def _lay_out(self, convolutions: str) -> None:
+        """In memory as these settings want it, and compiled or not."""
+        plain = convolutions == "plain"
+        for part in (self._pipeline.unet, self._pipeline.vae):
+            part.to(memory_format=torch.contiguous_format if plain else torch.channels_last)
+        unet = self._pipeline.unet
+        unet._compiled_call_impl = None  # torch has no way back from `compile`
+        if convolutions == "compiled" and self._device.type == "cuda":
+            unet.compile(dynamic=False)
+        self._convolutions = convolutions
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         """Half-made pictures of latents."""

@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gill_errors import InputError
+from pipeline.devices import sent_together
 
 ATTENTION = "gill_packed"
 
@@ -83,31 +84,17 @@ class Packing:
         # [B, T]: as many places in each row as the longest sequence has; `inside`: with a token.
         grid = torch.arange(longest).expand(len(lengths), longest)
         inside = grid < counts[:, None]
-        ragged = min(lengths) < longest
-        slots = inside.flatten().nonzero()[:, 0] if ragged else None
-        # Without a prefix plain causality is enough: padding is at the end, where no token looks.
-        positions, mask = grid, None
-        if prefix is not None:
-            starts = torch.tensor(before)[:, None]
-            positions = grid + starts
-            # Columns are the padded prefix, P of them, then the T own tokens, as `packed_attention`
-            # joins their keys. The causal part is not cut at a sequence's end: a query that sees
-            # nothing is NaN.
-            past = torch.arange(max(before)) < starts
-            causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-            # [B, T, P] and [B, T, T] -> [B, 1, T, K], the same for all heads.
-            mask = torch.cat(
-                [
-                    past[:, None, :].expand(-1, longest, -1),
-                    causal[None].expand(len(lengths), -1, -1),
-                ],
-                dim=2,
-            )[:, None]
+        starts = torch.tensor(before)
+        # One copy; what is larger than its lengths is made on the device.
+        parts = [(grid + starts[:, None])[inside], inside.flatten().nonzero()[:, 0], starts]
+        positions, slots, starts = sent_together(parts, device)
         return cls(
             lengths=lengths,
-            positions=positions[inside].to(device, non_blocking=True),
-            slots=None if slots is None else slots.to(device, non_blocking=True),
-            mask=None if mask is None else mask.to(device, non_blocking=True),
+            positions=positions,
+            slots=slots if min(lengths) < longest else None,
+            # Without a prefix plain causality is enough: padding is at the end, where no token
+            # looks.
+            mask=None if prefix is None else _mask(starts, max(before), longest),
             prefix=prefix,
             recorded=Prefix([a + b for a, b in zip(before, lengths, strict=True)], {}, {})
             if record
@@ -122,17 +109,9 @@ class Packing:
 
     def mask_within(self, window: int, device: torch.device) -> Bool[Tensor, "B 1 T K"]:
         """Who sees whom where a token sees only the `window` last ones, itself included."""
-        longest = max(self.lengths)
-        before = torch.tensor(self.prefix.lengths if self.prefix else [0] * len(self.lengths))
-        # Positions of queries [B, T] and keys [B, K]; every prefix begins at 0.
-        queries = before[:, None] + torch.arange(longest)
-        past = torch.arange(int(before.max())).expand(len(before), -1)
-        keys = torch.cat([past, queries], dim=1)
-        # [B, T, K] -> [B, 1, T, K].
-        near = (queries[:, :, None] - keys[:, None, :] < window)[:, None].to(device)
-        if self.mask is not None:
-            return self.mask & near
-        return near & torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+        before = self.prefix.lengths if self.prefix else [0] * len(self.lengths)
+        [starts] = sent_together([before], device)
+        return _mask(starts, max(before), max(self.lengths), window)
 
     def unpack(self, states: Float[Tensor, "1 H S h"]) -> Float[Tensor, "B H T h"]:
         """Lay packed states out per sequence; places past a sequence's end are zero."""
@@ -149,6 +128,33 @@ class Packing:
         # [B, H, T, h] -> [B * T, H, h] -> [S, H, h]: what padding computed is dropped here.
         rows = states.transpose(1, 2).flatten(0, 1)
         return (rows if self.slots is None else rows.index_select(0, self.slots))[None]
+
+
+def _mask(
+    starts: Int64[Tensor, " B"], P: int, T: int, window: int | None = None
+) -> Bool[Tensor, "B 1 T K"]:
+    """Who sees whom after prefixes of lengths `starts`; of these the `window` last ones, itself
+    included. Columns are the padded prefix, P of them, then the T own tokens, as `packed_attention`
+    joins their keys.
+
+    The causal part is not cut at a sequence's end: a query that sees nothing is NaN.
+    """
+    own = torch.arange(T, device=starts.device)
+    past = torch.arange(P, device=starts.device)
+    # Positions of queries [B, T] and keys [B, K]; every prefix begins at 0.
+    queries = starts[:, None] + own
+    keys = torch.cat([past.expand(len(starts), -1), queries], dim=1)
+    # [B, P] and [1, T, T] -> [B, T, K]
+    seen = torch.cat(
+        [
+            (past < starts[:, None])[:, None].expand(-1, T, -1),
+            (own <= own[:, None]).expand(len(starts), -1, -1),
+        ],
+        dim=2,
+    )
+    if window is not None:
+        seen = seen & (queries[:, :, None] - keys[:, None, :] < window)
+    return seen[:, None]
 
 
 def packed_attention(

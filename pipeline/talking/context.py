@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gill_errors import InputError
+from pipeline.devices import sent, sent_together
 from pipeline.frozen.language_model import LanguageModel
 
 
@@ -35,11 +36,12 @@ class Context:
         self.max_positions = min(
             language_model.max_positions, window or language_model.max_positions
         )
-        self._real = torch.zeros(num_rows, 0, dtype=torch.bool, device=language_model.device)
+        # On the CPU, where shapes are decided with no wait for a device.
+        self._real = torch.zeros(num_rows, 0, dtype=torch.bool)
         self._pending: list[list[Tensor]] = [[] for _ in range(num_rows)]
         self._has_padding = False
         self.last_hidden = torch.zeros(
-            num_rows, language_model.width, dtype=language_model.dtype, device=self._real.device
+            num_rows, language_model.width, dtype=language_model.dtype, device=language_model.device
         )
         """[B, e]: final hidden state of each row's last position read."""
         self.num_rows = num_rows
@@ -88,10 +90,11 @@ class Context:
             context.lengths = [self.lengths[row]]
             context.last_hidden = self.last_hidden[row : row + 1].clone()
             layers: list[Any] = list(self._cache.layers)
+            [kept] = sent_together([real.nonzero()[:, 0]], self.last_hidden.device)
             for layer, states in enumerate(layers):
                 context._cache.update(
-                    states.keys[row : row + 1, :, real],
-                    states.values[row : row + 1, :, real],
+                    states.keys[row : row + 1].index_select(2, kept),
+                    states.values[row : row + 1].index_select(2, kept),
                     layer,
                 )
             alone.append(context)
@@ -180,7 +183,7 @@ class Context:
         Returns the final hidden states, right-aligned: a row with n noted positions has them at
         [-n:]; what lies before is padding and means nothing.
         """
-        language_model, device = self._language_model, self._real.device
+        language_model, device = self._language_model, self.last_hidden.device
         counts = [sum(len(part) for part in parts) for parts in self._pending]
         width = max(counts)
         if width == 0:
@@ -192,23 +195,26 @@ class Context:
             if count:
                 embeddings[row, width - count :] = torch.cat(parts).to(embeddings)
             parts.clear()
-        column = torch.arange(width, device=device)
-        share = torch.tensor(counts, device=device)[:, None]
+        column = torch.arange(width)
+        share = torch.tensor(counts)[:, None]
         padding = width - share
         real = column >= padding
-        before = torch.tensor(self.lengths, device=device)[:, None] - share
+        before = torch.tensor(self.lengths)[:, None] - share
         positions = (before + column - padding).clamp(min=0)
         self._has_padding |= min(counts) < width
         self._real = torch.cat([self._real, real], dim=1)
         output = language_model.model.base_model(
             inputs_embeds=embeddings,
-            position_ids=positions,
+            position_ids=sent(positions, device),
             attention_mask=self._mask(width, embeddings.dtype) if self._has_padding else None,
             past_key_values=self._cache,
             use_cache=True,
         )
         hidden = output.last_hidden_state
-        self.last_hidden = torch.where(share > 0, hidden[:, -1], self.last_hidden)
+        last = hidden[:, -1].clone()  # not a view that keeps the whole read
+        if min(counts) == 0:
+            last = torch.where(sent(share > 0, device), last, self.last_hidden)
+        self.last_hidden = last
         return hidden
 
     def _mask(self, width: int, dtype: torch.dtype) -> Float[Tensor, "B 1 T S"]:
@@ -216,9 +222,10 @@ class Context:
 
         That padding sees itself keeps its softmax from being empty (NaN).
         """
-        total = self._real.shape[1]
-        key = torch.arange(total, device=self._real.device)
+        real = sent(self._real, self.last_hidden.device)
+        total = real.shape[1]
+        key = torch.arange(total, device=real.device)
         query = key[total - width :, None]
-        seen: Bool[Tensor, "B T S"] = (self._real[:, None] & (key <= query)) | (key == query)
+        seen: Bool[Tensor, "B T S"] = (real[:, None] & (key <= query)) | (key == query)
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

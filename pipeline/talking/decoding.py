@@ -24,6 +24,7 @@ from torch import Tensor
 from gill_errors import InputError
 from pipeline.bridge.image_tokens import append_image_logits, image_token_ids
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.devices import sent, sent_together
 from pipeline.talking.context import Context
 from pipeline.talking.sampling import draw_tokens, penalise_presence, penalise_repetition
 from pipeline.talking.spelling import Spelling
@@ -244,20 +245,30 @@ def stream(
         active = [row for row in active if row.reason is None]
         if not active:
             return
-        logits = _next_logits(model, context.last_hidden[[row.index for row in active]])
+        hidden = context.last_hidden
+        if len(active) < len(rows):
+            [going_on] = sent_together([[row.index for row in active]], hidden.device)
+            hidden = hidden.index_select(0, going_on)
+        logits = _next_logits(model, hidden)
         if image_logit is not None:
             logits[:, image_id] = image_logit(logits[:, image_id])
-        logits[:, image_id] += torch.tensor([row.settings.image_bias for row in active]).to(logits)
-        banned = [not _image_allowed(row, context, len(image_ids)) for row in active]
-        logits[torch.tensor(banned, device=logits.device), image_id] = -torch.inf
+        allowed = [_image_allowed(row, context, len(image_ids)) for row in active]
+        bias = torch.tensor(
+            [row.settings.image_bias if may else -torch.inf for row, may in zip(active, allowed)],
+            dtype=logits.dtype,
+        )
+        logits[:, image_id] += sent(bias, logits.device)
         for i, row in enumerate(active):
             one = row.settings
             penalise_repetition(logits[i], row.text_ids, one.repetition_penalty)
             penalise_presence(logits[i], row.text_ids, one.presence_penalty, one.frequency_penalty)
         chosen = _choose(logits, active)
+        # In one copy for all rows; [IMG1] is no word and looks up another.
+        words = [token if token != image_id else 0 for token in chosen]
+        embedded = language_model.embed(sent(torch.tensor(words), logits.device))
 
         with_image = []
-        for row, token in zip(active, chosen):
+        for i, (row, token) in enumerate(zip(active, chosen)):
             if token in stop_ids or row.ends_line(token, tokenizer):
                 row.reason = "stop"
                 continue
@@ -266,9 +277,7 @@ def stream(
                 row.num_images += 1
                 with_image.append(row)
             else:
-                context.note(
-                    row.index, language_model.embed(torch.tensor([token]).to(logits.device))
-                )
+                context.note(row.index, embedded[i : i + 1])
                 row.text_ids.append(token)
                 row.spelling.add(token)
             row.num_tokens += 1

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from pipeline.devices import sent
+
 
 def draw_tokens(
     logits: Float[Tensor, "B C"],
@@ -28,7 +30,7 @@ def draw_tokens(
     )
     # Below the total whatever the rounding: then the token found has some probability.
     threshold = torch.minimum(
-        draws.to(total.device)[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
+        sent(draws, total.device)[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
     )
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].tolist()
 
