@@ -66,6 +66,11 @@ client-tests: install  ## The service by its clients, installed first, and 50,00
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[clients]'
 	@GILL_SCHEMA_CASES=50000 $(BIN)/python -m pytest tests/test_service_clients.py
 
+quantized-tests: install  ## Language models in 4 bits, with bitsandbytes (43 MB) in a folder beside .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --constraint constraints.txt --target .venv/quantized bitsandbytes
+	@PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/test_quantization.py tests/test_memory.py
+
 lint: install  ## Lint, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

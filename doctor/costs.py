@@ -116,6 +116,7 @@ def _targets(params: Params, models: Models, machine: Machine, rows: int) -> Sta
     if generator is None or sizes is None:
         return None
     online = params.targets.source == "online"
+    captions = params.training.steps * params.training.batch_size
     spec = targets_spec(params, sizes.L, sizes.D, sizes.D_pooled)
     return _cost(
         machine,
@@ -125,9 +126,11 @@ def _targets(params: Params, models: Models, machine: Machine, rows: int) -> Sta
         dtype=generator.unet.dtype,
         written=0 if online else store_bytes(spec, rows),
         buffers=0 if online else _shard_buffers(spec),
-        units=0 if online else rows,
+        units=captions if online else rows,
         share=ENCODING_SHARE,
-        note="online: made while training" if online else "",
+        note=f"online: made while training; stored they are {store_bytes(spec, rows) / 1e9:.0f} GB"
+        if online
+        else f"online they are made while training, {captions / rows:.1f} times the hours, 0 GB",
     )
 
 

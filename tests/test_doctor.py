@@ -82,8 +82,25 @@ def test_the_paper_has_the_papers_dimensions():
     assert [round(line.download, 1) for line in findings.models.lines] == [13.3, 1.7, 4.3]
     assert findings.rows.number == 3_300_000
     assert "CC3M" in findings.rows.known_from
-    targets = findings.stages[1]
-    assert targets.written == pytest.approx(3.3e6 * 76 * 768 * 2, rel=0.001)
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_targets_of_the_paper_are_minutes_online_or_hundreds_of_gigabytes():
+    online = resolved("paper").stages[1]
+    assert online.written == 0
+    assert "stored they are 385 GB" in online.note
+    assert 0 < online.hours < 0.2
+    params = read_params(ROOT / "presets" / "paper.yaml")
+    cache = params.targets.model_copy(update={"source": "cache"})
+    stored = doctor.examine(params.model_copy(update={"targets": cache}), "paper", card="H200")
+    assert stored.stages[1].written == pytest.approx(3.3e6 * 76 * 768 * 2, rel=0.001)
+    assert "online they are made while training, 1.2 times the hours" in stored.stages[1].note
+
+
+def test_the_paper_fits_24_gigabytes_with_the_whole_batch():
+    findings = doctor.examine(read_params(ROOT / "presets" / "paper.yaml"), "paper", card="24")
+    [told] = [problem for problem in findings.problems if problem.startswith("train needs")]
+    assert "set run.recompute_activations: true (2" in told
 
 
 @pytest.mark.usefixtures("few_variants")
