@@ -117,7 +117,10 @@ def _targets(params: Params, models: Models, machine: Machine, rows: int) -> Sta
         return None
     online = params.targets.source == "online"
     captions = params.training.steps * params.training.batch_size
-    spec = targets_spec(params, sizes.L, sizes.D, sizes.D_pooled)
+    stored = params.targets.model_copy(update={"source": "cache"})
+    spec = targets_spec(
+        params.model_copy(update={"targets": stored}), sizes.L, sizes.D, sizes.D_pooled
+    )
     return _cost(
         machine,
         name="precompute-targets",
@@ -128,9 +131,9 @@ def _targets(params: Params, models: Models, machine: Machine, rows: int) -> Sta
         buffers=0 if online else _shard_buffers(spec),
         units=captions if online else rows,
         share=ENCODING_SHARE,
-        note=f"online: made while training; stored they are {store_bytes(spec, rows) / 1e9:.0f} GB"
+        note=f"while training; `cache`: {store_bytes(spec, rows) / 1e9:.0f} GB"
         if online
-        else f"online they are made while training, {captions / rows:.1f} times the hours, 0 GB",
+        else f"`online`: {captions / rows:.1f} times the hours, 0 GB",
     )
 
 

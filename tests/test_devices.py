@@ -62,11 +62,15 @@ def test_a_store_takes_what_arrives(tmp_path):
     np.testing.assert_array_equal(found, [[7, 7, 7], [2, 2, 2]])
 
 
-def test_float32_is_multiplied_in_tf32_on_a_gpu_alone(monkeypatch):
-    for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(library, "allow_tf32", False)
-    multiply_in_tf32(torch.device("cpu"))
-    assert not torch.backends.cuda.matmul.allow_tf32
-    multiply_in_tf32(torch.device("cuda"))
-    assert torch.backends.cuda.matmul.allow_tf32
-    assert torch.backends.cudnn.allow_tf32
+def test_float32_is_multiplied_in_tf32_on_a_gpu_alone():
+    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [library.allow_tf32 for library in libraries]
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        multiply_in_tf32(torch.device("cpu"))
+        assert not torch.backends.cuda.matmul.allow_tf32
+        multiply_in_tf32(torch.device("cuda"))
+        assert [library.allow_tf32 for library in libraries] == [True, True]
+    finally:
+        for library, value in zip(libraries, before):
+            library.allow_tf32 = value
