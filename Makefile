@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro plots experiments ablations findings test torture client-tests test-lowest docs lint app bench bench-gpu clean
+.PHONY: help install repro plots experiments ablations findings test torture client-tests test-lowest docs lint app bench bench-gpu clean quantized-tests
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -83,6 +83,11 @@ test-lowest: .venv-lowest/.installed  ## The core of the tests on the lowest ver
 docs: install  ## Build the site into site/, strictly and without a network (about 30 seconds)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "Done. Open site/index.html in a browser; its search needs a server: $(PYTHON) -m http.server --bind 127.0.0.1 --directory site"
+
+quantized-tests: install  ## Language models in 4 bits, with bitsandbytes (43 MB) in a folder beside .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --constraint constraints.txt --target .venv/quantized bitsandbytes
+	@PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/test_quantization.py tests/test_memory.py
 
 lint: install  ## Lint, formatting and types
 	@$(BIN)/ruff check .

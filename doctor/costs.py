@@ -116,7 +116,11 @@ def _targets(params: Params, models: Models, machine: Machine, rows: int) -> Sta
     if generator is None or sizes is None:
         return None
     online = params.targets.source == "online"
-    spec = targets_spec(params, sizes.L, sizes.D, sizes.D_pooled)
+    captions = params.training.steps * params.training.batch_size
+    stored = params.targets.model_copy(update={"source": "cache"})
+    spec = targets_spec(
+        params.model_copy(update={"targets": stored}), sizes.L, sizes.D, sizes.D_pooled
+    )
     return _cost(
         machine,
         name="precompute-targets",
@@ -125,9 +129,11 @@ def _targets(params: Params, models: Models, machine: Machine, rows: int) -> Sta
         dtype=generator.unet.dtype,
         written=0 if online else store_bytes(spec, rows),
         buffers=0 if online else _shard_buffers(spec),
-        units=0 if online else rows,
+        units=captions if online else rows,
         share=ENCODING_SHARE,
-        note="online: made while training" if online else "",
+        note=f"while training; `cache`: {store_bytes(spec, rows) / 1e9:.0f} GB"
+        if online
+        else f"`online`: {captions / rows:.1f} times the hours, 0 GB",
     )
 
 

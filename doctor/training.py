@@ -37,6 +37,8 @@ def training_variants(params: Params, models: Models) -> list[Variant]:
     smaller = [size for size in (50, 24) if size < part]
     small, few = (smaller or [part])[-1], min(rows, 100)
     tried: list[tuple[Quantization, int, bool, int]] = [(kind, part, recompute, rows)]
+    # The whole batch first: it keeps the GPU busier than small parts do, and loses no precision.
+    tried += [(kind, part, True, rows), (kind, part, True, few)]
     tried += [(kind, size, recompute, rows) for size in smaller]
     if kind == "none":
         tried += [("int8", small, recompute, few), ("nf4", small, recompute, few)]

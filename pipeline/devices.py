@@ -69,6 +69,14 @@ class Arriving:
         return np.array(self._tensor.numpy(), dtype, copy=copy)
 
 
+def multiply_in_tf32(device: torch.device) -> None:
+    """Let this process multiply float32 matrices in TF32 on a GPU: eight times faster, and as exact
+    as float16 is. For what is stored in float16 anyway."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
 def set_up(device: str, threads: int) -> torch.device:
     """Set torch's threads and quieten the libraries; gives the device to compute on."""
     torch.set_num_threads(threads)

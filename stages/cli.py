@@ -5,6 +5,7 @@ Imports that cost seconds wait until a command runs, so that `--help` is quick.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +40,9 @@ PARAMS = Path("params.yaml")
 
 def _run(stage: str, params: Path, **options: Any) -> None:
     """Run the stage of this name (its module here) with the numbers of a params file."""
+    # Batches have many shapes, and segments that grow leave few gaps. Read when torch is imported.
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     from settings.params import read_params
 
     import_module(f"stages.{stage}").run(read_params(params), **options)

@@ -13,7 +13,7 @@ from corpora.pictures import open_picture
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill.store_specs import features_spec
-from pipeline.devices import Arriving, set_up
+from pipeline.devices import Arriving, multiply_in_tf32, set_up
 from pipeline.frozen.backbones import Backbone
 from pipeline.frozen.visual_encoder import load_visual_encoder
 from settings.params import Params, RunParams
@@ -39,6 +39,7 @@ def fill_features(store: Path, table: CaptionTable, params: Params) -> FillRepor
 def make_roles(encoder: Backbone, run: RunParams) -> Roles:
     """Read: open a picture, as bytes of the encoder's size. Encode: pooled vectors [b, d]."""
     device = set_up(run.device, run.threads)
+    multiply_in_tf32(device)  # where the encoder computes in float32
     model = load_visual_encoder(encoder.path, dtype=encoder.torch_dtype, device=device)
 
     def read(row: KeyedRow) -> Any:

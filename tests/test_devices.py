@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gill_errors import GillError
-from pipeline.devices import Arriving, pick_device, sent
+from pipeline.devices import Arriving, multiply_in_tf32, pick_device, sent
 
 
 def test_a_name_is_a_device_and_auto_is_what_there_is():
@@ -60,3 +60,17 @@ def test_a_store_takes_what_arrives(tmp_path):
     )
     found = read_rows(tmp_path / "x.zarr", [7, 2])["x"]
     np.testing.assert_array_equal(found, [[7, 7, 7], [2, 2, 2]])
+
+
+def test_float32_is_multiplied_in_tf32_on_a_gpu_alone():
+    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [library.allow_tf32 for library in libraries]
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        multiply_in_tf32(torch.device("cpu"))
+        assert not torch.backends.cuda.matmul.allow_tf32
+        multiply_in_tf32(torch.device("cuda"))
+        assert [library.allow_tf32 for library in libraries] == [True, True]
+    finally:
+        for library, value in zip(libraries, before):
+            library.allow_tf32 = value

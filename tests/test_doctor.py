@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from cache import ArraySpec, Codec, Roles, StoreSpec, fill
 from doctor import examination as doctor
 from doctor.costs import index_bytes, store_bytes, table_8_advice
+from doctor.memory import Memory
 from doctor.rows import count_rows
 from doctor.throughput import card_named
-from doctor.training import Variant
+from doctor.training import Variant, predict_training, training_variants
 from settings.evaluation import Coco2014Files
 from settings.params import Params, parse_params, read_params
 from stages.cli import app
@@ -84,8 +85,35 @@ def test_the_paper_has_the_papers_dimensions():
     assert [round(line.download, 1) for line in findings.models.lines] == [13.3, 1.7, 4.3]
     assert findings.rows.number == 3_300_000
     assert "CC3M" in findings.rows.known_from
-    targets = findings.stages[1]
-    assert targets.written == pytest.approx(3.3e6 * 76 * 768 * 2, rel=0.001)
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_targets_of_the_paper_are_minutes_online_or_hundreds_of_gigabytes():
+    online = resolved("paper").stages[1]
+    assert online.written == 0
+    assert online.note == "while training; `cache`: 385 GB"
+    assert 0 < online.hours < 0.2
+    params = read_params(ROOT / "presets" / "paper.yaml")
+    cache = params.targets.model_copy(update={"source": "cache"})
+    stored = doctor.examine(params.model_copy(update={"targets": cache}), "paper", card="H200")
+    assert stored.stages[1].written == pytest.approx(3.3e6 * 76 * 768 * 2, rel=0.001)
+    assert stored.stages[1].note == "`online`: 1.2 times the hours, 0 GB"
+
+
+def test_the_paper_fits_24_gigabytes_with_the_whole_batch(monkeypatch):
+    models = resolved("paper").models
+    asked = []
+
+    def predict(*arguments):
+        asked.append((arguments[4].micro_batch_size, arguments[4].recompute_activations))
+        return predict_training(*arguments) if len(asked) < 3 else Memory(0)
+
+    monkeypatch.setattr("doctor.training.predict_training", predict)
+    as_set, recomputed = training_variants(read_params(ROOT / "presets" / "paper.yaml"), models)[:2]
+    assert as_set.device_memory > 40e9
+    assert recomputed.changes == {"run.recompute_activations": True}
+    assert recomputed.device_memory < 22e9
+    assert asked[1] == (200, True)
 
 
 @pytest.mark.usefixtures("few_variants")

@@ -1,5 +1,6 @@
 """The command lines: both spellings, help that says what is read and written, clear errors."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,42 @@ def test_help_says_what_a_stage_reads_and_writes(stage):
     assert result.exit_code == 0
     assert "Reads" in result.output
     assert "Writes" in result.output
+
+
+@pytest.mark.parametrize(
+    ("set_before", "seen"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, "max_split_size_mb:512"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, None),
+    ],
+)
+def test_memory_of_a_gpu_grows_in_segments_unless_set_otherwise(monkeypatch, set_before, seen):
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    for name, value in set_before.items():
+        monkeypatch.setenv(name, value)
+    told = []
+
+    class Stage:
+        @staticmethod
+        def run(params):
+            told.append(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
+
+    monkeypatch.setattr("stages.cli.import_module", lambda name: Stage)
+    result = CliRunner().invoke(app, ["report", "--params", str(ROOT / "params.yaml")])
+    assert result.exit_code == 0, result.output
+    assert told == [seen]
+
+
+def test_that_setting_comes_before_torch():
+    """Which reads it when it is imported."""
+    code = "import sys, stages.cli, settings.params; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "torch" not in ran.stdout.split()
 
 
 @pytest.mark.parametrize("words", [["stages"], ["stages", "run"]])
