@@ -204,8 +204,8 @@ class ShuffledRows:
                 for source in self._sources.values():
                     for shard in source.shards(window):
                         # Numbered here, in the order of need: threads may begin in another.
-                        fetch = (source.store.fetch_shard, source.name, shard, time.time_ns())
-                        fetches.append(fetchers.submit(*fetch))
+                        fetch, asked = source.store.fetch_shard, time.time_ns()
+                        fetches.append(fetchers.submit(fetch, source.name, shard, asked))
                         size += max_shard_bytes(source.store.spec, source.name)
                 ahead.append((window, size, fetches))
                 largest = max(largest, size)
