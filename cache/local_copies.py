@@ -43,6 +43,7 @@ class ShardSource:
 
     @property
     def copy_name(self) -> str:
+        """What its copy is called: another name for another version."""
         what = "\0".join([self.location.url, *self.inside, self.version])
         return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
