@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 KEYS = {
     "yardstick": ["device"],
     "train_step": ["speedup", "memory_ratio", "flop_per_example"],
-    "decoding": ["speedup_32", "speedup_128", "speedup_512"],
+    "decoding": ["speedup_32", "speedup_128", "speedup_512", "of_generate_32"],
     "cache": ["vs_mmap", "vs_fancy_indexing", "vs_npy_per_row", "bytes_ratio", "relative_error"],
     "precompute": ["features_vs_bare", "targets_vs_bare"],
     "index": ["rows"],
