@@ -102,7 +102,7 @@ def test_what_is_supported_is_what_is_declared() -> None:
     """README's sentence, pyproject.toml, and the versions that are pinned."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (said,) = re.findall(
-        r"Python (\S+) to \S+, torch from (\S+), transformers from (\S+), on Linux",
+        r"Python from (\S+), torch from (\S+), transformers from (\S+), on Linux",
         (ROOT / "README.md").read_text(encoding="utf-8"),
     )
     lowest = dict(re.findall(r"([\w-]+)>=([\d.]+)", " ".join(project["dependencies"])))
