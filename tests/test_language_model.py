@@ -124,7 +124,7 @@ UNFIT = {
     "its logits differ from its own": lambda: GraniteForCausalLM(
         GraniteConfig(**_SMALL, logits_scaling=3.0)
     ),
-    "does not support `softcap`": lambda: Gemma2ForCausalLM(Gemma2Config(**_SMALL, head_dim=8)),
+    "its attention caps its logits": lambda: Gemma2ForCausalLM(Gemma2Config(**_SMALL, head_dim=8)),
 }
 
 

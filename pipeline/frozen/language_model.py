@@ -295,6 +295,12 @@ def _refuse_unfit_configuration(config: PretrainedConfig, name: str) -> None:
             "its positions are ALiBi's biases between tokens, which the packed attention does not "
             "have; learnt and rotary positions can serve"
         )
+    elif getattr(text, "attn_logit_softcapping", None) is not None:
+        # Small weights would not show it: the cap is far above their logits.
+        reason = (
+            "its attention caps its logits (attn_logit_softcapping), which the packed attention "
+            "does not"
+        )
     elif getattr(text, "max_position_embeddings", None) is None:
         reason = "its configuration states no max_position_embeddings"
     elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
