@@ -90,7 +90,7 @@ def test_the_lock_of_an_object_store() -> None:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
     server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
@@ -99,6 +99,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     running.start()
     host, port = running.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps that of another server
     fsspec.filesystem("s3").mkdir("corpus")
     yield "s3://corpus"
     running.stop()
