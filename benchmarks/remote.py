@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.harness import Bench, Numbers, Unavailable, run
 from cache import ArraySpec, Codec, ReadingParams, Roles, ShuffledRows, StoreSpec, fill
-from cache.shuffled_rows import FETCHES
+from cache.fetch_ahead import FETCHES
 
 SERVER = Path(__file__).parents[1] / "tests" / "object_server.py"
 DELAY = 0.05  # seconds before each request is served

@@ -1,3 +1,4 @@
+from .checksums import begins_with
 from .codec import Codec, FirstPositionVariesError
 from .copying import compact, copy_rows, drop_rows
 from .encoding import Roles
@@ -64,6 +65,7 @@ __all__ = [
     "TorchRows",
     "VerifyReport",
     "begin_with_rows",
+    "begins_with",
     "compact",
     "copy_rows",
     "describe",

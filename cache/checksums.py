@@ -38,3 +38,14 @@ def digest(*arrays: np.ndarray) -> str:
     for array in arrays:
         total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
     return total.hexdigest()
+
+
+def begins_with(keys: NDArray[np.uint64], fingerprint: str, at_least: int) -> bool:
+    """Whether `fingerprint` is the `digest` of the first keys, of `at_least` so many: [N]."""
+    as_stored = keys.astype("<u8")
+    total = hashlib.sha256(as_stored[:at_least].tobytes())
+    for key in as_stored[at_least:]:
+        if total.hexdigest() == fingerprint:
+            return True
+        total.update(key.tobytes())
+    return total.hexdigest() == fingerprint

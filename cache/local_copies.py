@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.location import OWN_DISK, Location
+from cache.settings import ReadingParams
 from gill_errors import InputError
 from gill_files import PARTIAL_SUFFIX, explained
 
@@ -170,6 +171,14 @@ class LocalCopies:
             yield
         finally:
             os.close(handle)
+
+
+def local_copies(params: ReadingParams) -> LocalCopies | None:
+    """The folder of shards that the params ask for."""
+    if params.cache_limit is None:
+        return None
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return LocalCopies(Path(params.cache_folder or caches / "gill" / "shards"), params.cache_limit)
 
 
 def _try_lock(handle: int) -> bool:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import queue
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -18,16 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.epoch_order import Share, Window, plan_epoch
-from cache.local_copies import LocalCopies
+from cache.fetch_ahead import fetched_ahead, fetchers
+from cache.local_copies import local_copies
 from cache.location import Location
 from cache.reading import Batch, DamagedRowsError, RowsUnavailableError, damage_report
 from cache.row_sources import RowSource, row_source
 from cache.settings import ReadingParams
-from cache.shards import max_shard_bytes
 from cache.store import EmbeddingStore, RowStatus, open_store
 from gill_errors import InputError
-
-FETCHES = 16  # shards on their way at once, where stores are read through local copies
 
 Item = TypeVar("Item")
 
@@ -153,9 +147,10 @@ class ShuffledRows:
 
     def _batches(self, windows: Iterator[Window], steps: range) -> Iterator[Batch]:
         """The batches of these steps, of which the windows are."""
-        with ThreadPoolExecutor(len(self._sources), "cache-read") as pool, _fetchers() as fetchers:
+        with ThreadPoolExecutor(len(self._sources), "cache-read") as pool, fetchers() as fetching:
             if self._copies is not None:
-                windows = self._fetched(windows, self._copies, fetchers)
+                sources = self._sources.values()
+                windows = fetched_ahead(windows, sources, self._copies.limit, fetching)
             prepared = self._prepared(windows, pool)
             left = np.zeros(0, np.int64)  # offsets in the current window that are still to come
             for step in steps:
@@ -184,38 +179,6 @@ class ShuffledRows:
                     rows, arrays = rows[good], {name: a[good] for name, a in arrays.items()}
                 yield Batch(rows, arrays)
 
-    def _fetched(
-        self, windows: Iterator[Window], copies: LocalCopies, fetchers: ThreadPoolExecutor
-    ) -> Iterator[Window]:
-        """The windows, the shards of those that come next being fetched already."""
-        ahead: deque[tuple[Window, int, list[Future[None]]]] = deque()
-        in_use: deque[int] = deque([0, 0], maxlen=2)  # the window that is read, and the next
-        largest, ended = 0, False
-        while True:
-            while not ended:
-                taken = sum(in_use) + sum(size for _, size, _ in ahead)
-                # No window is too large to be fetched, but none makes another go again unread.
-                if ahead and (len(ahead) >= FETCHES or taken + largest > copies.limit):
-                    break
-                if (window := next(windows, None)) is None:
-                    ended = True
-                    break
-                size, fetches = 0, []
-                for source in self._sources.values():
-                    for shard in source.shards(window):
-                        # Numbered here, in the order of need: threads may begin in another.
-                        fetch, asked = source.store.fetch_shard, time.time_ns()
-                        fetches.append(fetchers.submit(fetch, source.name, shard, asked))
-                        size += max_shard_bytes(source.store.spec, source.name)
-                ahead.append((window, size, fetches))
-                largest = max(largest, size)
-            if not ahead:
-                return
-            window, size, fetches = ahead.popleft()
-            wait(fetches)  # one that failed is tried again, and told of, when its rows are read
-            in_use.append(size)
-            yield window
-
     def _prepared(self, windows: Iterator[Window], pool: ThreadPoolExecutor) -> Iterator[Window]:
         """The windows, each made ready to take from while the one before it is in use."""
         sources = list(self._sources.values())
@@ -237,24 +200,6 @@ class ShuffledRows:
         if bad and self.params.on_damage == "stop":
             raise DamagedRowsError(damage_report(source.store, source.name, bad))
         return bad
-
-
-@contextmanager
-def _fetchers() -> Iterator[ThreadPoolExecutor]:
-    fetchers = ThreadPoolExecutor(FETCHES, "cache-fetch")
-    try:
-        yield fetchers
-    finally:
-        # What nobody waits for any more is not fetched.
-        fetchers.shutdown(cancel_futures=True)
-
-
-def local_copies(params: ReadingParams) -> LocalCopies | None:
-    """The folder of shards that the params ask for."""
-    if params.cache_limit is None:
-        return None
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return LocalCopies(Path(params.cache_folder or caches / "gill" / "shards"), params.cache_limit)
 
 
 def _check_same_rows(stores: Sequence[EmbeddingStore]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -16,7 +15,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache import RowStatus, open_store, read_rows
+from cache import RowStatus, begins_with, open_store, read_rows
 from cluster import ScaleOutParams, map_in_order
 from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
@@ -144,23 +143,12 @@ def _beginning(
     whole = len(index) - len(index) % BLOCK_ROWS
     if not whole or index.candidates is None or candidates[:whole] != index.candidates[:whole]:
         return None
-    if not _begins_with(keys, index.parts[-1].features, int(index.rows.max()) + 1):
+    if not begins_with(keys, index.parts[-1].features, int(index.rows.max()) + 1):
         return None
     print(f"{whole:,} of {len(candidates):,} pictures are taken from {folder}")
     index.vectors.remove_ids(np.arange(whole, len(index)))
     index.rows, index.candidates = index.rows[:whole], index.candidates[:whole]
     return index
-
-
-def _begins_with(keys: NDArray[np.uint64], fingerprint: str, at_least: int) -> bool:
-    """Whether a store with the first keys, `at_least` so many, has this fingerprint of its rows."""
-    as_stored = keys.astype("<u8")
-    total = hashlib.sha256(as_stored[:at_least].tobytes())
-    for key in as_stored[at_least:]:
-        if total.hexdigest() == fingerprint:
-            return True
-        total.update(key.tobytes())
-    return total.hexdigest() == fingerprint
 
 
 def _first_of_each_picture(table: CaptionTable, training_only: bool) -> np.ndarray:

@@ -31,6 +31,7 @@ from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.provenance import png_chunks
 from pipeline.talking.reading import read_contexts
 from settings.params import Params
+from stages.picture_grid import picture_grid
 
 SAMPLING = "sampling.json"
 _PROMPTS_AT_ONCE = 8
@@ -101,20 +102,12 @@ def _write(
     if row.metadata is not None:
         with written_whole(folder / row.name / "metadata.jsonl") as part:
             part.write_text(row.metadata, encoding="utf-8")
-    if benchmark == "dpg":
-        pictures = [_grid(pictures)]
+    chunks = [png_chunks(picture) for picture in pictures]
+    if benchmark == "dpg":  # the seed is that of the first
+        pictures = [picture_grid(pictures, columns=2)]
     for sample, picture in enumerate(pictures):
         with written_whole(folder / picture_name(benchmark, row, sample)) as part:
-            picture.save(part, "PNG", pnginfo=png_chunks(picture))
-
-
-def _grid(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Four pictures as 2x2; its chunks are those of the first."""
-    width, height = pictures[0].size
-    grid = pictures[0].copy().resize((2 * width, 2 * height))
-    for number, picture in enumerate(pictures):
-        grid.paste(picture, (number % 2 * width, number // 2 * height))
-    return grid
+            picture.save(part, "PNG", pnginfo=chunks[sample])
 
 
 def _sampling(

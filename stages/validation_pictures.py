@@ -14,6 +14,7 @@ from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.settings import GenerationSettings
 from pipeline.talking.generation import generate_pictures
 from pipeline.talking.reading import read_contexts
+from stages.picture_grid import picture_grid
 
 _COLUMNS = 4
 
@@ -57,9 +58,4 @@ class ValidationPictures:
                 )
         finally:
             heads.train(training)
-        width, height = made[0].size
-        rows = -(-len(made) // _COLUMNS)
-        grid = Image.new("RGB", (min(len(made), _COLUMNS) * width, rows * height))
-        for number, picture in enumerate(made):
-            grid.paste(picture, (number % _COLUMNS * width, number // _COLUMNS * height))
-        return grid
+        return picture_grid(made, _COLUMNS)

@@ -14,7 +14,7 @@ NAMES = ("vqa", "captioning")
 
 @pytest.fixture
 def utils():
-    spec = importlib.util.spec_from_file_location("harness_utils", HARNESS / "utils.py")
+    spec = importlib.util.spec_from_file_location("miniature_tasks", HARNESS / "miniature_tasks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -66,7 +66,7 @@ def test_tasks_name_functions_that_are_there(utils, name):
     assert len(named) == 4
     for function in named:
         module, _, attribute = function.partition(".")
-        assert module == "utils"
+        assert module == "miniature_tasks"
         assert callable(getattr(utils, attribute))
     task = yaml.safe_load(text.replace("!function ", ""))
     assert task["dataset_kwargs"]["data_files"]["test"] == f"artifacts/harness/{name}.jsonl"
