@@ -67,12 +67,15 @@ class LocalCopies:
         Raises FileNotFoundError where the store has no such shard, StoreUnreachableError where it
         does not answer, InputError where the limit is less than the shard, WriteFailedError.
         """
-        copy = self.folder / (shard.copy_name + COPY_SUFFIX)
         while True:
             try:
-                return os.open(copy, os.O_RDONLY)
+                return self.open_present(shard)
             except FileNotFoundError:
                 self._fetch(shard, time.time_ns())  # it may have to go again at once
+
+    def open_present(self, shard: ShardSource) -> int:
+        """The same, of a copy that is there. Raises FileNotFoundError where there is none."""
+        return os.open(self._copy(shard), os.O_RDONLY)
 
     def fetch(self, shard: ShardSource, asked_ns: int | None = None) -> None:
         """Have a copy, by fetching it or by waiting for whoever does. Raises as `open` does.

@@ -75,7 +75,9 @@ class StraightSource(_Source):
                 # Of several processes, each asks for its own rows only.
                 runs = np.split(inside, np.flatnonzero(np.diff(inside) > self._gap) + 1)
                 try:
-                    with self.store.open_shard(self.name, int(shard)) as file:
+                    # No copy is fetched for this: it may come late, when the rows have been read
+                    # and the copy has made room.
+                    with self.store.open_shard(self.name, int(shard), fetch=False) as file:
                         for run in runs:
                             file.announce(int(run[0]), int(run[-1]) + 1)
                 except DamagedShardError:

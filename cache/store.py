@@ -211,13 +211,17 @@ class EmbeddingStore:
         on_disk = self.location.is_local or self._copies is not None
         return on_disk and self.array_spec(name).codec.compressor == "none"
 
-    def open_shard(self, name: str, shard: int) -> ShardFile:
-        """A shard's file, of an array that `reads_straight`."""
+    def open_shard(self, name: str, shard: int, *, fetch: bool = True) -> ShardFile:
+        """A shard's file, of an array that `reads_straight`.
+
+        fetch: have a local copy made where there is none; else it is as a shard that is absent.
+        """
         path = self.shard_file(name, shard * self.spec.shard_rows)
         if self._copies is None:
             open_file = partial(os.open, path, os.O_RDONLY)
         else:
-            open_file = partial(self._copies.open, self._shard_source(name, shard))
+            opening = self._copies.open if fetch else self._copies.open_present
+            open_file = partial(opening, self._shard_source(name, shard))
         return ShardFile(path, open_file, self.spec, name)
 
     def fetch_shard(self, name: str, shard: int, asked_ns: int | None = None) -> None:

@@ -91,6 +91,20 @@ def test_an_epoch_through_half_of_the_room_fetches_each_shard_once(
     assert downloads.total() < 2 * ROWS // SHARD_ROWS
 
 
+def test_asking_the_system_for_rows_ahead_fetches_no_copy(
+    store: Path, tmp_path: Path, downloads: Counter[str]
+) -> None:
+    rows = shuffled(store, tmp_path / "copies", shards=4)
+    (source,) = rows._sources.values()
+    window = next(rows.windows(0))
+    source.prepare(window)  # as late as when the rows have been read and their copy is gone
+    assert not downloads
+    for shard in source.shards(window):
+        source.store.fetch_shard("embedding", shard)
+    source.prepare(window)
+    assert set(downloads.values()) == {1}
+
+
 def test_all_in_the_copies_is_fetched_once_for_all(
     store: Path, tmp_path: Path, downloads: Counter[str]
 ) -> None:
