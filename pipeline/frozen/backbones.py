@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from gill_errors import InputError
 from gill_records import Record
@@ -24,6 +24,15 @@ Role = Literal["language_model", "visual_encoder", "image_generator"]
 
 class BackboneError(InputError):
     """A frozen model that cannot be found, loaded or used; the message says what to do."""
+
+
+class ChatSettings(Record):
+    """How a language model's chat template is used."""
+
+    system_prompt: str | None = Field(None, description="None: the template's own, if it has one")
+    template_options: dict[str, JsonValue] = Field(
+        {}, description="what the template takes besides messages, for example enable_thinking"
+    )
 
 
 class Backbone(Record):
