@@ -64,7 +64,7 @@ class _Seen:
         state = _state(backbone, folder)
         if self._known.get(state) == backbone.fingerprint:
             return
-        here = fingerprint_backbone(backbone.role, folder, backbone.quantization)
+        here = fingerprint_backbone(backbone.role, folder, backbone.quantization, backbone.chat)
         if here != backbone.fingerprint:
             raise BackboneError(
                 f"{backbone.role} {backbone.source}: the weights here ({here[:12]}) are not the "
@@ -78,6 +78,8 @@ class _Seen:
 
 def _state(backbone: Backbone, folder: Path) -> str:
     total = hashlib.sha256(f"{backbone.quantization} {folder.resolve()}\n".encode())
+    if backbone.chat is not None:
+        total.update(backbone.chat.model_dump_json().encode())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         status = path.stat()
         total.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())

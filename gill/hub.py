@@ -26,7 +26,7 @@ from gill_records import Record
 from miniature.backbones import SHIPPED
 from pipeline.bridge.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
 from pipeline.bridge.heads import Heads, HeadSizes
-from pipeline.frozen.backbones import Backbone, Backbones, Dtype, Quantization, Role
+from pipeline.frozen.backbones import Backbone, Backbones, ChatSettings, Dtype, Quantization, Role
 from pipeline.frozen.pinning import resolve_backbone
 from pipeline.settings import GenerationSettings
 from pipeline.talking.captioning import CAPTION_PROMPT
@@ -59,6 +59,7 @@ class FrozenModel(Record):
     fingerprint: str = Field(description="of its weights and configuration")
     dtype: Dtype
     quantization: Quantization = "none"
+    chat: ChatSettings | None = None
     widths: dict[str, int]
     licence: str | None = Field(None, description="an SPDX or hub identifier; none: not known")
 
@@ -244,6 +245,7 @@ def resolve_backbones(
                 allow_download=not local_files_only,
                 dtype=frozen.dtype,
                 quantization=frozen.quantization,
+                chat=frozen.chat,
             )
             resolved[role] = pinned.model_copy(update={"source": source})
         if sources:

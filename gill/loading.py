@@ -163,7 +163,11 @@ class Gill(Speaker):
         place = pick_device(device)
         model = found.language_model
         language_model = load_language_model(
-            model.path, dtype=model.torch_dtype, device=place, quantization=model.quantization
+            model.path,
+            dtype=model.torch_dtype,
+            device=place,
+            quantization=model.quantization,
+            chat=model.chat,
         )
         decision = None
         if (folder / "decision.json").is_file():
@@ -396,7 +400,11 @@ def load_model(
     heads, _ = load_heads(heads_of(artifacts, checkpoint), backbones=backbones.fingerprints)
     found = backbones.language_model
     language_model = load_language_model(
-        found.path, dtype=found.torch_dtype, device=device, quantization=found.quantization
+        found.path,
+        dtype=found.torch_dtype,
+        device=device,
+        quantization=found.quantization,
+        chat=found.chat,
     )
     return MultimodalLanguageModel(language_model, heads.to(device).eval())
 

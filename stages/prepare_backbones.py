@@ -10,7 +10,7 @@ from doctor.weights import check_weights
 from gill.artifacts import ARTIFACTS, INPUTS
 from miniature import backbones as miniature_backbones
 from pipeline.devices import pick_device, quieten_libraries
-from pipeline.frozen.backbones import Backbone, Backbones, Quantization, Role
+from pipeline.frozen.backbones import Backbone, Backbones, ChatSettings, Quantization, Role
 from pipeline.frozen.image_generator import declares_safety_checker
 from pipeline.frozen.language_model import check_language_model
 from pipeline.frozen.pinning import check_widths, resolve_backbone, resolve_dtype
@@ -37,10 +37,12 @@ def run(params: Params, *, retrain: bool) -> None:
     if wanted.language_model_quantization != "none":
         require_quantization(wanted.language_model_quantization)
     device = pick_device(params.run.device).type
-    found = {role: _pinned(role, source, wanted, device) for role, source in sources.items()}
+    chat = params.model.chat
+    found = {role: _pinned(role, source, wanted, chat, device) for role, source in sources.items()}
     check_widths(Backbones(**found))
     for role, backbone in found.items():
-        if sources[role] != MINIATURE:  # tests prove that one
+        # Tests prove those that are built in, in plain turns.
+        if sources[role] != MINIATURE or backbone.chat is not None:
             _check(role, backbone)
     # The manifest says what the params say, not where this machine keeps it.
     Backbones(**{role: b.model_copy(update={"path": b.source}) for role, b in found.items()}).write(
@@ -59,11 +61,13 @@ def _check(role: Role, backbone: Backbone) -> None:
     """Refuse what would fail in a later stage. Raises BackboneError."""
     with naming(role, backbone.source):
         if role == "language_model":
-            check_language_model(backbone.path)
+            check_language_model(backbone.path, backbone.chat)
         check_weights(role, Path(backbone.path.removeprefix("local-dir:")))
 
 
-def _pinned(role: Role, source: str, wanted: BackbonesParams, device: str) -> Backbone:
+def _pinned(
+    role: Role, source: str, wanted: BackbonesParams, chat: ChatSettings | None, device: str
+) -> Backbone:
     where = str(getattr(miniature_backbones.SHIPPED, role)) if source == MINIATURE else source
     quantization: Quantization = (
         wanted.language_model_quantization if role == "language_model" else "none"
@@ -78,6 +82,7 @@ def _pinned(role: Role, source: str, wanted: BackbonesParams, device: str) -> Ba
             allow_download=wanted.allow_download,
             dtype=resolve_dtype(getattr(wanted, f"{role}_dtype"), device),
             quantization=quantization,
+            chat=chat if role == "language_model" else None,
         )
     named = {"source": source}
     if role != "image_generator":

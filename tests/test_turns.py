@@ -96,7 +96,6 @@ def test_options_reach_the_template() -> None:
     quick = template_of("qwen3", template_options={"enable_thinking": False})
     expected = theirs(tokenizer, said, enable_thinking=False)
     assert joined(quick.write(said)) == expected != theirs(tokenizer, said)
-    assert quick.fingerprint != template_of("qwen3").fingerprint
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -46,7 +46,8 @@ class Backbone(Record):
     revision: str | None = Field(description="the hub's commit; None for local files")
     fingerprint: str = Field(
         description="SHA-256 over the names and bytes of the model's files; `int8:` or `nf4:` "
-        "before it for a quantised model, whose numbers are others"
+        "before it for a quantised model, `chat:` for one that "
+        "reads and answers in turns: their numbers are others"
     )
     dtype: Dtype = Field("float32", description="what the model computes in")
     quantization: Quantization = Field("none", description="how its linear weights are kept")
@@ -57,6 +58,9 @@ class Backbone(Record):
         description="whether an image generator's own is used; None: it has none, or is none",
     )
     watermark: bool = Field(False, description="whether its pictures get an invisible one")
+    chat: ChatSettings | None = Field(
+        None, description="how a language model's turns are written; None: it continues texts"
+    )
 
     @property
     def public_source(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,15 @@ from typing import Literal
 import torch
 
 from gill_files import hash_of
-from pipeline.frozen.backbones import Backbone, BackboneError, Backbones, Dtype, Quantization, Role
+from pipeline.frozen.backbones import (
+    Backbone,
+    BackboneError,
+    Backbones,
+    ChatSettings,
+    Dtype,
+    Quantization,
+    Role,
+)
 from pipeline.frozen.weight_files import loaded_weights, weights_in
 from pipeline.frozen.widths import read_widths
 
@@ -38,6 +47,7 @@ def resolve_backbone(
     allow_download: bool = False,
     dtype: Dtype = "float32",
     quantization: Quantization = "none",
+    chat: ChatSettings | None = None,
 ) -> Backbone:
     """Find a frozen model, pin it and read its widths, without loading its weights.
 
@@ -57,9 +67,10 @@ def resolve_backbone(
         source=source,
         path=path,
         revision=commit,
-        fingerprint=fingerprint_backbone(role, folder, quantization),
+        fingerprint=fingerprint_backbone(role, folder, quantization, chat),
         dtype=dtype,
         quantization=quantization,
+        chat=chat,
         widths=read_widths(role, folder),
     )
 
@@ -74,10 +85,22 @@ def find_backbone(
     return _from_hub(repository, revision, allow_download, role)
 
 
-def fingerprint_backbone(role: Role, folder: Path, quantization: Quantization = "none") -> str:
-    """SHA-256 over the files that decide a model's numbers, and how they are quantised."""
+def fingerprint_backbone(
+    role: Role,
+    folder: Path,
+    quantization: Quantization = "none",
+    chat: ChatSettings | None = None,
+) -> str:
+    """SHA-256 over the files that decide a model's numbers, and how they are quantised; with `chat`
+    over its chat template and the settings of that as well."""
     kind = "" if quantization == "none" else f"{quantization}:"
-    return kind + fingerprint_files(folder, _model_files(role, folder))
+    files = _model_files(role, folder)
+    if chat is None:
+        return kind + fingerprint_files(folder, files)
+    files += [f for f in folder.rglob("*.jinja") if f.is_file()]
+    settings = json.dumps(chat.model_dump(mode="json"), sort_keys=True)
+    both = f"{fingerprint_files(folder, files)} {settings}"
+    return f"{kind}chat:{hashlib.sha256(both.encode()).hexdigest()}"
 
 
 def resolve_dtype(choice: Literal["auto", "float32", "bfloat16", "float16"], device: str) -> Dtype:

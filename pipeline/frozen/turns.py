@@ -11,8 +11,6 @@ text, never as the end or the beginning of a turn.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import secrets
 from collections.abc import Sequence
@@ -60,7 +58,6 @@ class ChatTemplate:
         start_ids: what every text of this system prompt begins with, up to the last control token
             that all have in common; `write_after_start` leaves it out.
         end_ids: control tokens that end an answer, as the template writes one.
-        fingerprint: SHA-256 over the template, the system prompt and the options.
     """
 
     def __init__(self, tokenizer: Any, settings: ChatSettings, name: str) -> None:
@@ -90,9 +87,6 @@ class ChatTemplate:
         self._spelled.learn_marks(self._literals())
         self.start_ids = self._common_start()
         self.end_ids = self._ends()
-        self.fingerprint = hashlib.sha256(
-            json.dumps([self._template, settings.model_dump(mode="json")], sort_keys=True).encode()
-        ).hexdigest()
 
     def write(self, messages: Sequence[Message], *, answering: bool = True) -> Written:
         """All ids of a conversation, start ids included; with `answering` the assistant is next.
