@@ -52,6 +52,11 @@ class Artifacts:
         return self.common / "targets.zarr"
 
     @property
+    def replies(self) -> Path:
+        """The frozen chat model's own answers to training questions."""
+        return self.common / "replies" / "replies.jsonl"
+
+    @property
     def candidates(self) -> Path:
         """The checked table of other candidates than the training pictures."""
         return self.captions.with_name("candidates.parquet")

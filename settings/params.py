@@ -42,6 +42,7 @@ from pipeline.settings import (
     TrainingSettings,
 )
 from settings.evaluation import EvaluationParams
+from settings.replies import RepliesParams
 
 MINIATURE = "miniature"
 """What `captions.table` and `backbones` say for the built-in world and models."""
@@ -338,6 +339,7 @@ class Params(Record):
     features: PrecomputeParams = PrecomputeParams()
     targets: TargetsParams = TargetsParams()
     model: ModelParams = ModelParams()
+    replies: RepliesParams = RepliesParams()
     batches: BatchesParams = BatchesParams()
     objective: Objective = Objective()
     training: TrainingParams = TrainingParams()
