@@ -59,13 +59,15 @@ def own_words(
         generation_config=GenerationConfig(
             do_sample=False,
             num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_length=0,
             max_new_tokens=min(max_tokens, room),
             eos_token_id=stops or None,
             pad_token_id=pad,
             # Rows behind the frozen vocabulary are no words.
             suppress_tokens=list(range(language_model.num_rows, rows)) or None,
         ),
-        use_model_defaults=False,
     )[:, longest:].tolist()
     return [_until_stop(row, stops) for row in said]
 
