@@ -262,13 +262,18 @@ def load_language_model(
 def check_language_model(path_or_id: str | Path, chat: ChatSettings | None = None) -> None:
     """Refuse a language model that cannot serve by its configuration and tokenizer, unread weights.
 
+    `path_or_id` may be a GGUF file.
+
     A model of the same architecture with few layers, few rows and random weights is made and proved
     as a loaded model is: what is wrong with an architecture is known before any work.
 
     Raises:
         BackboneError: the model cannot serve; the message says why.
     """
-    source = {"local_files_only": True, "trust_remote_code": False}
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if Path(path_or_id).suffix == ".gguf":
+        path_or_id, file = Path(path_or_id).parent, Path(path_or_id).name
+        source["gguf_file"] = file
     config, tokenizer = _read_description(path_or_id, source)
     _refuse_unfit_configuration(config, str(path_or_id))
     text = config.get_text_config()
