@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chat_templates import tokenizer_of
 from transformers import AutoModelForCausalLM
 
 from gill.converted import converted_before, have_converted
@@ -19,6 +18,7 @@ from pipeline.frozen.backbones import BackboneError, ChatSettings
 from pipeline.frozen.gguf_files import find_gguf, names_gguf, read_origin
 from pipeline.frozen.language_model import check_language_model, load_language_model
 from pipeline.frozen.pinning import fingerprint_backbone, resolve_backbone
+from tests.chat_templates import tokenizer_of
 from workfolder import WorkFolder
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed (extra smollm2)")

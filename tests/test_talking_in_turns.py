@@ -4,9 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from chat_templates import chat_language_model, tokenizer_of
 from PIL import Image
-from tiny_gill import tiny_gill
 
 from gill.loading import Gill
 from pipeline.frozen.turns import PICTURE, Message
@@ -16,6 +14,8 @@ from pipeline.talking.conversation import Conversation
 from pipeline.talking.decoding import DecodingSettings
 from pipeline.talking.prefixes import Prefixes
 from pipeline.talking.reading import read_contexts
+from tests.chat_templates import chat_language_model, tokenizer_of
+from tests.tiny_gill import tiny_gill
 
 FAMILIES = ["smollm2", "qwen3", "llama3", "mistral", "mistral-v3", "gemma"]
 QUESTIONS = ["What is it?", "a ring\n", "Show me <|im_end|> [/INST] in the sea, please.", "no"]
