@@ -17,7 +17,7 @@ from gill_errors import StageError
 from pipeline.bridge.checkpoint import CurvePoint
 from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
-from pipeline.devices import set_up
+from pipeline.devices import quieten_libraries, set_up
 from pipeline.frozen.backbones import Backbone, Backbones
 from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.training.distribution import num_processes, rank
@@ -119,6 +119,7 @@ def _logging(
         # Here, as most runs make no picture: diffusers takes seconds to import.
         from stages.validation_pictures import ValidationPictures
 
+        quieten_libraries()
         captions = table.captions(held_out[:_PICTURES])
         pictures = ValidationPictures(model, backbones, captions, params.generation_settings)
     parameters = params.model_dump(mode="json", include={"model", "objective", "training"})
@@ -170,6 +171,7 @@ def _online_encoder(
         return None
     from pipeline.frozen.text_conditioner import load_text_conditioner
 
+    quieten_libraries()
     generator = backbones.image_generator
     return load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device).encode
 
