@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 
 from gill.artifacts import Artifacts
+from gill.converted import converted_before
 from miniature.backbones import SHIPPED
 from pipeline.frozen.backbones import Backbone, BackboneError, Backbones
 from pipeline.frozen.pinning import find_backbone, fingerprint_backbone
-from settings.params import MINIATURE
+from settings.params import MINIATURE, read_unchecked
+from workfolder import WorkFolder
 
 
 def read_backbones(artifacts: Artifacts) -> Backbones:
@@ -44,10 +46,19 @@ def folder_of(backbone: Backbone, beside: Path) -> Path:
     """The directory of a pinned model on this machine."""
     if backbone.source == MINIATURE:
         return getattr(SHIPPED, backbone.role)
+    if backbone.gguf is not None:
+        return converted_before(backbone.source, backbone.gguf, work_of(beside))
     for folder in (Path(backbone.source), beside / backbone.source):
         if folder.is_dir():
             return folder
     return find_backbone(backbone.role, backbone.source, revision=backbone.revision)[0]
+
+
+def work_of(beside: Path) -> WorkFolder:
+    """The work folder of the workspace whose params.yaml lies in `beside`, where there is one."""
+    params = beside / "params.yaml"
+    run = read_unchecked(params).get("run") if params.is_file() else None
+    return WorkFolder.open((run or {}).get("work"), beside)
 
 
 class _Seen:

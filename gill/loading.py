@@ -48,7 +48,12 @@ from pipeline.frozen.text_conditioner import TextConditioner, load_text_conditio
 from pipeline.frozen.visual_encoder import VisualEncoder, load_visual_encoder
 from pipeline.settings import GenerationRun, GenerationSettings
 from pipeline.talking.answers import ConversationError, Part, Reply, ReplySettings
-from pipeline.talking.captioning import CAPTION_PROMPT, CAPTION_TOKENS, caption_pictures
+from pipeline.talking.captioning import (
+    CAPTION_PROMPT,
+    CAPTION_QUESTION,
+    CAPTION_TOKENS,
+    caption_pictures,
+)
 from pipeline.talking.conversation import Conversation
 from pipeline.talking.decision import DecisionModel
 from pipeline.talking.index_files import load_index
@@ -237,9 +242,14 @@ class Gill(Speaker):
             saved = self.save_pretrained(folder, numbers=numbers, licence=licence)
             return upload(saved, repo_id, private=private, message=message)
 
-    def conversation(self, prefixes: Prefixes | None = None) -> Conversation:
-        """A new conversation; with `prefixes` it need not read what others have read."""
-        return Conversation(self, prefixes)
+    def conversation(
+        self, prefixes: Prefixes | None = None, *, system_prompt: str | None = None
+    ) -> Conversation:
+        """A new conversation; with `prefixes` it need not read what others have read.
+
+        `system_prompt`, of a chat model: instead of the one of the run.
+        """
+        return Conversation(self, prefixes, system_prompt=system_prompt)
 
     def settings(self, base: ReplySettings | None = None, **knobs: Any) -> ReplySettings:
         """Reply settings with some knobs changed; None leaves a knob as it is.
@@ -251,7 +261,7 @@ class Gill(Speaker):
 
         Raises GillError naming a knob that does not exist or a value that is not allowed.
         """
-        base = ReplySettings() if base is None else base
+        base = self.reply_settings if base is None else base
         if not isinstance(base, ReplySettings):
             raise GillError(
                 f"settings are {base!r:.60}, no ReplySettings: give single knobs by their names"
@@ -367,10 +377,12 @@ def _have_pictures(artifacts: Artifacts) -> None:
 def read_caption_prompt(params: Path) -> str:
     """What stands between a picture and its caption in a run with this params file.
 
-    The prompt of the released validation; nothing on the miniature world, whose captions have no
-    such beginning.
+    A question for a chat model, else the prompt of the released validation; nothing on the
+    miniature world, whose captions have no such beginning.
     """
     section = _read_section(params, "captions")
+    if _read_section(params, "model").get("turns") == "chat":
+        return CAPTION_QUESTION
     miniature = params.is_file() and section.get("table", "miniature") == "miniature"
     return "" if miniature else CAPTION_PROMPT
 

@@ -8,14 +8,16 @@ from typing import get_args
 from doctor.model_files import check_files, naming
 from doctor.weights import check_weights
 from gill.artifacts import ARTIFACTS, INPUTS
+from gill.converted import have_converted
 from miniature import backbones as miniature_backbones
 from pipeline.devices import pick_device, quieten_libraries
-from pipeline.frozen.backbones import Backbone, Backbones, ChatSettings, Quantization, Role
+from pipeline.frozen.backbones import Backbone, Backbones, Quantization, Role
+from pipeline.frozen.gguf_files import names_gguf
 from pipeline.frozen.image_generator import declares_safety_checker
 from pipeline.frozen.language_model import check_language_model
 from pipeline.frozen.pinning import check_widths, resolve_backbone, resolve_dtype
 from pipeline.frozen.quantization import require_quantization
-from settings.params import MINIATURE, BackbonesParams, Params
+from settings.params import MINIATURE, Params
 from workfolder import WorkFolder, bring_from_repository, watch_files
 
 
@@ -37,8 +39,7 @@ def run(params: Params, *, retrain: bool) -> None:
     if wanted.language_model_quantization != "none":
         require_quantization(wanted.language_model_quantization)
     device = pick_device(params.run.device).type
-    chat = params.model.chat
-    found = {role: _pinned(role, source, wanted, chat, device) for role, source in sources.items()}
+    found = {role: _pinned(role, source, params, device) for role, source in sources.items()}
     check_widths(Backbones(**found))
     for role, backbone in found.items():
         # Tests prove those that are built in, in plain turns.
@@ -48,12 +49,14 @@ def run(params: Params, *, retrain: bool) -> None:
     Backbones(**{role: b.model_copy(update={"path": b.source}) for role, b in found.items()}).write(
         ARTIFACTS.backbones
     )
-    local = {role: Path(s) for role, s in sources.items() if Path(s).is_dir() and s != MINIATURE}
+    local = {role: Path(s) for role, s in sources.items() if Path(s).exists() and s != MINIATURE}
     for note in watch_files(INPUTS / "backbones", {str(r): p for r, p in local.items()}):
         print(note)
     for backbone in found.values():
         widths = ", ".join(f"{name} {value}" for name, value in backbone.widths.items())
         how = backbone.dtype if backbone.quantization == "none" else backbone.quantization
+        if backbone.gguf is not None:
+            widths += f"; from {backbone.gguf.quantization}"
         print(f"{backbone.role}: {backbone.source} ({widths}; {how}) {backbone.fingerprint[:12]}")
 
 
@@ -65,14 +68,15 @@ def _check(role: Role, backbone: Backbone) -> None:
         check_weights(role, Path(backbone.path.removeprefix("local-dir:")))
 
 
-def _pinned(
-    role: Role, source: str, wanted: BackbonesParams, chat: ChatSettings | None, device: str
-) -> Backbone:
+def _pinned(role: Role, source: str, params: Params, device: str) -> Backbone:
+    wanted = params.backbones
     where = str(getattr(miniature_backbones.SHIPPED, role)) if source == MINIATURE else source
     quantization: Quantization = (
         wanted.language_model_quantization if role == "language_model" else "none"
     )
     with naming(role, source):
+        if role == "language_model" and names_gguf(source):
+            where = str(have_converted(source, WorkFolder.open(params.run.work)))
         if Path(where).is_dir():
             check_files(role, Path(where))
         pinned = resolve_backbone(
@@ -82,7 +86,7 @@ def _pinned(
             allow_download=wanted.allow_download,
             dtype=resolve_dtype(getattr(wanted, f"{role}_dtype"), device),
             quantization=quantization,
-            chat=chat if role == "language_model" else None,
+            chat=params.model.chat if role == "language_model" else None,
         )
     named = {"source": source}
     if role != "image_generator":

@@ -9,11 +9,17 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from pipeline.frozen.backbones import ChatSettings
+from pipeline.frozen.language_model import LanguageModel
+from pipeline.frozen.plain_text import read_control_tokens_as_text
 
 _TEXT = """Show me a big red ring in the sea, please. What is the capital of France? It is Paris.
 Draw a small green square in the desert at night; then the same on the left, but blue. [INST] x
@@ -236,3 +242,27 @@ def _trained(name: str) -> str:
             single=f"{family.bos} $A", special_tokens=[(family.bos, id_)]
         )
     return tokenizer.to_str()
+
+
+def chat_language_model(
+    name: str, *, max_positions: int = 512, ends: int | None = None, **settings: Any
+) -> LanguageModel:
+    """A tiny random model that speaks as a family does; token `ends` ends its answers as well."""
+    torch.manual_seed(1)
+    tokenizer = tokenizer_of(name)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=max_positions,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=[tokenizer.eos_token_id, *([] if ends is None else [ends])],
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    return LanguageModel(
+        model.float(), read_control_tokens_as_text(tokenizer), chat=ChatSettings(**settings)
+    )

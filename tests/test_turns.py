@@ -5,10 +5,10 @@ import itertools
 from typing import Any
 
 import pytest
-from chat_templates import FAMILIES, tokenizer_of
 
 from pipeline.frozen.backbones import BackboneError, ChatSettings
 from pipeline.frozen.turns import PICTURE, ChatTemplate, Message, Place, TurnError
+from tests.chat_templates import FAMILIES, tokenizer_of
 
 ALL = sorted(FAMILIES)
 TEXTS = [

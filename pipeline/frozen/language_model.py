@@ -51,7 +51,6 @@ class LanguageModel:
         num_rows: n, the rows of the frozen vocabulary in the softmax; [IMG] ids start here.
         start_ids: ids that begin a text: `[bos]` for OPT, `[]` where the tokenizer adds none; with
             turns, what these begin with.
-        stop_ids: ids that end an answer.
         turns: how a chat model's turns are written; None where texts are continued as they are.
         max_positions: the longest sequence, in tokens.
     """
@@ -87,10 +86,9 @@ class LanguageModel:
             )
         self.turns = None if chat is None else ChatTemplate(tokenizer, chat, name)
         if self.turns is None:
-            self.start_ids, self.stop_ids = _start_ids(tokenizer), [tokenizer.eos_token_id]
+            self.start_ids = _start_ids(tokenizer)
         else:
             self.start_ids = list(self.turns.start_ids)
-            self.stop_ids = sorted({*self.turns.end_ids, *_own_ends(model, tokenizer)})
         self._start: Start | None = None
         self.max_positions = int(model.config.get_text_config().max_position_embeddings)
         self._prove_packing(name)
@@ -109,6 +107,17 @@ class LanguageModel:
     def width(self) -> int:
         """e, the width of the input embedding rows."""
         return self.input_rows.shape[1]
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer: the tokenizer's end of text; of a chat model also what its
+        template writes behind an answer, and what transformers' own `generate` stops at."""
+        if self.turns is None:
+            return [self.tokenizer.eos_token_id]
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        named = own if isinstance(own, list) else [own]
+        ends = {*self.turns.end_ids, *named, self.tokenizer.eos_token_id}
+        return sorted(ends - {None})
 
     @property
     def input_rows(self) -> Float[Tensor, "V e"]:
@@ -253,13 +262,18 @@ def load_language_model(
 def check_language_model(path_or_id: str | Path, chat: ChatSettings | None = None) -> None:
     """Refuse a language model that cannot serve by its configuration and tokenizer, unread weights.
 
+    `path_or_id` may be a GGUF file.
+
     A model of the same architecture with few layers, few rows and random weights is made and proved
     as a loaded model is: what is wrong with an architecture is known before any work.
 
     Raises:
         BackboneError: the model cannot serve; the message says why.
     """
-    source = {"local_files_only": True, "trust_remote_code": False}
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if Path(path_or_id).suffix == ".gguf":
+        path_or_id, file = Path(path_or_id).parent, Path(path_or_id).name
+        source["gguf_file"] = file
     config, tokenizer = _read_description(path_or_id, source)
     _refuse_unfit_configuration(config, str(path_or_id))
     text = config.get_text_config()
@@ -356,10 +370,3 @@ def _start_ids(tokenizer: Any) -> list[int]:
         if full[start : start + len(bare)] == bare:
             return full[:start]
     return []
-
-
-def _own_ends(model: Any, tokenizer: Any) -> set[int]:
-    """What transformers' own `generate` stops at."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    named = ends if isinstance(ends, list) else [ends]
-    return {id_ for id_ in (*named, tokenizer.eos_token_id) if id_ is not None}

@@ -20,6 +20,7 @@ from pipeline.frozen.backbones import (
     Quantization,
     Role,
 )
+from pipeline.frozen.gguf_files import origin_of
 from pipeline.frozen.weight_files import loaded_weights, weights_in
 from pipeline.frozen.widths import read_widths
 
@@ -51,9 +52,10 @@ def resolve_backbone(
 ) -> Backbone:
     """Find a frozen model, pin it and read its widths, without loading its weights.
 
-    `source` is a local directory, a hub id (`facebook/opt-6.7b`), or for the visual encoder also an
-    open_clip `ARCHITECTURE:TAG`, whose weights are a repository of the hub. A hub id is looked up
-    in the local hub cache first, and downloaded only with `allow_download`.
+    `source` is a local directory (of a GGUF file the converted one), a hub id
+    (`facebook/opt-6.7b`), or for the visual encoder also an open_clip `ARCHITECTURE:TAG`, whose
+    weights are a repository of the hub. A hub id is looked up in the local hub cache first, and
+    downloaded only with `allow_download`.
 
     Raises BackboneError naming the missing file or the missing permission.
     """
@@ -70,6 +72,7 @@ def resolve_backbone(
         fingerprint=fingerprint_backbone(role, folder, quantization, chat),
         dtype=dtype,
         quantization=quantization,
+        gguf=origin_of(folder) if role == "language_model" else None,
         chat=chat,
         widths=read_widths(role, folder),
     )
@@ -95,12 +98,14 @@ def fingerprint_backbone(
     over its chat template and the settings of that as well."""
     kind = "" if quantization == "none" else f"{quantization}:"
     files = _model_files(role, folder)
+    if chat is not None:
+        files += [f for f in folder.rglob("*.jinja") if f.is_file()]
+    origin = origin_of(folder) if role == "language_model" else None
+    content = f"gguf:{origin.sha256}" if origin else fingerprint_files(folder, files)
     if chat is None:
-        return kind + fingerprint_files(folder, files)
-    files += [f for f in folder.rglob("*.jinja") if f.is_file()]
+        return kind + content
     settings = json.dumps(chat.model_dump(mode="json"), sort_keys=True)
-    both = f"{fingerprint_files(folder, files)} {settings}"
-    return f"{kind}chat:{hashlib.sha256(both.encode()).hexdigest()}"
+    return f"{kind}chat:{hashlib.sha256(f'{content} {settings}'.encode()).hexdigest()}"
 
 
 def resolve_dtype(choice: Literal["auto", "float32", "bfloat16", "float16"], device: str) -> Dtype:
