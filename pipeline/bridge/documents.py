@@ -84,6 +84,13 @@ class DocumentBatch:
         return len(self.documents)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of all texts."""
+        return sum(
+            len(part.ids) for doc in self.documents for part in doc if isinstance(part, Words)
+        )
+
+    @property
     def drawn(self) -> list[int]:
         """The picture of every `Drawn`, in order."""
         return [part.picture for doc in self.documents for part in doc if isinstance(part, Drawn)]

@@ -11,6 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pipeline.bridge.batch import CaptionBatch, take_examples
+from pipeline.bridge.document_objective import document_losses
+from pipeline.bridge.documents import DocumentBatch
+from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import Losses, PackingDraws, training_losses
 from pipeline.bridge.streams import pair_rows
@@ -65,9 +68,13 @@ def validate(
 
 @torch.no_grad()
 def guilty_rows(
-    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective
+    gill: MultimodalLanguageModel, batch: CaptionBatch | MixedBatch, objective: Objective
 ) -> list[int]:
-    """Rows whose own inputs, vectors or losses are not finite."""
+    """Rows whose own inputs, vectors or losses are not finite; of a document, its pictures'."""
+    if isinstance(batch, MixedBatch):
+        captions, documents = batch.captions, batch.documents
+        guilty = [] if captions is None else guilty_rows(gill, captions, objective)
+        return guilty + ([] if documents is None else _guilty_pictures(gill, documents, objective))
     alone = objective.model_copy(update={"retrieval_weight": 0.0})
     guilty = []
     # One example at a time: in a batch one bad row would make every mean bad.
@@ -78,6 +85,22 @@ def guilty_rows(
         if not all(bool(x.isfinite().all()) for x in inputs):
             guilty.append(int(one.rows[0]))
     return guilty
+
+
+def _guilty_pictures(
+    gill: MultimodalLanguageModel, batch: DocumentBatch, objective: Objective
+) -> list[int]:
+    """Rows of pictures that are not finite; where none is, of those in a document whose loss is."""
+    alone = objective.model_copy(update={"retrieval_weight": 0.0})
+    guilty: set[int] = set()
+    for number in range(len(batch)):
+        one = batch.part(number, number + 1)
+        vectors = [one.targets, one.pooled, gill.image_key(one.pooled)]
+        bad = torch.stack([~x.flatten(1).isfinite().all(dim=1) for x in vectors]).any(dim=0)
+        if not bad.any() and not document_losses(gill, one, alone).total.isfinite():
+            bad[:] = True
+        guilty |= set(one.rows[bad].tolist())
+    return sorted(guilty)
 
 
 def loss_values(losses: Losses) -> dict[str, Tensor]:
