@@ -9,7 +9,7 @@ Sections that a room owns are defined there and only put together here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -42,6 +42,7 @@ from pipeline.settings import (
     TrainingSettings,
 )
 from settings.evaluation import EvaluationParams
+from settings.mixture import CHAT_MIXTURE, CHAT_STREAMS, Stream, shares
 from settings.replies import RepliesParams
 
 MINIATURE = "miniature"
@@ -309,6 +310,20 @@ class TrainingParams(TrainingNumbers):
         "else, so that runs with other [IMG] tokens or mapping networks need not train it again. "
         "With clip_norm: null the other parts are those of a whole training, bit by bit",
     )
+    mixture: dict[Stream, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="shares of the streams in every step, as {asked: 8, told: 4}. captions: the "
+        "paper's. With model.turns: chat, asked: a request with a caption, answered by its "
+        "picture; shown: a picture and a question, answered by its caption; told: a question, "
+        "answered by the frozen model's own words; joined: by such words and a picture. {}: "
+        "captions alone, with chat asked 8, shown 3, told 4, joined 1",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused_mixture(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the key where nobody set it: what was trained stays known."""
+        dumped = dump(self)
+        return dumped if self.mixture else {k: v for k, v in dumped.items() if k != "mixture"}
 
 
 class IndexParams(IndexSettings):
@@ -387,6 +402,19 @@ class Params(Record):
             cache_folder=run.cache_folder,
         )
 
+    @property
+    def stream_shares(self) -> dict[Stream, int]:
+        """Examples of each stream in a step, over all processes."""
+        chat = self.model.turns == "chat"
+        mixture = self.training.mixture or (CHAT_MIXTURE if chat else {"captions": 1})
+        return shares(mixture, self.training.batch_size)
+
+    @property
+    def needs_replies(self) -> bool:
+        """Whether training takes the frozen model's own answers."""
+        streams = self.stream_shares
+        return bool(streams.get("told") or streams.get("joined"))
+
     def contradictions(self) -> list[str]:
         """What two sections say differently, a line each."""
         found = self.evaluation.unnamed_files(self.is_miniature)
@@ -399,6 +427,15 @@ class Params(Record):
         for key in ("system_prompt", "template_options"):
             if getattr(model, key) and model.turns == "plain":
                 found.append(f"model.{key}: only chat has one: set model.turns: chat")
+        chat = model.turns == "chat"
+        for stream in self.training.mixture:
+            if (stream in CHAT_STREAMS) != chat:
+                found.append(
+                    f"training.mixture: {stream} is a stream of model.turns: "
+                    f"{'plain' if chat else 'chat'}"
+                )
+        if self.stream_shares.get("joined") and not self.replies.joined:
+            found.append("replies.joined: 0, but training.mixture has joined: set it above 0")
         if self.training.captioning_from and self.objective.captioning_softmax != "words":
             found.append(
                 "training.captioning_from: l_c trains E_img too where objective.captioning_softmax "

@@ -7,7 +7,7 @@ that costs less than a store of all targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -22,6 +22,15 @@ from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.language_model import LanguageModel
 
 EncodeCaptions = Callable[[Sequence[str]], Conditioning]
+
+
+class Order(TypedDict):
+    """In which order, and for which process, rows are read."""
+
+    seed: int
+    rank: int
+    world_size: int
+    reading: ReadingParams
 
 
 class BatchMaker:

@@ -1,9 +1,9 @@
 """Training documents of a chat model: what is said to it, and what it is to answer.
 
-    asked    a request with a caption          -> [IMG1..r]
-    shown    a picture and a question          -> the caption
-    told     a question                        -> the frozen model's own words, and no picture
-    joined   a question and a request          -> the frozen model's own words, then [IMG1..r]
+asked    a request with a caption          -> [IMG1..r]
+shown    a picture and a question          -> the caption
+told     a question                        -> the frozen model's own words, and no picture
+joined   a question and a request          -> the frozen model's own words, then [IMG1..r]
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from pipeline.bridge.documents import Document, Drawn, Shown, Words
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.turns import PICTURE, Message, Place
 from stages.reply_store import Reply
-
-ChatStream = Literal["asked", "shown", "told", "joined"]
-"""Names of the streams in `training.mixture`."""
 
 
 class ChatDocuments:
@@ -92,6 +89,4 @@ def usable(replies: Sequence[Reply], stream: Literal["told", "joined"]) -> list[
     """
     if stream == "joined":
         return [reply for reply in replies if reply.request.row is not None and reply.ended]
-    return [
-        reply for reply in replies if reply.request.row is None and (reply.ids or reply.ended)
-    ]
+    return [reply for reply in replies if reply.request.row is None and (reply.ids or reply.ended)]

@@ -159,6 +159,16 @@ def precompute_targets(
 
 
 @app.command()
+def precompute_replies(params: ParamsFile = PARAMS) -> None:
+    """Have the frozen chat model answer the training questions once, in its own words.
+
+    Only where `training.mixture` takes any. Reads artifacts/captions and the questions that
+    `replies.questions` names. Writes artifacts/replies/replies.jsonl.
+    """
+    _run("precompute_replies", params)
+
+
+@app.command()
 def train(
     params: ParamsFile = PARAMS,
     anew: Annotated[bool, typer.Option(help="Put what is trained aside and start over.")] = False,

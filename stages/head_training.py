@@ -11,10 +11,13 @@ import numpy as np
 import torch
 
 from corpora.caption_table import CaptionTable
+from corpora.chat_requests import phrasings
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill_errors import StageError
+from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.checkpoint import CurvePoint
+from pipeline.bridge.documents import DocumentBatch
 from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import quieten_libraries, set_up
@@ -22,11 +25,14 @@ from pipeline.frozen.backbones import Backbone, Backbones
 from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.training.distribution import num_processes, rank
 from pipeline.training.loggers import Loggers
-from pipeline.training.loop import train
+from pipeline.training.loop import BatchSource, train
 from pipeline.training.progress import DvcliveLog, TrainingProgress, show_progress
 from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
-from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
+from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions, Order
+from stages.chat_batches import ChatBatches, held_out_documents
+from stages.chat_documents import ChatDocuments
+from stages.reply_store import read_replies
 from stages.trained_weights import read_captioning, read_weights
 from stages.validation_rows import contents_of, one_row_per_picture
 
@@ -63,21 +69,39 @@ def train_heads(
         _online_encoder(params, backbones, device),
         artifacts,
     )
-    batches = CachedBatches(
-        maker,
-        table.rows_of_split("train"),
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        rank=rank(),
-        world_size=num_processes(),
-        reading=params.reading,
-    )
+    rows = table.rows_of_split("train")
+    order: Order = {
+        "seed": settings.seed,
+        "rank": rank(),
+        "world_size": num_processes(),
+        "reading": params.reading,
+    }
+    batches: BatchSource
+    if language_model.turns is None:
+        batches = CachedBatches(maker, rows, batch_size=settings.batch_size, **order)
+    else:
+        documents = ChatDocuments(
+            language_model, phrasings("train"), params.batches.max_caption_tokens
+        )
+        replies = read_replies(artifacts.replies) if params.needs_replies else []
+        batches = ChatBatches(maker, table, documents, replies, rows, params.stream_shares, **order)
     # The same rows in every process: the passes of a sharded model are common ones.
     held_out = one_row_per_picture(table, maker.usable(table.rows_of_split("val")))
     held_out = held_out[: params.batches.validation_rows]
     # No larger than what training reads at once, as it needs no more memory then.
     part = settings.micro_batch_size or max(len(held_out), 1)
-    validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
+    validation: list[CaptionBatch | DocumentBatch] = [
+        maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)
+    ]
+    if language_model.turns is not None:
+        documents = ChatDocuments(
+            language_model, phrasings("held_out"), params.batches.max_caption_tokens
+        )
+        validation = [
+            held_out_documents(table, documents, seen)
+            for seen in validation
+            if isinstance(seen, CaptionBatch)
+        ]
     model = MultimodalLanguageModel(language_model, heads)
     with _logging(params, backbones, model, folder, curve, table, held_out) as (log, told):
         result = train(

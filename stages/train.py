@@ -90,6 +90,10 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
         "training": numbers,
         "code": code_of("training", work),
     }
+    if params.model.turns == "chat":
+        decided_by["streams"] = params.stream_shares
+    if params.needs_replies:
+        decided_by["replies"] = file_md5(required(artifacts.replies, "precompute-replies"))
     for key in ("start_from", "captioning_from"):
         start = getattr(params.training, key)
         if start is not None and Path(start).exists():  # a name on the hub is in `training`

@@ -42,6 +42,7 @@ from pipeline.bridge.checkpoint import (
     save_state,
     unlike_run,
 )
+from pipeline.bridge.documents import DocumentBatch
 from pipeline.bridge.mixed_batch import MixedBatch, num_captions
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing
@@ -109,7 +110,7 @@ def train(
     settings: TrainingSettings,
     *,
     directory: str | Path,
-    validation: Sequence[CaptionBatch] = (),
+    validation: Sequence[CaptionBatch | DocumentBatch] = (),
     contents: Int64[Tensor, " N"] | None = None,
     backbones: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
