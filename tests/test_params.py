@@ -43,7 +43,6 @@ run.threads
 run.vae_slicing
 run.work
 run.workers
-
 captions.allow_download
 captions.allow_outside
 captions.check
@@ -68,7 +67,6 @@ captions.several_captions
 captions.table
 captions.test_fraction
 captions.val_fraction
-
 backbones.allow_download
 backbones.image_generator
 backbones.image_generator_dtype
@@ -82,20 +80,17 @@ backbones.visual_encoder
 backbones.visual_encoder_dtype
 backbones.visual_encoder_revision
 backbones.watermark
-
 features.codec.compressor
 features.codec.dtype
 features.codec.level
 features.codec.share_first
 features.shard_rows
-
 targets.codec.compressor
 targets.codec.dtype
 targets.codec.level
 targets.codec.share_first
 targets.shard_rows
 targets.source
-
 model.image_token_init.kind
 model.image_token_init.texts
 model.k
@@ -112,13 +107,11 @@ model.seed
 model.system_prompt
 model.template_options
 model.turns
-
 batches.max_caption_tokens
 batches.reading.block_rows
 batches.reading.buffer_rows
 batches.reading.on_damage
 batches.validation_rows
-
 objective.captioning_softmax
 objective.captioning_weight
 objective.contrastive_gradient
@@ -136,7 +129,6 @@ objective.supervise_second
 objective.supervise_start
 objective.token_reduction
 objective.trained_dtype
-
 training.batch_size
 training.betas
 training.captioning_from
@@ -156,7 +148,6 @@ training.validate_every
 training.warmup_steps
 training.weight_decay
 training.weights
-
 index.candidates
 index.hnsw_build_effort
 index.hnsw_links
@@ -168,7 +159,6 @@ index.kind
 index.pq_bytes
 index.rerank
 index.seed
-
 decision.folds
 decision.img_tokens
 decision.regularisation
@@ -176,12 +166,10 @@ decision.seed
 decision.test_fraction
 decision.use_similarity
 decision.votes
-
 generation.guidance
 generation.scheduler
 generation.steps
 generation.vae_tiling
-
 evaluation.captions
 evaluation.check
 evaluation.coco.captions
@@ -210,6 +198,11 @@ evaluation.vqa.annotations
 evaluation.vqa.images
 evaluation.vqa.limit
 evaluation.vqa.questions
+replies.joined
+replies.max_tokens
+replies.questions
+replies.seed
+training.mixture
 """
 
 
