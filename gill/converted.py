@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from gill_files import hash_of
 from pipeline.frozen.backbones import BackboneError, GgufOrigin
 from pipeline.frozen.gguf_files import convert_gguf, find_gguf, read_origin
 from workfolder import Entry, WorkFolder
@@ -38,13 +39,13 @@ def converted_before(source: str, origin: GgufOrigin, work: WorkFolder) -> Path:
     entry = _entry(work, origin.sha256)
     if entry.finished is not None:
         return entry.folder / "model"
-    found = have_converted(source, work)
-    if found != entry.folder / "model":
+    here = hash_of(find_gguf(source, work.workspace))
+    if here != origin.sha256:
         raise BackboneError(
-            f"language_model {source}: the file here is another one than the pinned "
+            f"language_model {source}: the file here ({here[:12]}) is not the pinned one "
             f"({origin.sha256[:12]}): run `stages prepare-backbones` to use it"
         )
-    return found
+    return have_converted(source, work)
 
 
 def _entry(work: WorkFolder, sha256: str) -> Entry:

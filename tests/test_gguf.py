@@ -133,7 +133,7 @@ def test_it_is_converted_once_and_found_by_its_pin(
     with pytest.raises(BackboneError, match=r"gone\.gguf: there is no such file"):
         converted_before("gone.gguf", origin, elsewhere)
     unlike = write_gguf(tmp_path / "other.gguf", template=False)
-    with pytest.raises(BackboneError, match="another one than the pinned"):
+    with pytest.raises(BackboneError, match="is not the pinned one"):
         converted_before(str(unlike), origin, elsewhere)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from app.talk import Talk
 from gill.loading import Gill
 from pipeline.frozen.turns import PICTURE, Message
 from pipeline.talking.answers import ConversationError, ReplySettings, Side
@@ -126,6 +127,22 @@ def test_the_oldest_turns_are_dropped_whole() -> None:
     assert conversation.num_forgotten == forgotten
     with pytest.raises(ConversationError, match="the turn takes .* which has 160 and needs"):
         conversation.reply("a b c d e f g h " * 20, words(8))
+
+
+def test_a_turn_is_asked_again_otherwise(gill: Gill) -> None:
+    talk = Talk(gill, {"max_tokens": 5})
+    list(talk.ask(["a ring"], want="text"))
+    first = talk.exchanges[0].answer[0].text
+    list(talk.again(want="generate"))
+    [exchange] = talk.exchanges
+    assert exchange.answer[0].picture is not None
+    list(talk.again(want="text"))
+    assert talk.exchanges[0].answer[0].text == first
+    list(talk.ask(["no"], want="text"))
+    told = [{"role": "user", "content": "a ring"}, {"role": "assistant", "content": first}]
+    expected = own_answer(gill, [*told, {"role": "user", "content": "no"}], 5)
+    spelled = tokenizer_of("smollm2").decode(expected, clean_up_tokenization_spaces=False)
+    assert talk.exchanges[1].answer[0].text == spelled
 
 
 def test_a_system_prompt_of_a_talk(gill: Gill) -> None:
