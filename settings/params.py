@@ -8,6 +8,7 @@ Sections that a room owns are defined there and only put together here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -134,6 +135,19 @@ class MiniatureParams(Record):
     seed: int = Field(0, description="of all that is drawn")
 
 
+class DocumentsParams(Record):
+    """Interleaved documents beside the captions; `training.mixture` says how often they come."""
+
+    file: str | None = Field(
+        None,
+        description="JSONL of documents (lists of texts and images, OBELICS or mmc4 records), VIST "
+        "or VisDial JSON; null: none",
+    )
+    images_dir: str | None = Field(
+        None, description="what their pictures' names are relative to; default: the file's folder"
+    )
+
+
 class CaptionsParams(CaptionParams):
     """`table: miniature` draws the miniature world; anything else is the user's own table."""
 
@@ -142,10 +156,13 @@ class CaptionsParams(CaptionParams):
         description=f"`miniature`, or {CaptionParams.model_fields['table'].description}",
     )
     miniature: MiniatureParams = MiniatureParams()
+    documents: DocumentsParams = DocumentsParams()
 
     def for_table(self, table: str) -> CaptionParams:
         """The same checks for the table that was drawn, or named."""
-        return CaptionParams(**self.model_dump(exclude={"miniature", "table"}), table=table)
+        return CaptionParams(
+            **self.model_dump(exclude={"miniature", "documents", "table"}), table=table
+        )
 
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
@@ -244,6 +261,32 @@ class BatchesParams(Record):
         500, ge=0, description="held-out rows measured during training, one per picture"
     )
     reading: ReadingOrder = ReadingOrder()
+    max_document_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="positions of a document, its pictures included; what stands behind is left "
+        "out. null: those of the language model",
+    )
+    documents_without_pictures_between: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of documents, drawn anew in each epoch, that keep their last picture "
+        "alone, so that long texts are read without pictures between them too",
+    )
+
+
+CorpusName = Literal["captions", "documents"]
+
+
+def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers that sum to `total`, as near to the weights as can be; of equals the first."""
+    exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
+    counts = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 class TrainingParams(TrainingNumbers):
@@ -258,6 +301,18 @@ class TrainingParams(TrainingNumbers):
         "the released layout or of `save_pretrained`, or with backbones.allow_download a hub id",
     )
     start_from: str | None = Field(None, description="the same, with training after it")
+    mixture: dict[CorpusName, float] = Field(
+        {},
+        description="weight of each corpus in a step, {captions: 1, documents: 1} for instance: "
+        "batch_size is divided exactly, by largest remainder. {}: captions alone",
+    )
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Examples of each corpus in a step."""
+        weights = {str(name): weight for name, weight in self.mixture.items()} or {"captions": 1.0}
+        return largest_remainder(weights, self.batch_size)
+
     captioning_from: str | None = Field(
         None,
         description="the same, of which W_cap alone is taken and not trained: l_c reaches nothing "
@@ -341,6 +396,30 @@ class Params(Record):
             cache_folder=run.cache_folder,
         )
 
+    def _mixture_contradictions(self) -> list[str]:
+        mixture, found = self.training.mixture, []
+        if any(weight < 0 for weight in mixture.values()) or (
+            mixture and not sum(mixture.values())
+        ):
+            return ["training.mixture: weights are positive numbers, or 0 for none of a corpus"]
+        documents = mixture.get("documents", 0) > 0
+        if documents and self.captions.documents.file is None:
+            found.append(
+                "training.mixture: names documents, but captions.documents.file names no file"
+            )
+        if documents and self.run.shard_language_model:
+            found.append(
+                "training.mixture: documents do not go with run.shard_language_model, whose passes "
+                "are common to all processes"
+            )
+        captions = self.training.shares.get("captions", 0)
+        if mixture and captions % 2 and self.objective.pack_probability > 0:
+            found.append(
+                f"training.mixture: {captions} captions a step are odd, but examples are packed in "
+                "pairs: choose other weights, or set objective.pack_probability: 0"
+            )
+        return found
+
     def contradictions(self) -> list[str]:
         """What two sections say differently, a line each."""
         found = self.evaluation.unnamed_files(self.is_miniature)
@@ -350,6 +429,7 @@ class Params(Record):
                 "training.weights: goes without training.start_from: use weights as they are, or "
                 "train on from them"
             )
+        found += self._mixture_contradictions()
         if self.training.captioning_from and self.objective.captioning_softmax != "words":
             found.append(
                 "training.captioning_from: l_c trains E_img too where objective.captioning_softmax "

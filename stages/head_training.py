@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from corpora.caption_table import CaptionTable
+from corpora.document_table import read_document_table
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill_errors import StageError
@@ -27,6 +28,8 @@ from pipeline.training.progress import DvcliveLog, TrainingProgress, show_progre
 from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
+from stages.document_batches import DocumentBatches, DocumentMaker
+from stages.mixed_batches import MixedBatches
 from stages.trained_weights import read_captioning, read_weights
 from stages.validation_rows import contents_of, one_row_per_picture
 
@@ -63,15 +66,7 @@ def train_heads(
         _online_encoder(params, backbones, device),
         artifacts,
     )
-    batches = CachedBatches(
-        maker,
-        table.rows_of_split("train"),
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        rank=rank(),
-        world_size=num_processes(),
-        reading=params.reading,
-    )
+    batches = _batches(params, artifacts, maker, table, language_model)
     # The same rows in every process: the passes of a sharded model are common ones.
     held_out = one_row_per_picture(table, maker.usable(table.rows_of_split("val")))
     held_out = held_out[: params.batches.validation_rows]
@@ -95,8 +90,48 @@ def train_heads(
             on_progress=told,
         )
     if rank() == 0:
+        if isinstance(batches, MixedBatches) and batches.num_cut:
+            print(
+                f"{batches.num_cut} documents did not fit and were cut at their end (of several "
+                "epochs each counts anew; batches.max_document_tokens)"
+            )
         for name, value in result.metrics.items():
             print(f"{name}: {value:.4f}")
+
+
+def _batches(
+    params: Params,
+    artifacts: Artifacts,
+    maker: BatchMaker,
+    table: CaptionTable,
+    language_model: LanguageModel,
+) -> CachedBatches | MixedBatches:
+    """Captions, or what `training.mixture` says."""
+    shares, settings, batches = params.training.shares, params.training_settings, params.batches
+    where: dict[str, int] = {"seed": settings.seed, "rank": rank(), "world_size": num_processes()}
+    captions = documents = None
+    if shares.get("captions"):
+        captions = CachedBatches(
+            maker,
+            table.rows_of_split("train"),
+            batch_size=shares["captions"],
+            reading=params.reading,
+            **where,
+        )
+    if shares.get("documents"):
+        model = params.model
+        writer = DocumentMaker(
+            language_model,
+            model.k,
+            model.r,
+            batches.max_document_tokens,
+            batches.documents_without_pictures_between,
+        )
+        texts = read_document_table(artifacts.documents)
+        documents = DocumentBatches(maker, writer, texts, batch_size=shares["documents"], **where)
+    if documents is None and captions is not None:
+        return captions
+    return MixedBatches(captions, documents)
 
 
 @contextmanager
