@@ -194,7 +194,10 @@ def _document_rows(
     for row in _checked_rows(documents, params, paths, pictures, tally):
         if isinstance(row, CheckedRow):
             documents.rows[row.id] = tally.kept  # the next row of the table
-            image = os.path.relpath(os.path.join(paths.root, row.image), root)
+            folder, name = os.path.split(os.path.join(paths.root, row.image))
+            # Without links: a step up from within a linked folder leads elsewhere.
+            image = os.path.relpath(os.path.realpath(folder), os.path.realpath(root))
+            image = os.path.join(image, name)
             row = row._replace(image=image, split=DOCUMENTS)
         yield row
 
