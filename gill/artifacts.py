@@ -37,6 +37,11 @@ class Artifacts:
         return self.common / "captions" / "captions.parquet"
 
     @property
+    def documents(self) -> Path:
+        """The checked documents, whose pictures are rows of the caption table."""
+        return self.captions.with_name("documents.jsonl")
+
+    @property
     def backbones(self) -> Path:
         """The manifest of the frozen models."""
         return self.common / "backbones" / "backbones.json"

@@ -7,6 +7,8 @@ from pydantic import Field
 from gill_records import Record
 
 OWN_QUESTIONS = "built-in"
+CHAT_MIXTURE = {"asked": 8.0, "shown": 3.0, "told": 4.0, "joined": 1.0}
+"""The streams of a chat model, and their weights where `training.mixture` names none."""
 
 
 class RepliesParams(Record):

@@ -14,7 +14,6 @@ from gill_errors import StageError
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.documents import Document, DocumentBatch
 from pipeline.bridge.mixed_batch import MixedBatch
-from settings.mixture import Stream
 from stages.cached_batches import BatchMaker
 from stages.chat_documents import ChatDocuments, usable
 from stages.reply_store import Reply
@@ -35,7 +34,7 @@ class ChatBatches:
         documents: ChatDocuments,
         replies: Sequence[Reply],
         subset: np.ndarray,
-        shares: Mapping[Stream, int],
+        shares: Mapping[str, int],
         *,
         seed: int,
         rank: int,

@@ -12,6 +12,7 @@ import torch
 
 from corpora.caption_table import CaptionTable
 from corpora.chat_requests import phrasings
+from corpora.document_table import read_document_table
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill_errors import StageError
@@ -25,13 +26,15 @@ from pipeline.frozen.backbones import Backbone, Backbones
 from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.training.distribution import num_processes, rank
 from pipeline.training.loggers import Loggers
-from pipeline.training.loop import BatchSource, train
+from pipeline.training.loop import train
 from pipeline.training.progress import DvcliveLog, TrainingProgress, show_progress
 from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
-from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions, Order
+from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
 from stages.chat_batches import ChatBatches, held_out_documents
 from stages.chat_documents import ChatDocuments
+from stages.document_batches import DocumentBatches, DocumentMaker
+from stages.mixed_batches import MixedBatches
 from stages.reply_store import read_replies
 from stages.trained_weights import read_captioning, read_weights
 from stages.validation_rows import contents_of, one_row_per_picture
@@ -69,22 +72,7 @@ def train_heads(
         _online_encoder(params, backbones, device),
         artifacts,
     )
-    rows = table.rows_of_split("train")
-    order: Order = {
-        "seed": settings.seed,
-        "rank": rank(),
-        "world_size": num_processes(),
-        "reading": params.reading,
-    }
-    batches: BatchSource
-    if language_model.turns is None:
-        batches = CachedBatches(maker, rows, batch_size=settings.batch_size, **order)
-    else:
-        documents = ChatDocuments(
-            language_model, phrasings("train"), params.batches.max_caption_tokens
-        )
-        replies = read_replies(artifacts.replies) if params.needs_replies else []
-        batches = ChatBatches(maker, table, documents, replies, rows, params.stream_shares, **order)
+    batches = _batches(params, artifacts, maker, table, language_model)
     # The same rows in every process: the passes of a sharded model are common ones.
     held_out = one_row_per_picture(table, maker.usable(table.rows_of_split("val")))
     held_out = held_out[: params.batches.validation_rows]
@@ -119,8 +107,59 @@ def train_heads(
             on_progress=told,
         )
     if rank() == 0:
+        if isinstance(batches, MixedBatches) and batches.num_cut:
+            print(
+                f"{batches.num_cut} documents did not fit and were cut at their end (of several "
+                "epochs each counts anew; batches.max_document_tokens)"
+            )
         for name, value in result.metrics.items():
             print(f"{name}: {value:.4f}")
+
+
+def _batches(
+    params: Params,
+    artifacts: Artifacts,
+    maker: BatchMaker,
+    table: CaptionTable,
+    language_model: LanguageModel,
+) -> CachedBatches | MixedBatches | ChatBatches:
+    """Captions, or what `training.mixture` says."""
+    shares, settings, batches = params.stream_shares, params.training_settings, params.batches
+    where: dict[str, int] = {"seed": settings.seed, "rank": rank(), "world_size": num_processes()}
+    if language_model.turns is not None:
+        return ChatBatches(
+            maker,
+            table,
+            ChatDocuments(language_model, phrasings("train"), batches.max_caption_tokens),
+            read_replies(artifacts.replies) if params.needs_replies else [],
+            table.rows_of_split("train"),
+            shares,
+            reading=params.reading,
+            **where,
+        )
+    captions = documents = None
+    if shares.get("captions"):
+        captions = CachedBatches(
+            maker,
+            table.rows_of_split("train"),
+            batch_size=shares["captions"],
+            reading=params.reading,
+            **where,
+        )
+    if shares.get("documents"):
+        model = params.model
+        writer = DocumentMaker(
+            language_model,
+            model.k,
+            model.r,
+            batches.max_document_tokens,
+            batches.documents_without_pictures_between,
+        )
+        texts = read_document_table(artifacts.documents)
+        documents = DocumentBatches(maker, writer, texts, batch_size=shares["documents"], **where)
+    if documents is None and captions is not None:
+        return captions
+    return MixedBatches(captions, documents)
 
 
 @contextmanager

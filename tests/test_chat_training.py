@@ -22,7 +22,6 @@ from pipeline.settings import MapperSizes, Objective
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, decode
 from pipeline.talking.own_words import own_words
-from settings.mixture import shares
 from settings.replies import RepliesParams
 from stages import chat_batches, reply_store
 from stages.chat_batches import ChatBatches
@@ -284,18 +283,6 @@ def test_a_killed_stage_goes_on_after_its_last_whole_line(store, monkeypatch, ke
 
 
 # --- batches -----------------------------------------------------------------------------------
-
-
-def test_shares_are_exact_by_the_largest_remainder():
-    assert shares({"asked": 8, "shown": 3, "told": 4, "joined": 1}, 32) == {
-        "asked": 16,
-        "shown": 6,
-        "told": 8,
-        "joined": 2,
-    }
-    assert shares({"asked": 2, "told": 1}, 32) == {"asked": 21, "told": 11}
-    for size in range(1, 40):
-        assert sum(shares({"a": 3, "b": 5, "c": 0.7}, size).values()) == size
 
 
 class Rows:

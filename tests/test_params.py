@@ -50,6 +50,8 @@ captions.columns.caption
 captions.columns.id
 captions.columns.image
 captions.columns.split
+captions.documents.file
+captions.documents.images_dir
 captions.encoding
 captions.images_dir
 captions.max_caption_chars
@@ -107,7 +109,10 @@ model.seed
 model.system_prompt
 model.template_options
 model.turns
+
+batches.documents_without_pictures_between
 batches.max_caption_tokens
+batches.max_document_tokens
 batches.reading.block_rows
 batches.reading.buffer_rows
 batches.reading.on_damage
@@ -137,6 +142,7 @@ training.clip_norm
 training.epsilon
 training.image_token_rate
 training.learning_rate
+training.mixture
 training.schedule.at
 training.schedule.begin
 training.schedule.kind
@@ -202,7 +208,6 @@ replies.joined
 replies.max_tokens
 replies.questions
 replies.seed
-training.mixture
 """
 
 
@@ -302,6 +307,9 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
         read_params(file)
 
 
+_DOCUMENTS = {"documents": {"file": "documents.jsonl"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -336,6 +344,28 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
             {"training": {"batch_size": 63}},
             "training.batch_size: 63 is odd, but examples are packed in pairs: make it even, or "
             "set objective.pack_probability: 0",
+        ),
+        (
+            {"training": {"mixture": {"captions": 1, "documents": 1}}},
+            "training.mixture: names documents, but captions.documents.file names no file",
+        ),
+        (
+            {"training": {"mixture": {"captions": 63, "documents": 1}}, "captions": _DOCUMENTS},
+            "training.mixture: 63 captions a step are odd, but examples are packed in pairs: "
+            "choose other weights, or set objective.pack_probability: 0",
+        ),
+        (
+            {
+                "training": {"mixture": {"documents": 1}},
+                "captions": _DOCUMENTS,
+                "run": {"shard_language_model": True},
+            },
+            "training.mixture: documents do not go with run.shard_language_model, whose passes are "
+            "common to all processes",
+        ),
+        (
+            {"training": {"mixture": {"captions": 0}}},
+            "training.mixture: weights are positive numbers, or 0 for none of a corpus",
         ),
         (
             {"training": {"checkpoint": "best"}, "batches": {"validation_rows": 0}},
