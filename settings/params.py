@@ -472,6 +472,13 @@ class Params(Record):
                 found.append(f"training.mixture: {stream} is a stream of model.turns: {others}")
         if self.stream_shares.get("joined") and not self.replies.joined:
             found.append("replies.joined: 0, but training.mixture has joined: set it above 0")
+        if chat and not any(self.stream_shares.get(name) for name in ("asked", "shown")):
+            found.append("training.mixture: has no picture in a step: give asked or shown a share")
+        if chat and self.run.shard_language_model:
+            found.append(
+                "run.shard_language_model: does not go with model.turns: chat, whose passes are "
+                "not common to all processes"
+            )
         documents = mixture.get("documents", 0) > 0
         if documents and self.captions.documents.file is None:
             found.append(

@@ -22,6 +22,7 @@ from pipeline.settings import MapperSizes, Objective
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, decode
 from pipeline.talking.own_words import own_words
+from settings.params import Params, ParamsError, parse_params
 from settings.replies import RepliesParams
 from stages import chat_batches, reply_store
 from stages.chat_batches import ChatBatches
@@ -421,3 +422,43 @@ def test_shares_that_processes_cannot_have_and_replies_that_are_not_there_are_re
         batches(0, 2, {"asked": 4, "told": 1})
     with pytest.raises(StageError, match=r"training.mixture has joined, but no reply serves it"):
         batches(mix=MIX, own=[Reply(question("a"), (5,), True)])
+
+
+# --- params ------------------------------------------------------------------------------------
+
+
+def test_a_chat_model_has_a_mixture_of_its_own():
+    plain, chat = (Params.model_validate({"model": {"turns": t}}) for t in ("plain", "chat"))
+    assert plain.stream_shares == {"captions": 200}
+    assert not plain.needs_replies
+    assert chat.stream_shares == {"asked": 100, "shown": 38, "told": 50, "joined": 12}
+    assert chat.needs_replies
+    drawn = {"model": {"turns": "chat"}, "training": {"mixture": {"asked": 3, "shown": 1}}}
+    assert not Params.model_validate(drawn).needs_replies
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"training": {"mixture": {"told": 1}}}, "training.mixture: told is a stream of .*: chat"),
+        (
+            {"model": {"turns": "chat"}, "training": {"mixture": {"captions": 1, "asked": 1}}},
+            "training.mixture: captions is a stream of model.turns: plain",
+        ),
+        (
+            {"model": {"turns": "chat"}, "training": {"mixture": {"told": 1}}},
+            "training.mixture: has no picture in a step",
+        ),
+        (
+            {"model": {"turns": "chat"}, "replies": {"joined": 0}},
+            "replies.joined: 0, but training.mixture has joined",
+        ),
+        (
+            {"model": {"turns": "chat"}, "run": {"shard_language_model": True}},
+            "run.shard_language_model: does not go with model.turns: chat",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(changes, line):
+    with pytest.raises(ParamsError, match=line):
+        parse_params(changes, Path("params.yaml"))
