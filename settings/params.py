@@ -356,6 +356,8 @@ class TrainingParams(TrainingNumbers):
         "joined 1",
     )
 
+    replies: RepliesParams = RepliesParams()
+
     @property
     def shares(self) -> dict[str, int]:
         """Examples of each corpus in a step."""
@@ -398,7 +400,6 @@ class Params(Record):
     features: PrecomputeParams = PrecomputeParams()
     targets: TargetsParams = TargetsParams()
     model: ModelParams = ModelParams()
-    replies: RepliesParams = RepliesParams()
     batches: BatchesParams = BatchesParams()
     objective: Objective = Objective()
     training: TrainingParams = TrainingParams()
@@ -470,8 +471,10 @@ class Params(Record):
             if (stream in CHAT_MIXTURE) != chat:
                 others = "plain" if chat else "chat"
                 found.append(f"training.mixture: {stream} is a stream of model.turns: {others}")
-        if self.stream_shares.get("joined") and not self.replies.joined:
-            found.append("replies.joined: 0, but training.mixture has joined: set it above 0")
+        if self.stream_shares.get("joined") and not self.training.replies.joined:
+            found.append(
+                "training.replies.joined: 0, but training.mixture has joined: set it above 0"
+            )
         if chat and not any(self.stream_shares.get(name) for name in ("asked", "shown")):
             found.append("training.mixture: has no picture in a step: give asked or shown a share")
         if chat and self.run.shard_language_model:

@@ -164,7 +164,7 @@ def precompute_replies(params: ParamsFile = PARAMS) -> None:
     """Have the frozen chat model answer the training questions once, in its own words.
 
     Only where `training.mixture` takes any. Reads artifacts/captions and the questions that
-    `replies.questions` names. Writes artifacts/replies/replies.jsonl.
+    `training.replies.questions` names. Writes artifacts/replies/replies.jsonl.
     """
     _run("precompute_replies", params)
 

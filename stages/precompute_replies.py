@@ -24,7 +24,7 @@ from workfolder import (
 
 def run(params: Params) -> None:
     """Make artifacts/replies/replies.jsonl; an empty one where training takes no answers."""
-    section, target = params.replies, ARTIFACTS.replies
+    section, target = params.training.replies, ARTIFACTS.replies
     own = section.questions == OWN_QUESTIONS
     named = {"questions": None if own else section.questions}
     bring_from_repository(named.values())

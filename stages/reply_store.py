@@ -75,7 +75,9 @@ def training_requests(params: RepliesParams, table: CaptionTable) -> list[Reques
     requests = [Request(question) for question in questions]
     rows = table.rows_of_split("train")
     if params.joined and not len(rows):
-        raise StageError("replies.joined asks for pictures of training rows, and there are none")
+        raise StageError(
+            "training.replies.joined asks for pictures of training rows, and there are none"
+        )
     ways = phrasings("train").joined
     draws = random.Random(f"replies {params.seed}")
     for number in range(params.joined):

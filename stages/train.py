@@ -78,7 +78,8 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
     """The training of exactly these inputs."""
     # What is chosen after training, or in place of it, decides none of its numbers.
     mixture = params.training.mixture
-    unused = {"checkpoint", "weights", *(() if mixture else ("mixture",))}
+    # Replies decide by what came of them.
+    unused = {"checkpoint", "weights", "replies", *(() if mixture else ("mixture",))}
     numbers = params.training.model_dump(mode="json", exclude=unused)
     stores = ["features"] + (["targets"] if params.targets.source == "cache" else [])
     decided_by: dict[str, Any] = {

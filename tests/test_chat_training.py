@@ -450,7 +450,7 @@ def test_a_chat_model_has_a_mixture_of_its_own():
             "training.mixture: has no picture in a step",
         ),
         (
-            {"model": {"turns": "chat"}, "replies": {"joined": 0}},
+            {"model": {"turns": "chat"}, "training": {"replies": {"joined": 0}}},
             "replies.joined: 0, but training.mixture has joined",
         ),
         (

@@ -143,6 +143,10 @@ training.epsilon
 training.image_token_rate
 training.learning_rate
 training.mixture
+training.replies.joined
+training.replies.max_tokens
+training.replies.questions
+training.replies.seed
 training.schedule.at
 training.schedule.begin
 training.schedule.kind
@@ -204,10 +208,6 @@ evaluation.vqa.annotations
 evaluation.vqa.images
 evaluation.vqa.limit
 evaluation.vqa.questions
-replies.joined
-replies.max_tokens
-replies.questions
-replies.seed
 """
 
 
