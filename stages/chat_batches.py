@@ -64,8 +64,8 @@ class ChatBatches:
         for name, found in self._replies.items():
             if parts[name] and not found:
                 raise StageError(
-                    f"training.mixture has {name}, but no reply serves it: set training.replies.joined "
-                    "or training.replies.max_tokens higher"
+                    f"training.mixture has {name}, but no reply serves it: set "
+                    "training.replies.joined or training.replies.max_tokens higher"
                 )
         self._rows = ShuffledRows(
             maker.sources,
