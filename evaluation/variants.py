@@ -30,7 +30,7 @@ _SECTIONS = (
     *("index", "decision", "generation", "evaluation"),
 )
 
-CellStage = Literal["train", "build-index", "fit-decision", "evaluate"]
+CellStage = Literal["precompute-latents", "train", "build-index", "fit-decision", "evaluate"]
 
 
 class Variant(Record):

@@ -65,7 +65,9 @@ class BatchSizes(Record):
 
     features: int = Field(64, ge=1, description="pictures per call of the visual encoder")
     targets: int = Field(64, ge=1, description="captions per call of the generator's text encoder")
-    pictures: int = Field(8, ge=1, description="pictures per forward pass of the UNet")
+    pictures: int = Field(
+        8, ge=1, description="pictures per forward pass of the UNet or autoencoder"
+    )
 
 
 class RunParams(TrainingRun, GenerationRun):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import set_up
 from pipeline.frozen.backbones import Backbone, Backbones
+from pipeline.frozen.denoiser import Denoiser, load_denoiser
 from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.training.distribution import num_processes, rank
@@ -60,6 +62,7 @@ def train_heads(
         params.batches.max_caption_tokens,
         _online_encoder(params, backbones, device),
         artifacts,
+        with_latents=bool(objective.diffusion_weight),
     )
     batches = CachedBatches(
         maker,
@@ -77,6 +80,8 @@ def train_heads(
     part = settings.micro_batch_size or max(len(held_out), 1)
     validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
     model = MultimodalLanguageModel(language_model, heads)
+    if objective.diffusion_weight:
+        model.denoiser = _denoiser(params, backbones, device)
     with _logging(params, backbones, model, folder, curve, table, held_out) as (log, told):
         result = train(
             model,
@@ -165,6 +170,18 @@ def _online_encoder(
         return None
     generator = backbones.image_generator
     return load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device).encode
+
+
+def _denoiser(params: Params, backbones: Backbones, device: torch.device) -> Denoiser:
+    """The generator's UNet, and its text encoder's empty prompt where conditions are dropped."""
+    generator, empty = backbones.image_generator, None
+    to: dict[str, Any] = {"dtype": generator.torch_dtype, "device": device}
+    if params.objective.condition_dropout:
+        empty = load_text_conditioner(generator.path, **to).unconditional()
+    denoiser = load_denoiser(generator.path, **to, empty=empty)
+    if params.run.recompute_activations:
+        denoiser.recompute_activations()
+    return denoiser
 
 
 def new_heads(params: ModelParams, backbones: Backbones, language_model: LanguageModel) -> Heads:

@@ -63,10 +63,12 @@ def cell_headline(one: Cell) -> dict[str, float]:
 
 
 def _run_stage(stage: CellStage, params: Params, one: Cell) -> None:
-    from stages import build_index, evaluate, fit_decision, train
+    from stages import build_index, evaluate, fit_decision, precompute_latents, train
 
     artifacts, metrics = one.artifacts, one.folder / "metrics"
-    if stage == "train":
+    if stage == "precompute-latents":
+        precompute_latents.run(params, artifacts)
+    elif stage == "train":
         train.run(params, artifacts, metrics)
     elif stage == "build-index":
         build_index.run(params, artifacts=artifacts)

@@ -129,9 +129,14 @@ def _shared(divisors: Divisors, objective: Objective) -> Divisors:
 
 
 def _detached(losses: Losses) -> Losses:
-    return replace(losses, **{f.name: getattr(losses, f.name).detach() for f in fields(losses)})
+    return replace(losses, **{n: getattr(losses, n).detach() for n in _parts_of(losses)})
 
 
 def _sum(shares: list[Losses]) -> Losses:
-    names = [field.name for field in fields(Losses)]
+    names = _parts_of(shares[0])
     return Losses(**{n: torch.stack([getattr(s, n) for s in shares]).sum() for n in names})
+
+
+def _parts_of(losses: Losses) -> list[str]:
+    """The losses that the objective has, by name."""
+    return [field.name for field in fields(losses) if getattr(losses, field.name) is not None]
