@@ -29,14 +29,14 @@ from workfolder import code_fingerprint, write_json
 def run(params_file: Path, study: Study, name: str, seed: int, metrics: Path | None = None) -> Cell:
     """Run a cell; its numbers go to `metrics` as well, where that is named.
 
-    The one whose W_cap it takes runs first, or is waited for.
+    Those whose heads it takes, or W_cap, run first, or are waited for.
     """
     one = cell(name, seed)
     params = cell_params(params_file, study, name, seed)
     variant = study.variant(name)
     fingerprint = cell_fingerprint(params_file, study, one)
-    if variant.captioning_of is not None:
-        run(params_file, study, variant.captioning_of, seed)
+    for other in variant.others.values():
+        run(params_file, study, other, seed)
     one.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(one.folder.parent / f"{one.seed}.lock"):  # one that outlived its pool ends first
         if is_finished(one, fingerprint):
