@@ -182,7 +182,7 @@ def test_every_prediction_type(tmp_path: Path) -> None:
     """The same UNet taken for one that predicts the latents; what is none of the three."""
     source = str(tiny_models.stable_diffusion(tmp_path))
     config = tmp_path / "scheduler/scheduler_config.json"
-    text, epsilon = config.read_text(), '"prediction_type": "epsilon"'
+    text = config.read_text()
     for kind in ("sample", "v_prediction"):
         config.write_text(
             text.replace('"prediction_type": "epsilon"', f'"prediction_type": "{kind}"')
