@@ -377,6 +377,12 @@ class Params(Record):
                 "backbones.language_model_dtype: gradients underflow in float16: train with "
                 "bfloat16 or float32"
             )
+        trains = not self.training.weights and bool(self.objective.diffusion_weight)
+        if trains and lm.image_generator_dtype == "float16":
+            found.append(
+                "backbones.image_generator_dtype: with objective.diffusion_weight gradients pass "
+                "through the UNet, and underflow in float16: train with bfloat16 or float32"
+            )
         if model.m % model.mapper.num_heads and model.mapper.kind in ("gill_mapper", "encoder"):
             found.append(
                 f"model.m: {model.m} is no multiple of model.mapper.num_heads "

@@ -100,6 +100,21 @@ def test_targets_of_the_paper_are_minutes_online_or_hundreds_of_gigabytes():
     assert stored.stages[1].note == "`online`: 1.2 times the hours, 0 GB"
 
 
+@pytest.mark.usefixtures("few_variants")
+def test_the_denoising_loss_brings_a_stage_and_the_unet():
+    """The miniature's UNet; every number beside that of the same params without it."""
+    plain = doctor.examine(changed(run={"device": "cpu"}), "plain", rows=1000, card="24")
+    params = changed(run={"device": "cpu"}, objective={"diffusion_weight": 1.0})
+    asked = doctor.examine(params, "asked", rows=1000, card="24")
+    stages = {stage.name: stage for stage in asked.stages}
+    assert list(stages)[2:4] == ["precompute-latents", "train"]
+    assert stages["precompute-latents"].written == 1000 * (2 * 4 * 8 * 8 * 2 + 17)
+    unet = asked.models.generator.unet
+    weights = sum(p.numel() * p.element_size() for p in unet.parameters())
+    [train] = [stage for stage in plain.stages if stage.name == "train"]
+    assert stages["train"].device_memory - train.device_memory > weights
+
+
 def test_the_paper_fits_24_gigabytes_with_the_whole_batch(monkeypatch):
     models = resolved("paper").models
     asked = []
