@@ -62,6 +62,7 @@ def test_where_nobody_asks_nothing_is_made(world: Path) -> None:
     assert not {"diffusion_weight", "condition_dropout"} & decided_by["objective"].keys()
     _params(**DENOISING)
     assert "run `stages precompute-latents`" in refusal("train")
+    shutil.copy(HEADS, "regression.safetensors")
     shutil.rmtree("work/training")
 
 
@@ -98,15 +99,28 @@ def test_latents_are_those_of_every_row_and_training_goes_on_bit_by_bit(world: P
 
 
 def test_it_goes_on_from_heads_of_the_regression(world: Path) -> None:
-    _params()
-    run("train")
-    shutil.copy(HEADS, "regression.safetensors")
-    _params(**lay_over(DENOISING, {"training": {"start_from": "regression.safetensors"}}))
-    run("precompute-latents")
+    """Those of the first test."""
+    training = {"start_from": "regression.safetensors", "steps": 1}
+    _params(**DENOISING, training=training)
     run("train")
     before, after = load_file("regression.safetensors"), load_file(HEADS)
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert {"image_embeddings", "mapper.queries"} <= moved
+
+
+def test_a_store_that_is_no_longer_asked_for_can_be_pruned(world: Path) -> None:
+    _params(**DENOISING)
+    run("precompute-latents")
+    [store] = Path("work/latents").iterdir()
+    run("work", "--prune")
+    assert ARTIFACTS.latents.is_symlink()
+    assert store.exists()
+    _params()
+    run("precompute-latents")
+    assert not ARTIFACTS.latents.is_symlink()
+    assert store.exists()
+    run("work", "--prune")
+    assert not store.exists()
 
 
 def test_a_unet_in_float16_is_refused() -> None:
