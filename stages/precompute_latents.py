@@ -28,7 +28,7 @@ def run(
         write_json(artifacts.latents.with_suffix(".manifest.json"), {"content": None})
         artifacts.latents.unlink(missing_ok=True)  # a link: the store stays until it is pruned
         WorkFolder.open(params.run.work).note_use(artifacts.latents.stem, None)
-        print("latents: not needed, objective.diffusion_weight is 0")
+        print("latents: nothing to do, objective.diffusion_weight is 0")
         return
     check_dimensions(artifacts, (), params)
 

@@ -51,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_where_nobody_asks_nothing_is_made(world: Path) -> None:
     _params()
-    assert "not needed, objective.diffusion_weight is 0" in run("precompute-latents")
+    assert "nothing to do, objective.diffusion_weight is 0" in run("precompute-latents")
     assert json.loads(MANIFEST.read_text()) == {"content": None}
     assert not ARTIFACTS.latents.exists()
     run("train")
