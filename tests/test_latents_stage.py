@@ -123,6 +123,11 @@ def test_a_store_that_is_no_longer_asked_for_can_be_pruned(world: Path) -> None:
     assert not store.exists()
 
 
+def test_it_is_of_plain_captions_alone() -> None:
+    with pytest.raises(ParamsError, match="the denoising loss is of plain captions alone"):
+        parse_params({**DENOISING, "model": {"turns": "chat"}}, Path("params.yaml"))
+
+
 def test_a_unet_in_float16_is_refused() -> None:
     backbones = {"image_generator_dtype": "float16"}
     with pytest.raises(ParamsError, match="gradients pass through the UNet, and underflow"):

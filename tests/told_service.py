@@ -28,6 +28,7 @@ from pipeline.talking.answers import (
     Ended,
     GeneratedImage,
     PictureProgress,
+    ReplySettings,
     RetrievedImage,
     Started,
     Text,
@@ -97,7 +98,7 @@ class Director:
         speaker = object()
 
         class Talk:
-            def __init__(self, prefixes: Any = None) -> None:
+            def __init__(self, prefixes: Any = None, *, system_prompt: Any = None) -> None:
                 self.speaker, self.shown, self.told = speaker, [], []
 
             def recall(self, exchange: Any) -> None:
@@ -119,7 +120,11 @@ class Director:
 
         return SimpleNamespace(
             conversation=Talk,
-            settings=partial(Gill.settings, SimpleNamespace(generation=FEW)),
+            language_model=SimpleNamespace(turns=None),
+            reply_settings=ReplySettings(),
+            settings=partial(
+                Gill.settings, SimpleNamespace(generation=FEW, reply_settings=ReplySettings())
+            ),
             encoder=SimpleNamespace(encode_pictures=lambda found: torch.zeros(len(found), 3)),
             generator=SimpleNamespace(picture_size=(4, 4)),
             index=range(100),

@@ -11,6 +11,7 @@ MODULES = {
     "candidates": "stages.feature_store",
     "targets": "stages.target_store",
     "latents": "stages.latent_store",
+    "replies": "stages.reply_store",
     "training": "stages.head_training",
     "index": "stages.candidate_index",
     "decision": "stages.decision_labels",

@@ -78,6 +78,7 @@ class _Row:
     ends_with_text: bool
     tokens: int = 0
     words: list[int] = field(default_factory=list)
+    text: str = ""
     words_before_picture: int | None = None
     held: list[Event | PendingPicture] = field(default_factory=list)
     reason: EndReason = "cancelled"
@@ -85,6 +86,7 @@ class _Row:
     def hear(self, piece: TextPiece) -> None:
         """The row says these words next."""
         self.words += piece.token_ids
+        self.text += piece.text
         self.tokens += len(piece.token_ids)
         self.ends_with_text = not piece.text[-1:].isspace()
         self.held.append(Text(piece.text))
@@ -118,7 +120,7 @@ class Batch:
         if len({id(turn.conversation.speaker) for turn in turns}) > 1:
             raise ConversationError("the conversations of a batch must share one speaker")
         self._turns = turns
-        self._rows = [_Row(turn.ends_with_text) for turn in turns]
+        self._rows = [_Row(turn.heard.ends_with_text) for turn in turns]
         self.pictures: list[PendingPicture] = []
         """Those that are to be generated."""
         self._contexts: list[Context] = []
@@ -202,8 +204,7 @@ class Batch:
             kept = len(row.words) if row.words_before_picture is None else row.words_before_picture
             context.rewind(self._lengths[index] + kept)
             context.note(0, words[kept:])
-            exchange = torch.cat([turn.embeddings, words])
-            turn.conversation.finish(context, exchange, row.ends_with_text)
+            turn.conversation.finish(turn, context, words, row.text, row.ends_with_text)
         self._begun.discard(index)
         return Ended(reason, row.tokens)
 

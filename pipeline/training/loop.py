@@ -43,6 +43,8 @@ from pipeline.bridge.checkpoint import (
     unlike_run,
 )
 from pipeline.bridge.denoising import draw_seeds
+from pipeline.bridge.documents import DocumentBatch
+from pipeline.bridge.mixed_batch import MixedBatch, num_captions
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing
 from pipeline.settings import Objective, TrainingSettings
@@ -67,7 +69,7 @@ class BatchSource(Protocol):
     of them, as only that of the first is saved.
     """
 
-    def __iter__(self) -> Iterator[CaptionBatch]: ...
+    def __iter__(self) -> Iterator[CaptionBatch | MixedBatch]: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the batch that was handed out last (JSON), whatever was read ahead."""
@@ -109,7 +111,7 @@ def train(
     settings: TrainingSettings,
     *,
     directory: str | Path,
-    validation: Sequence[CaptionBatch] = (),
+    validation: Sequence[CaptionBatch | DocumentBatch] = (),
     contents: Int64[Tensor, " N"] | None = None,
     backbones: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -230,7 +232,9 @@ class _Run:
         best = max(validated, key=_goodness, default=None)
         return None if best is None else int(best["step"])
 
-    def next_batch(self, iterator: Iterator[CaptionBatch]) -> CaptionBatch:
+    def next_batch(
+        self, iterator: Iterator[CaptionBatch | MixedBatch]
+    ) -> CaptionBatch | MixedBatch:
         try:
             batch = next(iterator)
         except StopIteration:
@@ -245,10 +249,11 @@ class _Run:
             )
         return batch.to(self.gill.language_model.device)
 
-    def advance(self, batch: CaptionBatch) -> dict[str, float]:
-        draws = draw_packing(self.settings.batch_size, self.objective, self.coins)
+    def advance(self, batch: CaptionBatch | MixedBatch) -> dict[str, float]:
+        captions = num_captions(batch) * num_processes()
+        draws = draw_packing(captions, self.objective, self.coins)
         if self.objective.diffusion_weight:
-            draws = replace(draws, noise=draw_seeds(self.settings.batch_size, self.noise))
+            draws = replace(draws, noise=draw_seeds(captions, self.noise))
         draws = _own_draws(draws)
         try:
             report = self.stepper.take(self.step, batch, draws)
