@@ -33,7 +33,7 @@ install: .venv/.installed  ## Build .venv with the pinned dependencies (about 3 
 	  printf '[core]\n    no_scm = true\n' > $@; }
 
 repro: install .dvc/config.local .dvc/plots.html  ## Run the whole pipeline: train, evaluate, report (about 5 minutes)
-	@echo "dvc repro: nine stages, about 5 minutes on 2 cores; a finished stage is not run again."
+	@echo "dvc repro: eleven stages, about 5 minutes on 2 cores; a finished stage is not run again."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo "Done. Open artifacts/report/index.html in a browser."
 	@echo "Talk to it: $(BIN)/gill ask \"in the desert on the left a small red ring.\""

@@ -5,6 +5,7 @@
     speedup, memory_ratio   of the step over the plain step, on one case; of the plain step's memory
                             beyond what is held anyway, the share that the step takes
     flop_per_example        operations at OPT-6.7B's sizes, counted on meta tensors
+    denoising_flop          what the denoising loss adds to them, at Stable Diffusion 1.5's sizes
 
 The plain step is the released structure (tests/plain.py): captions padded to 32 tokens, three
 passes, full logits, the whole embedding table a parameter with optimiser state. Both steps include
@@ -33,7 +34,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks.harness import ATTENTION, Bench, Numbers, Unavailable, count_flop, run
 from benchmarks.random_models import batch_of, opt_gill
-from doctor.blueprints import born
+from doctor.blueprints import born, find, generator_blueprint
+from doctor.denoising import denoising_memory
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing, training_losses
@@ -47,6 +49,10 @@ OBJECTIVE = Objective.released()
 # A coin for each pair, as in the paper: then nearly every batch has a shape of its own.
 PAIRED = OBJECTIVE.model_copy(update={"packing_unit": "pair"})
 HOURS = 20_000 / 3600
+GENERATORS = {
+    "SD 1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
+}
 Step = Callable[[CaptionBatch, PackingDraws], object]
 """A whole optimiser step."""
 
@@ -61,6 +67,9 @@ def measure(bench: Bench) -> None:
         name = f"flop_per_example{'_packed' * packed}"
         flop = partial(flop_per_example, size, packed)
         bench.part(f"operations, {size}{' packed' * packed}", lambda: {"flop": flop()}, flop=name)  # noqa: B023
+    for name, source in () if bench.quick or bench.toy else GENERATORS.items():
+        headline = {"denoising_flop": "flop"} if name == "SD 1.5" else {}
+        bench.part(f"operations, denoising, {name}", partial(denoising, source), **headline)
     if whole:
         at_size(bench, size, "int8")
         at_size(bench, size, "nf4")
@@ -174,6 +183,20 @@ def flop_per_example(size: str, packed: bool) -> float:
     gill = opt_gill(size, "meta")
     batch, draws = batch_of(gill, 16), PackingDraws.same(16, packed)
     return count_flop(lambda: training_losses(gill, batch, OBJECTIVE, draws).total.backward()) / 16
+
+
+def denoising(source: str) -> Numbers:
+    """Of the generator's loss per example: operations, and what is kept for the backward pass."""
+    generator = generator_blueprint(find("image_generator", source), torch.bfloat16)
+    whole = denoising_memory(generator)
+    less = denoising_memory(generator, recompute=True)
+    return {
+        "flop": whole.flop,
+        "weights_gib": whole.weights / 2**30,
+        "mib": whole.working / 2**20,
+        "recomputed_mib": less.working / 2**20,
+        "recomputed_flop": less.flop,
+    }
 
 
 def at_size(bench: Bench, size: str, kind: Quantization = "none") -> None:

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from cache import StoreSpec
+from doctor.denoising import latents_memory
 from doctor.machine import Machine
 from doctor.memory import (
     Memory,
@@ -21,6 +22,7 @@ from doctor.models import Models
 from doctor.rows import Rows
 from doctor.throughput import ENCODING_SHARE, TRAINING_SHARE
 from doctor.training import CONTEXT_BYTES, predict_training
+from gill.latent_specs import latents_spec
 from gill.store_specs import features_spec, targets_spec
 from pipeline.settings import IndexSettings
 from settings.params import Params
@@ -47,6 +49,7 @@ def stage_costs(params: Params, models: Models, machine: Machine, rows: Rows) ->
     costs = (
         _features(params, models, machine, rows.number),
         _targets(params, models, machine, rows.number),
+        _latents(params, models, machine, rows.number),
         _train(params, models, machine, train_rows),
         _index(params, train_rows),
         _generation(params, models, machine),
@@ -134,6 +137,27 @@ def _targets(params: Params, models: Models, machine: Machine, rows: int) -> Sta
         note=f"while training; `cache`: {store_bytes(spec, rows) / 1e9:.0f} GB"
         if online
         else f"`online`: {captions / rows:.1f} times the hours, 0 GB",
+    )
+
+
+def _latents(params: Params, models: Models, machine: Machine, rows: int) -> StageCost | None:
+    generator = models.generator
+    if generator is None or not params.objective.diffusion_weight:
+        return None
+    memory = latents_memory(generator, params.run.batch_sizes.pictures, machine.device_type)
+    size, channels = generator.latent_size, int(generator.vae.config.latent_channels)
+    spec = latents_spec(params, (2, channels, size, size))
+    return _cost(
+        machine,
+        name="precompute-latents",
+        rows=rows,
+        memory=memory,
+        dtype=torch.float16,  # float32 numbers, multiplied in TF32: nearer to this rate
+        written=store_bytes(spec, rows),
+        buffers=_shard_buffers(spec) + 2 * memory.data,
+        units=rows,
+        share=ENCODING_SHARE,
+        note="reading pictures not counted",
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from doctor.blueprints import LanguageModelBlueprint
+from doctor.denoising import denoising_memory, with_denoising, without_denoising
 from doctor.memory import Memory, targets_memory, training_memory, validation_memory
 from doctor.models import Models
 from pipeline.frozen.backbones import Quantization
@@ -89,7 +90,7 @@ def predict_training(
         "device_type": device_type,
     }
     parts = (settings.micro_batch_size, settings.recompute_activations)
-    sizes, objective = models.sizes, params.objective
+    sizes, objective = models.sizes, without_denoising(params.objective)
 
     def step() -> Memory:
         return training_memory(blueprint, sizes, objective, settings, **of_all)
@@ -102,6 +103,8 @@ def predict_training(
     if validation_rows:
         key = ("validation", *of_model, validation_rows)
         memory = memory.with_validation(models.predicted(key, validation))
+    if params.objective.diffusion_weight:
+        memory = _with_unet(memory, models, device_type, settings, validation_rows)
     if params.targets.source == "online":
         captions = max(settings.batch_size, validation_rows)
         encoders = targets_memory(models.generator, captions, device_type)
@@ -112,6 +115,24 @@ def predict_training(
             flop=memory.flop + encoders.flop,
         )
     return memory
+
+
+def _with_unet(
+    memory: Memory,
+    models: Models,
+    device_type: str,
+    settings: TrainingSettings,
+    validation_rows: int,
+) -> Memory:
+    generator, recompute = models.generator, settings.recompute_activations
+    assert generator is not None
+    added = models.predicted(
+        ("denoising", device_type, recompute),
+        lambda: denoising_memory(generator, device_type, recompute=recompute),
+    )
+    # Held-out rows go through in parts no larger than those of a step, and without a gradient.
+    rows = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    return with_denoising(memory, added, rows, settings.batch_size + validation_rows)
 
 
 def _spell(changes: dict[str, object]) -> str:

@@ -30,7 +30,7 @@ _SECTIONS = (
     *("index", "decision", "generation", "evaluation"),
 )
 
-CellStage = Literal["train", "build-index", "fit-decision", "evaluate"]
+CellStage = Literal["precompute-latents", "train", "build-index", "fit-decision", "evaluate"]
 
 
 class Variant(Record):
@@ -46,6 +46,17 @@ class Variant(Record):
         description="variant whose W_cap of the same seed is taken (training.captioning_from); it "
         "runs first",
     )
+    starts_from: str | None = Field(
+        None,
+        description="variant from whose heads of the same seed training goes on "
+        "(training.start_from); it runs first",
+    )
+
+    @property
+    def others(self) -> dict[str, str]:
+        """Variants whose heads this one reads, by the key of `training` that names them."""
+        named = {"captioning_from": self.captioning_of, "start_from": self.starts_from}
+        return {key: name for key, name in named.items() if name is not None}
 
 
 class Study(Record):
@@ -126,9 +137,9 @@ def cell_values(file: Path, study: Study, name: str, seed: int) -> dict[str, Any
     seeds = {section: {"seed": seed} for section in sections}
     for changes in (study.common, variant.params, seeds):
         values = lay_over(values, changes)
-    if variant.captioning_of is not None:
-        trained = cell(variant.captioning_of, seed).artifacts.model
-        values = lay_over(values, {"training": {"captioning_from": str(trained)}})
+    for key, other in variant.others.items():
+        trained = cell(other, seed).artifacts.model
+        values = lay_over(values, {"training": {key: str(trained)}})
     return values
 
 
@@ -145,13 +156,13 @@ def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def cell_fingerprint(params_file: Path, study: Study, one: Cell) -> str:
     """What a cell's results follow from: its params, the frozen models, the content of the caches.
 
-    Also what those of the cell follow from whose W_cap it takes.
+    Also what those of the cells follow from whose heads, or W_cap, it takes.
 
     Raises StageError when the caches are not there yet.
     """
     params = cell_params(params_file, study, one.name, one.seed)
     variant = study.variant(one.name)
-    other = variant.captioning_of
+    other, start = variant.captioning_of, variant.starts_from
     content = {
         "params": {name: getattr(params, name).model_dump(mode="json") for name in _SECTIONS},
         "stages": variant.stages,
@@ -160,6 +171,11 @@ def cell_fingerprint(params_file: Path, study: Study, one: Cell) -> str:
         "inputs": _inputs(one.artifacts),
         "captioning": other and cell_fingerprint(params_file, study, one.beside(other)),
     }
+    # Only where they are used: finished cells keep their fingerprints.
+    if start is not None:
+        content["start"] = cell_fingerprint(params_file, study, one.beside(start))
+    if params.objective.diffusion_weight:
+        content["latents"] = code_fingerprint("stages.latent_store")
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -57,6 +57,14 @@ class Artifacts:
         return self.common / "targets.zarr"
 
     @property
+    def latents(self) -> Path:
+        """Latents of every picture, one row per caption, where the objective asks for them.
+
+        A link of each run's own: what it leads to is shared, whether it is there is not.
+        """
+        return self.root / "latents.zarr"
+
+    @property
     def replies(self) -> Path:
         """The frozen chat model's own answers to training questions."""
         return self.common / "replies" / "replies.jsonl"

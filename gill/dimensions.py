@@ -16,7 +16,7 @@ from gill_errors import GillError
 from pipeline.frozen.backbones import Backbone, Backbones
 from settings.params import Params
 
-Part = Literal["features", "targets", "heads"]
+Part = Literal["features", "targets", "latents", "heads"]
 
 
 class DimensionError(GillError):
@@ -47,6 +47,8 @@ def check_dimensions(
             "D_pooled": ("pooled", "pooled_channel"),
         }
         found += _unlike_store(artifacts.targets, places, backbones.image_generator, backbones)
+    if "latents" in reads:
+        found += _unlike_store(artifacts.latents, {}, backbones.image_generator, backbones)
     if "heads" in reads:
         checkpoint = "last" if params is None else params.training.checkpoint
         found += _unlike_heads(artifacts.heads(checkpoint), backbones)

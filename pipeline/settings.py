@@ -6,9 +6,10 @@ time: nothing in this module imports torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_serializer
 
 from gill_records import Record
 
@@ -59,6 +60,21 @@ class Objective(Record):
     )
     generation_weight: float = Field(
         default=1.0, ge=0, description="weight of l_g (Eq. 3); 0 trains for retrieval only"
+    )
+    diffusion_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the generator's own denoising loss, with the mapper's output as its "
+        "condition; not in the paper. Above 0 `precompute-latents` encodes every picture, and a "
+        "step runs the frozen UNet forward and backward",
+    )
+    condition_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of examples whose condition is the empty prompt's in the denoising "
+        "loss, as generators are trained for guidance. Where the UNet is frozen they teach the "
+        "heads nothing",
     )
     token_reduction: Literal["examples", "tokens"] = Field(
         default="examples",
@@ -125,6 +141,16 @@ class Objective(Record):
         "released code kept (32): small steps are rounded away and the temperature cannot move; an "
         "accident, so both presets say float32. Applied by training",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """What has no denoising loss is written as before there was one: keys of finished work,
+        and states to resume from, stay what they are."""
+        written = write(self)
+        if not self.diffusion_weight:
+            for name in ("diffusion_weight", "condition_dropout"):
+                written.pop(name, None)
+        return written
 
     @classmethod
     def paper(cls) -> Objective:

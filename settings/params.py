@@ -77,7 +77,9 @@ class BatchSizes(Record):
 
     features: int = Field(64, ge=1, description="pictures per call of the visual encoder")
     targets: int = Field(64, ge=1, description="captions per call of the generator's text encoder")
-    pictures: int = Field(8, ge=1, description="pictures per forward pass of the UNet")
+    pictures: int = Field(
+        8, ge=1, description="pictures per forward pass of the UNet or autoencoder"
+    )
 
 
 class RunParams(TrainingRun, GenerationRun):
@@ -537,6 +539,17 @@ class Params(Record):
             found.append(
                 "backbones.language_model_dtype: gradients underflow in float16: train with "
                 "bfloat16 or float32"
+            )
+        trains = not self.training.weights and bool(self.objective.diffusion_weight)
+        if trains and (model.turns == "chat" or self.training.shares.get("documents")):
+            found.append(
+                "objective.diffusion_weight: the denoising loss is of plain captions alone: it "
+                "goes without model.turns: chat and without documents in training.mixture"
+            )
+        if trains and lm.image_generator_dtype == "float16":
+            found.append(
+                "backbones.image_generator_dtype: with objective.diffusion_weight gradients pass "
+                "through the UNet, and underflow in float16: train with bfloat16 or float32"
             )
         if model.m % model.mapper.num_heads and model.mapper.kind in ("gill_mapper", "encoder"):
             found.append(

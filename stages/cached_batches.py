@@ -39,10 +39,13 @@ class BatchMaker:
         max_tokens: int,
         encode_captions: EncodeCaptions | None = None,
         artifacts: Artifacts = ARTIFACTS,
+        *,
+        with_latents: bool = False,
     ) -> None:
         """`encode_captions` gives the targets online; without it they come from the cache."""
         self._table, self._language_model, self._max_tokens = table, language_model, max_tokens
         self._encode_captions, self._artifacts = encode_captions, artifacts
+        self._with_latents = with_latents
 
     @property
     def sources(self) -> dict[str, tuple[Any, str]]:
@@ -51,6 +54,8 @@ class BatchMaker:
         if self._encode_captions is None:
             for name in open_store(self._artifacts.targets).spec.arrays:
                 sources[name] = (self._artifacts.targets, name)
+        if self._with_latents:
+            sources["posterior"] = (self._artifacts.latents, "posterior")
         return sources
 
     def usable(self, rows: Iterable[int]) -> np.ndarray:
@@ -76,6 +81,7 @@ class BatchMaker:
             torch.from_numpy(rows),
             self._max_tokens,
             tensors.get("pooled"),
+            tensors.get("posterior"),
         ).to(device)
 
     def documents(self, documents: Sequence[Document], rows: np.ndarray) -> DocumentBatch:

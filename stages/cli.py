@@ -160,6 +160,20 @@ def precompute_targets(
 
 
 @app.command()
+def precompute_latents(
+    params: ParamsFile = PARAMS,
+    rebuild: Annotated[bool, typer.Option(help="Start the store over on purpose.")] = False,
+) -> None:
+    """Run the generator's autoencoder once over every picture, where `objective.diffusion_weight`
+    is above 0; otherwise do nothing.
+
+    Reads artifacts/captions and the pictures. Writes artifacts/latents.zarr and its manifest
+    artifacts/latents.manifest.json; without a denoising loss a manifest that says so.
+    """
+    _run("precompute_latents", params, rebuild=rebuild)
+
+
+@app.command()
 def precompute_replies(params: ParamsFile = PARAMS) -> None:
     """Have the frozen chat model answer the training questions once, in its own words.
 
@@ -177,7 +191,7 @@ def train(
     """Train the heads against the frozen language model, or take `training.weights` as they are.
 
     Goes on where a killed run stopped; a finished one with the same inputs is not made again. Reads
-    both stores and artifacts/captions. Writes artifacts/model and metrics/train.
+    the stores and artifacts/captions. Writes artifacts/model and metrics/train.
     """
     _run("train", params, anew=anew)
 

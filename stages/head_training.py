@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from stages.trained_weights import read_captioning, read_weights
 from stages.validation_rows import contents_of, one_row_per_picture
 
 if TYPE_CHECKING:
+    from pipeline.frozen.denoiser import Denoiser
     from stages.validation_pictures import ValidationPictures
 
 _PICTURES = 8
@@ -71,6 +72,7 @@ def train_heads(
         params.batches.max_caption_tokens,
         _online_encoder(params, backbones, device),
         artifacts,
+        with_latents=bool(objective.diffusion_weight),
     )
     batches = _batches(params, artifacts, maker, table, language_model)
     # The same rows in every process: the passes of a sharded model are common ones.
@@ -91,6 +93,8 @@ def train_heads(
             if isinstance(seen, CaptionBatch)
         ]
     model = MultimodalLanguageModel(language_model, heads)
+    if objective.diffusion_weight:
+        model.denoiser = _denoiser(params, backbones, device)
     with _logging(params, backbones, model, folder, curve, table, held_out) as (log, told):
         result = train(
             model,
@@ -243,6 +247,22 @@ def _online_encoder(
     quieten_libraries()
     generator = backbones.image_generator
     return load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device).encode
+
+
+def _denoiser(params: Params, backbones: Backbones, device: torch.device) -> Denoiser:
+    """The generator's UNet, and its text encoder's empty prompt where conditions are dropped."""
+    from pipeline.frozen.denoiser import load_denoiser
+    from pipeline.frozen.text_conditioner import load_text_conditioner
+
+    quieten_libraries()
+    generator, empty = backbones.image_generator, None
+    to: dict[str, Any] = {"dtype": generator.torch_dtype, "device": device}
+    if params.objective.condition_dropout:
+        empty = load_text_conditioner(generator.path, **to).unconditional()
+    denoiser = load_denoiser(generator.path, **to, empty=empty)
+    if params.run.recompute_activations:
+        denoiser.recompute_activations()
+    return denoiser
 
 
 def new_heads(params: ModelParams, backbones: Backbones, language_model: LanguageModel) -> Heads:

@@ -15,7 +15,7 @@ from gill.artifacts import ARTIFACTS
 from gill_errors import StageError
 from gill_progress import Ticker
 from settings.params import Params
-from stages import precompute_features, precompute_targets
+from stages import precompute_features, precompute_latents, precompute_targets
 
 
 def inspect(
@@ -73,6 +73,7 @@ def check(store: str, params: Params, *, mend: bool) -> bool:
     again = {
         str(ARTIFACTS.features): precompute_features.run,
         str(ARTIFACTS.targets): precompute_targets.run,
+        str(ARTIFACTS.latents): precompute_latents.run,
     }
     if str(Path(store)) not in again:
         raise StageError(f"{store} is not one of {', '.join(again)}: run what made it again")

@@ -29,14 +29,14 @@ from workfolder import code_fingerprint, write_json
 def run(params_file: Path, study: Study, name: str, seed: int, metrics: Path | None = None) -> Cell:
     """Run a cell; its numbers go to `metrics` as well, where that is named.
 
-    The one whose W_cap it takes runs first, or is waited for.
+    Those whose heads it takes, or W_cap, run first, or are waited for.
     """
     one = cell(name, seed)
     params = cell_params(params_file, study, name, seed)
     variant = study.variant(name)
     fingerprint = cell_fingerprint(params_file, study, one)
-    if variant.captioning_of is not None:
-        run(params_file, study, variant.captioning_of, seed)
+    for other in variant.others.values():
+        run(params_file, study, other, seed)
     one.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(one.folder.parent / f"{one.seed}.lock"):  # one that outlived its pool ends first
         if is_finished(one, fingerprint):
@@ -63,10 +63,12 @@ def cell_headline(one: Cell) -> dict[str, float]:
 
 
 def _run_stage(stage: CellStage, params: Params, one: Cell) -> None:
-    from stages import build_index, evaluate, fit_decision, train
+    from stages import build_index, evaluate, fit_decision, precompute_latents, train
 
     artifacts, metrics = one.artifacts, one.folder / "metrics"
-    if stage == "train":
+    if stage == "precompute-latents":
+        precompute_latents.run(params, artifacts)
+    elif stage == "train":
         train.run(params, artifacts, metrics)
     elif stage == "build-index":
         build_index.run(params, artifacts=artifacts)

@@ -11,7 +11,7 @@ from typing import Any
 
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
-from gill.dimensions import check_dimensions
+from gill.dimensions import Part, check_dimensions
 from gill.world import have_world
 from gill_errors import StageError
 from settings.params import Params
@@ -82,6 +82,7 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
     unused = {"checkpoint", "weights", "replies", *(() if mixture else ("mixture",))}
     numbers = params.training.model_dump(mode="json", exclude=unused)
     stores = ["features"] + (["targets"] if params.targets.source == "cache" else [])
+    stores += ["latents"] if params.objective.diffusion_weight else []
     decided_by: dict[str, Any] = {
         "captions": file_md5(required(artifacts.captions, "prepare-captions")),
         # By content: a store that was repaired, or filled elsewhere, to the same bytes is the same.
@@ -119,7 +120,8 @@ def _train(entry: Entry, params: Params, artifacts: Artifacts, curve: Path) -> N
         )
     for name in entry.decided_by["stores"]:
         link_store(entry.work, getattr(artifacts, name))
-    check_dimensions(artifacts, ("features", "targets"), params)
+    latents: tuple[Part, ...] = ("latents",) if params.objective.diffusion_weight else ()
+    check_dimensions(artifacts, ("features", "targets", *latents), params)
     if params.is_miniature:  # validation reads its scenes; a copy or a clone has none of it yet
         have_world(entry.work, artifacts.miniature, params.captions.miniature.model_dump())
     first = rank() == 0

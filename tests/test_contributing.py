@@ -61,7 +61,7 @@ def test_help_names_files_that_the_stage_really_writes(name: str) -> None:
         for kind in ("outs", "metrics")
         for out in stages[name].get(kind, [])
     ]
-    links = {"precompute-features": "features", "precompute-targets": "targets"}
+    links = {f"precompute-{store}": store for store in ("features", "targets", "latents")}
     extra = [f"artifacts/{links[name]}.zarr"] if name in links else ["artifacts/miniature"]
     for path in re.findall(r"(?:artifacts|metrics)/[\w./-]*[\w]", written):
         assert any(o.startswith(path) or path.startswith(o) for o in [*outs, *extra]), path

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from cache import ArraySpec, Codec, Roles, StoreSpec, fill
 from doctor import examination as doctor
 from doctor.costs import index_bytes, store_bytes, table_8_advice
-from doctor.memory import Memory
+from doctor.denoising import denoising_memory
+from doctor.memory import Memory, weight_bytes
 from doctor.rows import count_rows
 from doctor.throughput import card_named
 from doctor.training import Variant, predict_training, training_variants
@@ -101,6 +102,33 @@ def test_targets_of_the_paper_are_minutes_online_or_hundreds_of_gigabytes():
     stored = doctor.examine(params.model_copy(update={"targets": cache}), "paper", card="H200")
     assert stored.stages[1].written == pytest.approx(3.3e6 * 76 * 768 * 2, rel=0.001)
     assert stored.stages[1].note == "`online`: 1.2 times the hours, 0 GB"
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_the_denoising_loss_brings_a_stage_and_the_unet():
+    batches = {"validation_rows": 0}
+    params = changed(batches=batches, objective={"diffusion_weight": 1.0})
+    findings = doctor.examine(params, "miniature", rows=1000, card="24")
+    stages = {stage.name: stage for stage in findings.stages}
+    assert list(stages)[2:4] == ["precompute-latents", "train"]
+    # Two moments of 4 x 8 x 8 in float16, and the bookkeeping of a row.
+    assert stages["precompute-latents"].written == 1000 * (2 * 4 * 8 * 8 * 2 + 17)
+    models, settings = findings.models, params.training_settings
+    assert models.language_model is not None
+    assert models.generator is not None
+    rest = ("cuda", models.language_model, settings, 0)
+    asked = predict_training(params, models, *rest)
+    plain = predict_training(changed(batches=batches), models, *rest)
+    assert asked.weights - plain.weights == weight_bytes(models.generator.unet)
+    assert asked.data - plain.data == settings.batch_size * 2 * 4 * 8 * 8 * 4
+    assert asked.working > plain.working
+    # Half a forward pass more at least: the backward pass begins at the last block.
+    once = denoising_memory(models.generator, gradient=False)
+    assert 1.5 * once.flop < asked.flop - plain.flop < 2.5 * once.flop
+    recomputed = denoising_memory(models.generator, recompute=True)
+    kept = denoising_memory(models.generator)
+    assert once.working < recomputed.working < kept.working
+    assert kept.flop < recomputed.flop < kept.flop + once.flop
 
 
 def test_the_paper_fits_24_gigabytes_with_the_whole_batch(monkeypatch):

@@ -477,7 +477,7 @@ def test_a_backbone_with_a_missing_file_is_one_clear_line(world, tmp_path, monke
 @pytest.mark.parametrize("stage", [name for name in STAGES if not name.startswith("prepare")])
 def test_a_stage_without_its_inputs_says_what_to_run(tmp_path, monkeypatch, stage):
     monkeypatch.chdir(tmp_path)
-    write_params()
+    write_params(objective={"diffusion_weight": 1.0})  # so that every stage has something to do
     result = CliRunner().invoke(app, [stage])
     assert result.exit_code == 1
     assert "error: artifacts/" in result.output

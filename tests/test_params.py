@@ -119,7 +119,9 @@ batches.reading.on_damage
 batches.validation_rows
 objective.captioning_softmax
 objective.captioning_weight
+objective.condition_dropout
 objective.contrastive_gradient
+objective.diffusion_weight
 objective.generation_loss
 objective.generation_weight
 objective.image_token_targets

@@ -122,3 +122,18 @@ def test_a_cell_has_its_own_heads_and_shares_the_caches(tmp_path):
     for name in ("features", "targets", "captions", "backbones", "miniature", "candidates"):
         shared = getattr(Artifacts(tmp_path / "artifacts"), name)
         assert getattr(one.artifacts, name) == shared
+
+
+def test_a_variant_goes_on_from_anothers_heads(caches, tmp_path):
+    study = read_study(ROOT / "findings/denoising.yaml")
+    name = "regression_then_denoising"
+    params = cell_params(PARAMS, study, name, 2)
+    assert params.training.start_from == "artifacts/findings/half/2/model"
+    assert (params.objective.generation_weight, params.objective.diffusion_weight) == (0.0, 1.0)
+
+    def fingerprint(study=study):
+        return cell_fingerprint(PARAMS, study, cell(name, 2, caches))
+
+    half = study.variant("half").model_copy(update={"params": {"training": {"steps": 9}}})
+    other = study.model_copy(update={"variants": {**study.variants, "half": half}})
+    assert fingerprint(other) != fingerprint() == fingerprint()

@@ -113,11 +113,15 @@ class WorkFolder:
         """Stage -> KIND/KEY that this workspace used last."""
         return read_json(self._uses, {"entries": {}})["entries"]
 
-    def note_use(self, stage: str, entry: Entry) -> None:
-        """Remember that this workspace uses the entry for a stage."""
+    def note_use(self, stage: str, entry: Entry | None) -> None:
+        """Remember that this workspace uses the entry for a stage; None: no longer any."""
         self._uses.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._uses.with_suffix(".lock")):  # stages of one workspace side by side
-            entries = {**self.used(), stage: entry.name}
+            entries = self.used()
+            if entry is None:
+                entries.pop(stage, None)
+            else:
+                entries[stage] = entry.name
             write_json(self._uses, {"workspace": str(self.workspace), "entries": entries})
 
 

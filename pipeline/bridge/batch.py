@@ -32,6 +32,8 @@ class CaptionBatch:
     """Rows of the caption table these examples come from."""
     pooled_targets: Float[Tensor, "B D_pooled"] | None = None
     """The pooled text vector, for generators that also need one."""
+    posterior: Float[Tensor, "B moments C H W"] | None = None
+    """Mean and deviation of the pictures' latents by the frozen autoencoder, for `denoising`."""
 
     def __post_init__(self) -> None:
         lengths = self.offsets.diff()
@@ -59,6 +61,7 @@ class CaptionBatch:
         rows: Int64[Tensor, " B"],
         max_tokens: int,
         pooled_targets: Float[Tensor, "B D_pooled"] | None = None,
+        posterior: Float[Tensor, "B moments C H W"] | None = None,
     ) -> "CaptionBatch":
         """Pack `captions` (ids without start ids), each cut after `max_tokens` tokens.
 
@@ -73,7 +76,7 @@ class CaptionBatch:
         cut = [list(caption[:max_tokens]) for caption in captions]
         offsets = torch.tensor([0, *map(len, cut)], dtype=torch.int64).cumsum(0)
         tokens = torch.tensor([i for caption in cut for i in caption], dtype=torch.int64)
-        return cls(tokens, offsets, pooled, targets, rows, pooled_targets)
+        return cls(tokens, offsets, pooled, targets, rows, pooled_targets, posterior)
 
     def __len__(self) -> int:
         return len(self.pooled)

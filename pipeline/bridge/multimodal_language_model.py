@@ -11,6 +11,7 @@ n frozen vocabulary rows.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ from pipeline.devices import sent_together
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.packing import Packing
+
+if TYPE_CHECKING:
+    from pipeline.frozen.denoiser import Denoiser  # diffusers is slow to import
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class MultimodalLanguageModel(nn.Module):
     dtype (autocast), whatever dtype their parameters are kept in; losses and normalisations in at
     least float32.
 
+    Attributes:
+        denoiser: the frozen generator's UNet, where the objective asks for its loss.
+
     Raises:
         ValueError: the heads' e is not the language model's width.
     """
@@ -68,6 +75,7 @@ class MultimodalLanguageModel(nn.Module):
                 f"width {language_model.width}"
             )
         self.language_model = language_model  # a plain attribute: LanguageModel is no nn.Module
+        self.denoiser: Denoiser | None = None  # likewise
         self.heads = heads.to(language_model.device)
 
     # --- heads -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gill_errors import InputError
 from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.denoising import denoising_loss
 from pipeline.bridge.losses import (
     constant_cross_entropy_sum,
     cross_entropy_sum,
@@ -27,6 +28,7 @@ from pipeline.bridge.losses import (
 )
 from pipeline.bridge.multimodal_language_model import ImageTokens, MultimodalLanguageModel
 from pipeline.bridge.streams import captioning_count, image_token_count, pair_rows
+from pipeline.frozen.conditioning import Conditioning
 from pipeline.settings import Objective
 
 
@@ -37,6 +39,8 @@ class PackingDraws:
     captioning: Sequence[bool]
     retrieval: Sequence[bool]
     generation: Sequence[bool]
+    noise: Sequence[int] | None = None
+    """Of each example the seed of all that is drawn for its denoising; None: its row's number."""
 
     @classmethod
     def same(cls, num_examples: int, packed: bool) -> PackingDraws:
@@ -48,7 +52,10 @@ class PackingDraws:
         """Those of examples `start` to `stop`; `start` is even, so that no pair is cut."""
         pairs = slice(start // 2, stop // 2)
         return PackingDraws(
-            list(self.captioning)[pairs], list(self.retrieval)[pairs], list(self.generation)[pairs]
+            list(self.captioning)[pairs],
+            list(self.retrieval)[pairs],
+            list(self.generation)[pairs],
+            None if self.noise is None else self.noise[start:stop],
         )
 
 
@@ -81,6 +88,8 @@ class Losses:
     generation: Float[Tensor, ""]
     pooled: Float[Tensor, ""]
     """Of the pooled text vector, for generators that need one; weighted like `generation`."""
+    diffusion: Float[Tensor, ""] | None = None
+    """The generator's denoising loss; None where the objective has none."""
 
     def with_retrieval(
         self, objective: Objective, text_to_image: Tensor, image_to_text: Tensor
@@ -183,6 +192,7 @@ def example_losses(
     refuse_float16(gill)
     # What has weight 0 stays this zero, and its pass is not run.
     captioning = image_token = generation = pooled = zero = gill.heads.logit_scale.new_zeros(())
+    diffusion: Tensor | None = None
     if objective.captioning_weight:
         captioning = _captioning_sum(gill, batch, objective, draws.captioning) / divisors.captioning
 
@@ -197,17 +207,26 @@ def example_losses(
         # Per use, not pass: a shared pass counts for both, like the released halves (UPSTREAM 4).
         means = [sums[packed] / count for packed, count in zip(uses, divisors.image_token)]
         image_token = torch.stack(means).mean()
-    if objective.generation_weight:
+    if _generates(objective):
         states = passes[tuple(draws.generation)].hidden
+        has_pooled = gill.heads.pooled_projection is not None
+        made = Conditioning(
+            gill.generation_embedding(states),
+            gill.generation_pooled(states) if has_pooled else None,
+        )
         # A distance is a mean over these examples: by their share of the batch, parts add up.
         distance, share = DISTANCES[objective.generation_loss], len(batch) / divisors.examples
-        generation = share * distance(gill.generation_embedding(states), batch.targets)
-        if gill.heads.pooled_projection is not None:
-            if batch.pooled_targets is None:
-                raise InputError(
-                    "the heads have a pooled projection, but the batch no pooled targets"
-                )
-            pooled = share * distance(gill.generation_pooled(states), batch.pooled_targets)
+        if objective.generation_weight:
+            generation = share * distance(made.embedding, batch.targets)
+            if made.pooled is not None:
+                if batch.pooled_targets is None:
+                    raise InputError(
+                        "the heads have a pooled projection, but the batch no pooled targets"
+                    )
+                pooled = share * distance(made.pooled, batch.pooled_targets)
+        if objective.diffusion_weight:
+            seeds = batch.rows.tolist() if draws.noise is None else draws.noise
+            diffusion = share * denoising_loss(gill, batch, made, seeds, objective)
     queries = None
     if objective.retrieval_weight:
         queries = gill.text_query(passes[tuple(draws.retrieval)].hidden)
@@ -218,7 +237,10 @@ def example_losses(
         + objective.image_token_weight * image_token
         + objective.generation_weight * (generation + pooled)
     )
-    return Losses(total, captioning, image_token, zero, zero, generation, pooled), queries
+    if diffusion is not None:
+        total = total + objective.diffusion_weight * diffusion
+    losses = Losses(total, captioning, image_token, zero, zero, generation, pooled, diffusion)
+    return losses, queries
 
 
 def retrieval_queries(
@@ -254,12 +276,16 @@ def _image_uses(objective: Objective, draws: PackingDraws) -> list[tuple[bool, .
     uses: list[tuple[bool, ...]] = []
     if objective.retrieval_weight:
         uses.append(tuple(draws.retrieval))
-    if objective.generation_weight:
+    if _generates(objective):
         uses.append(tuple(draws.generation))
     # l_p alone still needs a pass, with the coins of either use.
     if not uses and objective.image_token_weight:
         uses.append(tuple(draws.retrieval))
     return uses
+
+
+def _generates(objective: Objective) -> bool:
+    return bool(objective.generation_weight or objective.diffusion_weight)
 
 
 def _supervises_captions(objective: Objective) -> bool:

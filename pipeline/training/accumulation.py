@@ -191,10 +191,15 @@ def _shared_counts(divisors: Divisors) -> Divisors:
 
 def _scaled(losses: Losses, weight: float) -> Losses:
     return replace(
-        losses, **{f.name: weight * getattr(losses, f.name).detach() for f in fields(losses)}
+        losses, **{name: weight * getattr(losses, name).detach() for name in _parts_of(losses)}
     )
 
 
 def _sum(shares: list[Losses]) -> Losses:
-    names = [field.name for field in fields(Losses)]
+    names = _parts_of(shares[0])
     return Losses(**{n: torch.stack([getattr(s, n) for s in shares]).sum() for n in names})
+
+
+def _parts_of(losses: Losses) -> list[str]:
+    """The losses that the objective has, by name."""
+    return [field.name for field in fields(losses) if getattr(losses, field.name) is not None]

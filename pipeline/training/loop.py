@@ -15,7 +15,7 @@ randomness is in generators whose state is saved, and the source of batches says
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,6 +42,7 @@ from pipeline.bridge.checkpoint import (
     save_state,
     unlike_run,
 )
+from pipeline.bridge.denoising import draw_seeds
 from pipeline.bridge.documents import DocumentBatch
 from pipeline.bridge.mixed_batch import MixedBatch, num_captions
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
@@ -204,8 +205,16 @@ class _Run:
         self.stepper = Stepper(gill, objective, settings)
         # Alike in all processes: each tosses the coins of the global batch and takes its own.
         self.coins = torch.Generator().manual_seed(settings.seed)
+        # One of its own, so that the coins are those of a run without a denoising loss.
+        self.noise = torch.Generator().manual_seed(settings.seed)
         self.step = 0
         self.curve: list[CurvePoint] = []
+
+    @property
+    def generators(self) -> dict[str, torch.Generator]:
+        """Those that the objective draws from, by their name in the state."""
+        used = {"coins": self.coins}
+        return used | {"noise": self.noise} if self.objective.diffusion_weight else used
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -242,7 +251,10 @@ class _Run:
 
     def advance(self, batch: CaptionBatch | MixedBatch) -> dict[str, float]:
         captions = num_captions(batch) * num_processes()
-        draws = _own_draws(draw_packing(captions, self.objective, self.coins))
+        draws = draw_packing(captions, self.objective, self.coins)
+        if self.objective.diffusion_weight:
+            draws = replace(draws, noise=draw_seeds(captions, self.noise))
+        draws = _own_draws(draws)
         try:
             report = self.stepper.take(self.step, batch, draws)
         except NonFiniteStepError as error:
@@ -275,7 +287,8 @@ class _Run:
             record=self.current_record(),
             heads=self.gill.heads.state_dict(),
             optimizer=optimizer_tensors(self.stepper.optimizer, self.gill.heads),
-            generators={"coins": self.coins.get_state(), "torch": torch.get_rng_state()},
+            generators={name: one.get_state() for name, one in self.generators.items()}
+            | {"torch": torch.get_rng_state()},
             data=self.batches.state_dict(),
             curve=self.curve,
         )
@@ -301,7 +314,8 @@ class _Run:
             return
         put_tensors(self.gill.heads, state.heads, path)
         put_optimizer_tensors(self.stepper.optimizer, self.gill.heads, state.optimizer)
-        self.coins.set_state(state.generators["coins"])
+        for name, generator in self.generators.items():
+            generator.set_state(state.generators[name])
         torch.set_rng_state(state.generators["torch"])
         self.batches.load_state_dict(state.data)
         self.step, self.curve = state.record.step, state.curve

@@ -109,10 +109,10 @@ def _guilty_pictures(
 
 
 def loss_values(losses: Losses) -> dict[str, Tensor]:
-    """The total as `loss`, then its parts; the pooled one only where it is used."""
-    parts = {field.name: getattr(losses, field.name).detach() for field in fields(losses)}
-    loss = parts.pop("total")
-    return {"loss": loss, **parts}
+    """The total as `loss`, then its parts; that of denoising only where it is used."""
+    parts = {field.name: getattr(losses, field.name) for field in fields(losses)}
+    loss = parts.pop("total").detach()
+    return {"loss": loss, **{n: part.detach() for n, part in parts.items() if part is not None}}
 
 
 def _retrieval_vectors(
