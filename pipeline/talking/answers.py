@@ -39,7 +39,12 @@ class ReplySettings(Record):
         description="`auto` lets the model choose; `text` forbids pictures; `retrieve` and "
         "`generate` ask for a picture of that kind",
     )
-    decoding: DecodingSettings = DecodingSettings(stop_at_newline=True, stop_after_images=True)
+    decoding: DecodingSettings = DecodingSettings(
+        stop_at_newline=True,
+        stop_after_images=True,
+        images_after_sentences=True,
+        read_back="nothing",
+    )
     generation: GenerationSettings | None = Field(
         None, description="how pictures are sampled; none: as the run was set up"
     )

@@ -41,8 +41,10 @@ from pipeline.talking.answers import (
     SeenPart,
     Started,
 )
+from pipeline.bridge.heads import HeadSizes
 from pipeline.talking.batch import reply_together, stream_together
 from pipeline.talking.context import Context
+from pipeline.talking.decoding import DecodingSettings, standing_positions
 from pipeline.talking.prefixes import Prefixes
 from pipeline.talking.reading import parts_of, refuse_broken_text
 from pipeline.talking.speaker import Speaker
@@ -207,7 +209,7 @@ class Conversation:
         self._busy = True
         self._pictures_before = list(self.shown), self.num_generated
         speaker, decoding = self.speaker, turn.settings.decoding
-        longest = decoding.max_tokens + decoding.max_images * (speaker.heads.sizes.r - 1)
+        longest = _longest_answer(decoding, speaker.heads.sizes)
         start = speaker.start()
         free = self._max_positions - len(start) - len(turn.embeddings) - longest
         self._make_room(max(free, 0))
@@ -244,6 +246,15 @@ class Conversation:
         """The turn that was begun was never said, nor a picture shown in it."""
         self.shown, self.num_generated = self._pictures_before
         self._busy = False
+
+
+def _longest_answer(decoding: DecodingSettings, sizes: HeadSizes) -> int:
+    """Positions that an answer may need: an image is one of its tokens, r while it is produced, and
+    then what stands for it."""
+    standing = standing_positions(decoding.read_back, sizes)
+    produced = max(sizes.r - standing, 0) if decoding.max_images else 0
+    images = decoding.max_images * (max(standing, 1) - 1)
+    return decoding.max_tokens + decoding.finish_sentence + images + max(produced - 1, 0)
 
 
 def _ends_with_text(parts: Sequence[SeenPart]) -> bool:
