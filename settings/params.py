@@ -27,6 +27,7 @@ from pipeline.settings import (
     IndexSettings,
     MapperSizes,
     Objective,
+    TalkingSettings,
     TrainingNumbers,
     TrainingRun,
     TrainingSettings,
@@ -300,6 +301,7 @@ class Params(Record):
     index: IndexParams = IndexParams()
     decision: DecisionParams = DecisionParams()
     generation: GenerationNumbers = GenerationNumbers()
+    talking: TalkingSettings = TalkingSettings()
     evaluation: EvaluationParams = EvaluationParams()
 
     @field_validator("objective", mode="before")

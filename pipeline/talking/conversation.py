@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.bridge.heads import HeadSizes
 from pipeline.talking.answers import (
     ContextLengthError,
     ConversationError,
@@ -41,7 +42,6 @@ from pipeline.talking.answers import (
     SeenPart,
     Started,
 )
-from pipeline.bridge.heads import HeadSizes
 from pipeline.talking.batch import reply_together, stream_together
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, standing_positions
@@ -50,7 +50,7 @@ from pipeline.talking.reading import parts_of, refuse_broken_text
 from pipeline.talking.speaker import Speaker
 
 # Above any logit of a trained model: an image comes as soon as it is allowed.
-_CERTAIN = 1e4
+CERTAIN = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +186,7 @@ class Conversation:
         elif want != "auto":
             if decoding.max_images == 0:
                 raise ConversationError(f"max_images is 0, but a picture is wanted ({want})")
-            changes["image_bias"] = _CERTAIN
+            changes["image_bias"] = CERTAIN
         if want == "retrieve":
             assert speaker.index is not None
             left = len(speaker.index) - len(self.shown)

@@ -26,6 +26,7 @@ from pipeline.bridge.heads import HeadSizes
 from pipeline.bridge.image_tokens import append_image_logits, image_token_ids
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import sent, sent_together
+from pipeline.settings import ReadBack
 from pipeline.talking.context import Context
 from pipeline.talking.sampling import draw_tokens, penalise_presence, penalise_repetition
 from pipeline.talking.sentences import ends_sentence
@@ -34,7 +35,6 @@ from pipeline.talking.spelling import Spelling
 EndReason = Literal[
     "stop", "max_tokens", "max_sentences", "max_images", "max_positions", "cancelled"
 ]
-ReadBack = Literal["image_tokens", "nothing", "picture", "image_tokens_and_picture"]
 _TAIL = 6  # tokens that show whether a sentence has ended
 ImageLogit = Callable[[Float[Tensor, " B"]], Float[Tensor, " B"]]
 
@@ -301,7 +301,7 @@ def stream(
         if len(active) < len(rows):
             [going_on] = sent_together([[row.index for row in active]], hidden.device)
             hidden = hidden.index_select(0, going_on)
-        logits = _next_logits(model, hidden)
+        logits = next_logits(model, hidden)
         if image_logit is not None:
             logits[:, image_id] = image_logit(logits[:, image_id])
         allowed = [_image_allowed(row, context, model) for row in active]
@@ -398,7 +398,8 @@ class _Row:
     num_sentences: int = 0
     in_sentence: bool = False
     words_since_image: bool = False
-    before_image: Tensor | None = None
+    before_image: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """The hidden state from which the last image was chosen."""
     awaits_picture: bool = False
     text_ids: list[int] = field(default_factory=list)
     reason: EndReason | None = None
@@ -459,7 +460,7 @@ def _check_request(
         )
 
 
-def _next_logits(
+def next_logits(
     model: MultimodalLanguageModel, hidden: Float[Tensor, "B e"]
 ) -> Float[Tensor, "B C"]:
     """Logits of the V frozen rows and of [IMG1], float32."""

@@ -1,6 +1,6 @@
 """Where sentences end: in texts that people give, and in answers as they come.
 
-    it rained. "is it over ?" we went out  ->  [it rained.], ["is it over ?"], [we went out]
+it rained. "is it over ?" we went out  ->  [it rained.], ["is it over ?"], [we went out]
 """
 
 from __future__ import annotations
