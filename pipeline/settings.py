@@ -344,9 +344,10 @@ class TalkingSettings(Record):
     read_back: ReadBack = Field(
         "nothing",
         description="what is read in place of a picture of an answer as the answer, and the talk, "
-        "go on. nothing: the words alone; best after training on captions. picture: the k visual "
-        "vectors of what was shown. image_tokens_and_picture: the r [IMG] tokens and these. "
-        "image_tokens: the former within the answer, nothing later",
+        "go on. nothing: the words alone. picture: the k visual vectors of what was shown. "
+        "image_tokens_and_picture: the r [IMG] tokens and these. image_tokens: the former within "
+        "the answer, nothing later. After training on captions `nothing` draws what is said best, "
+        "`picture` keeps what was shown (table stories_told)",
     )
 
 

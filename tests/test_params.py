@@ -179,6 +179,8 @@ generation.scheduler
 generation.steps
 generation.vae_tiling
 
+talking.read_back
+
 evaluation.captions
 evaluation.check
 evaluation.coco.captions
@@ -197,6 +199,7 @@ evaluation.methods
 evaluation.retrieval_scenes
 evaluation.seed
 evaluation.tables
+evaluation.told_stories
 evaluation.visdial.dialogues
 evaluation.visdial.images
 evaluation.visdial.limit
