@@ -11,11 +11,12 @@ a turn costs its own tokens only. When a turn and the longest answer it may get 
 language model's positions any more, whole exchanges (a turn with its answer) are forgotten, the
 oldest first, until the kept ones take at most half of the positions that turn and answer leave;
 these are then read again, once. `Started.forgotten_turns` and `Reply.forgotten_turns` say how many
-went. Of an answer its words are remembered, its pictures are not: show one in the next turn to go
-on from it. (The 100 held-out stories of the miniature world, told over five turns with two seeds,
-keep 0.75 of the attributes that way and 0.71 with the generated pictures read back, each +- 0.02;
-the real pictures read back give 0.92.) A turn whose answer was broken off (closed, cancelled,
-failed) is forgotten as a whole.
+went. Of an answer its words are remembered; what stands for its pictures, `read_back` says: nothing,
+unless the run or the turn says otherwise; then show a picture in the next turn to go on from it.
+(The 100 held-out stories of the miniature world, told over five turns with two seeds, keep 0.75 of
+the attributes that way and 0.71 with the generated pictures read back, each +- 0.02; the real
+pictures read back give 0.92.) A turn whose answer was broken off (closed, cancelled, failed) is
+forgotten as a whole.
 
 Letters: r [IMG] tokens, e language-model width, n positions.
 """
