@@ -11,7 +11,7 @@ a turn costs its own tokens only. When a turn and the longest answer it may get 
 language model's positions any more, whole exchanges (a turn with its answer) are forgotten, the
 oldest first, until the kept ones take at most half of the positions that turn and answer leave;
 these are then read again, once. `Started.forgotten_turns` and `Reply.forgotten_turns` say how many
-went. Of an answer its words are remembered; what stands for its pictures, `read_back` says: nothing,
+went. Of an answer its words are remembered; what stands for its pictures `read_back` says: nothing,
 unless the run or the turn says otherwise; then show a picture in the next turn to go on from it.
 (The 100 held-out stories of the miniature world, told over five turns with two seeds, keep 0.75 of
 the attributes that way and 0.71 with the generated pictures read back, each +- 0.02; the real
