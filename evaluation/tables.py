@@ -230,10 +230,7 @@ class _Run:
                     set=one.name,
                     id=example.id,
                     prompt=example.prompt,
-                    context=tuple(
-                        {"text": part} if isinstance(part, str) else {"picture": part.reference}
-                        for part in example.context
-                    ),
+                    context=example.described,
                     real=example.real,
                     scene=None if example.scene is None else " ".join(example.scene),
                     pictures=made,

@@ -3,7 +3,8 @@
 Ours; the paper generates the last picture of a story alone. Story n of the set gets 3, 4 or 5
 pictures in turn, in the places that `gill tell` gives them (`pipeline.talking.telling`). A picture
 is made from all that was told before it, once from the words alone (`told`), once with the story's
-own pictures before it read back (`told_pictures`); the generator alone reads the words. Then the
+own pictures before it read back (`told_pictures`), as `talking.read_back` has them if it has them,
+otherwise by their visual vectors; the generator alone reads the words. Then the
 first sentence alone is given, and the model goes on for four sentences, with pictures where it says
 [IMG1] (`told_on`).
 
@@ -42,6 +43,7 @@ from gill.loading import Gill
 from miniature import oracle
 from miniature.language import told_values
 from miniature.world import ATTRIBUTES, VALUES, Scene
+from pipeline.talking.answers import ImageTokens
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, ImagePiece, TextPiece, decode
 from pipeline.talking.telling import (
@@ -104,7 +106,8 @@ def tell_stories(
     if "gill" not in methods:
         return told
     shown = replace(one, name="told_pictures", title="Stories told, own pictures read back")
-    read_back = _with_own_pictures(places, make, shown)
+    with_tokens = gill.talking.read_back == "image_tokens_and_picture"
+    read_back = _with_own_pictures(places, make, shown, with_tokens)
     paths = {"gill": [path for _, path in read_back]}
     told.results += _score(one, places, paths, section, scorer, shown)
     told.records += _records(replace(shown, examples=[e for e, _ in read_back]), places, paths)
@@ -135,15 +138,16 @@ def _given(gill: Gill, source: Source[Story], story: Story, number: int) -> list
     return places
 
 
-def _example(place: Place, context: tuple[str | Picture, ...]) -> Example:
+def _example(place: Place, context: tuple[str | Picture | ImageTokens, ...]) -> Example:
     return Example(f"{place.story}:{place.order}", context, place.told, place.real, place.scene)
 
 
 def _with_own_pictures(
-    places: Sequence[Place], make: Make, one: EvaluationSet
+    places: Sequence[Place], make: Make, one: EvaluationSet, with_tokens: bool
 ) -> list[tuple[Example, Path]]:
     """Round by round, the pictures of each story in the context of its next one."""
-    contexts: dict[str, tuple[str | Picture, ...]] = {}
+    contexts: dict[str, tuple[str | Picture | ImageTokens, ...]] = {}
+    tokens = (ImageTokens(),) if with_tokens else ()
     found: list[tuple[Example, Path]] = []
     for _, group in itertools.groupby(places, key=lambda place: place.order):
         examples = []
@@ -153,7 +157,7 @@ def _with_own_pictures(
             examples.append(_example(place, context))
         paths = make(replace(one, examples=examples), "gill", len(found))
         for example, path in zip(examples, paths, strict=True):
-            contexts[example.id.rpartition(":")[0]] += (Picture(str(path)),)
+            contexts[example.id.rpartition(":")[0]] += (*tokens, Picture(str(path)))
             found.append((example, path))
     return found
 
@@ -293,10 +297,7 @@ def _records(
             set=one.name,
             id=example.id,
             prompt=story_prompt(place.words).strip(),
-            context=tuple(
-                {"text": part} if isinstance(part, str) else {"picture": part.reference}
-                for part in example.context
-            ),
+            context=example.described,
             real=place.real or None,
             scene=None if place.scene is None else " ".join(place.scene),
             pictures={method: str(paths[index]) for method, paths in made.items()},

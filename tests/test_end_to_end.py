@@ -34,6 +34,7 @@ STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["s
 EVALUATION = {
     "captions": 4,
     "vist": {"limit": 2},
+    "told_stories": 2,
     "visdial": {"limit": 2},
     "coco": {"limit": 4},
     "vqa": {"limit": 4},

@@ -22,6 +22,7 @@ from pipeline.talking.answers import (
     ConversationError,
     Ended,
     GeneratedImage,
+    ImageTokens,
     Reply,
     RetrievedImage,
     Text,
@@ -74,16 +75,18 @@ def test_pictures_stand_behind_their_sentences_and_no_word_is_lost(gill):
     assert reply.end == "stop"
 
 
-@pytest.mark.parametrize("read_back", ["nothing", "picture"])
+@pytest.mark.parametrize("read_back", ["nothing", "picture", "image_tokens_and_picture"])
 def test_each_picture_is_made_from_all_that_was_told_and_shown_before_it(gill, read_back):
     reply = told(gill, read_back=read_back, seed=3)
     turn = ["in the sea a red ring. it turns blue."]
     for number, image in enumerate(reply.images):
         if number:
-            turn += [reply.images[number - 1].picture] * (read_back == "picture")
+            turn += [ImageTokens()] * read_back.startswith("image_tokens")
+            turn += [reply.images[number - 1].picture] * read_back.endswith("picture")
             turn.append(("", "it becomes big.", "it moves to the left. the end.")[number])
-        alone = gill.reply(turn, want="generate", seed=3 + number)
-        difference = np.asarray(alone.images[0].picture, float) - np.asarray(image.picture, float)
+        settings = gill.settings(want="generate", seed=3 + number)
+        alone = gill.conversation().reply(turn, settings).images[0].picture
+        difference = np.asarray(alone, float) - np.asarray(image.picture, float)
         assert np.abs(difference).max() <= 2
 
 

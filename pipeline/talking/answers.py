@@ -18,7 +18,14 @@ from pipeline.settings import GenerationSettings
 from pipeline.talking.decoding import DecodingSettings, EndReason
 
 Part = str | Image.Image
-SeenPart = Part | Tensor
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The [IMG] tokens of a picture that was produced here, as part of what is read."""
+
+
+SeenPart = Part | Tensor | ImageTokens
 """A tensor is a picture as the visual encoder has seen it: its pooled vector [d]."""
 Want = Literal["auto", "text", "retrieve", "generate"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.frozen.visual_encoder import VisualEncoder
-from pipeline.talking.answers import ConversationError, SeenPart
+from pipeline.talking.answers import ConversationError, ImageTokens, SeenPart
 
 Embedded = tuple[Int64[Tensor, " _"] | None, Float[Tensor, "_ e"]]
 """A part's ids (None for a picture) and its input vectors, k of them for a picture."""
@@ -46,7 +46,7 @@ def embed_contexts(
         next(seen) if isinstance(part, Image.Image) else part
         for context in contexts
         for part in context
-        if not isinstance(part, str)
+        if not isinstance(part, str | ImageTokens)
     ]
     prefixes: Iterator[Tensor] = iter(())
     if pooled:
@@ -60,6 +60,8 @@ def embed_contexts(
         prefixes = iter(model.visual_prefix(torch.stack(vectors)))
 
     def embed(part: SeenPart) -> Embedded:
+        if isinstance(part, ImageTokens):
+            return None, model.heads.image_embeddings
         if not isinstance(part, str):
             return None, next(prefixes)
         tokens = language_model.tokenizer(part, add_special_tokens=False)["input_ids"]
@@ -103,7 +105,7 @@ def parts_of(turn: object) -> Sequence[SeenPart]:
     if not isinstance(turn, list | tuple):
         raise ConversationError(f"the turn is {_described(turn)}; give text, a picture or a list")
     for number, part in enumerate(turn, 1):
-        if not isinstance(part, str | Image.Image | Tensor):
+        if not isinstance(part, str | Image.Image | Tensor | ImageTokens):
             raise ConversationError(f"part {number} of the turn is {_described(part)}")
         if isinstance(part, Image.Image):
             _refuse_unreadable(part, f"part {number} of the turn")
