@@ -252,7 +252,7 @@ def _go_on(
         max_tokens=ADDED_SENTENCES * LONGEST_SENTENCE,
         max_sentences=ADDED_SENTENCES,
         max_images=ADDED_SENTENCES + 1,
-        images_after_sentences=True,
+        words_between_images=True,
         read_back="nothing",
     )
     model = gill.model

@@ -306,6 +306,8 @@ def tell(
         typer.echo(json.dumps({"page": str(path), "story": describe(told)}, indent=1))
         return
     typer.echo(f"\n\n{len(told.images)} pictures: {path}")
+    if not told.images:
+        typer.echo("(the model says [IMG1] behind none of its sentences: see --places)", err=True)
 
 
 @app.command()

@@ -31,7 +31,7 @@ def speaker():
 
 
 def asked(want="generate", seed=0, **decoding):
-    rest = {"images_after_sentences": True, "read_back": "nothing"} | decoding
+    rest = {"words_between_images": True, "read_back": "nothing"} | decoding
     return ReplySettings(want=want, seed=seed, decoding=DecodingSettings(**rest))
 
 

@@ -22,7 +22,7 @@ import app.serving.worker
 from app.serving.service import create_app
 from app.serving.settings import ServiceSettings
 from gill.loading import Gill
-from pipeline.settings import GenerationSettings
+from pipeline.settings import GenerationSettings, TalkingSettings
 from pipeline.talking.answers import (
     ContextLengthError,
     Ended,
@@ -119,7 +119,9 @@ class Director:
 
         return SimpleNamespace(
             conversation=Talk,
-            settings=partial(Gill.settings, SimpleNamespace(generation=FEW)),
+            settings=partial(
+                Gill.settings, SimpleNamespace(generation=FEW, talking=TalkingSettings())
+            ),
             encoder=SimpleNamespace(encode_pictures=lambda found: torch.zeros(len(found), 3)),
             generator=SimpleNamespace(picture_size=(4, 4)),
             index=range(100),

@@ -49,7 +49,7 @@ class ReplySettings(Record):
     decoding: DecodingSettings = DecodingSettings(
         stop_at_newline=True,
         stop_after_images=True,
-        images_after_sentences=True,
+        words_between_images=True,
         read_back="nothing",
     )
     generation: GenerationSettings | None = Field(

@@ -60,10 +60,10 @@ class DecodingSettings(BaseModel):
         "where one comes",
     )
     max_images: int = Field(default=1, ge=0, description="most images in one answer")
-    images_after_sentences: bool = Field(
+    words_between_images: bool = Field(
         default=False,
-        description="every image of an answer but one at its very beginning stands behind the end "
-        "of a sentence, one behind each",
+        description="no image stands directly behind another, and for all but the first of an "
+        "answer image_bias counts behind the end of a sentence only",
     )
     read_back: ReadBack = Field(
         default="image_tokens",
@@ -306,7 +306,7 @@ def stream(
             logits[:, image_id] = image_logit(logits[:, image_id])
         allowed = [_image_allowed(row, context, model) for row in active]
         bias = torch.tensor(
-            [row.settings.image_bias if may else -torch.inf for row, may in zip(active, allowed)],
+            [row.image_bias if may else -torch.inf for row, may in zip(active, allowed)],
             dtype=logits.dtype,
         )
         logits[:, image_id] += sent(bias, logits.device)
@@ -407,12 +407,22 @@ class _Row:
     def hear(self, tokenizer: Any) -> None:
         """Take note of where a sentence begins and ends."""
         self.words_since_image = True
+        one = self.settings
+        if not (one.finish_sentence or one.max_sentences or one.max_images > 1):
+            return
         tail = tokenizer.decode(self.text_ids[-_TAIL:], clean_up_tokenization_spaces=False)
         if not ends_sentence(tail):
             self.in_sentence |= any(map(str.isalnum, tokenizer.decode(self.text_ids[-1:])))
         elif self.in_sentence:
             self.in_sentence = False
             self.num_sentences += 1
+
+    @property
+    def image_bias(self) -> float:
+        """What is added to the logit of [IMG1] here."""
+        one = self.settings
+        in_place = not (one.words_between_images and self.num_images and self.in_sentence)
+        return one.image_bias if in_place else min(one.image_bias, 0.0)
 
     @property
     def may_finish_sentence(self) -> bool:
@@ -470,14 +480,10 @@ def next_logits(
 
 def _image_allowed(row: _Row, context: Context, model: MultimodalLanguageModel) -> bool:
     one, sizes = row.settings, model.heads.sizes
-    if one.images_after_sentences and row.text_ids:
-        in_place = row.words_since_image and not row.in_sentence
-    else:
-        in_place = not one.images_after_sentences or row.num_images == 0
     return (
         row.num_images < one.max_images
         and len(row.text_ids) >= one.min_tokens_before_image
-        and in_place
+        and (row.words_since_image or row.num_images == 0 or not one.words_between_images)
         and context.room(row.index) >= max(sizes.r, standing_positions(one.read_back, sizes))
     )
 

@@ -9,7 +9,7 @@ the words, and of the pictures what `read_back` says. Of a text that the languag
 cannot hold the oldest sentences are forgotten, as in any conversation.
 
 A beginning is one turn whose answer has several pictures: they come where the model says [IMG1],
-behind the end of the beginning or of a sentence of its own.
+the first perhaps at once, and never two without words between them.
 
 Letters: T tokens of a sentence.
 """
@@ -130,7 +130,7 @@ def _go_on(
         "finish_sentence": LONGEST_SENTENCE,
         "max_sentences": settings.added_sentences,
         "max_images": settings.pictures,
-        "images_after_sentences": True,
+        "words_between_images": True,
         "stop_after_images": False,
         "stop_at_newline": False,
     }
