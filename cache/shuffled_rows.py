@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -47,7 +48,7 @@ class ShuffledRows:
     once per epoch; failed rows are left out and counted (`num_failed`). All ranks take the same
     number of steps; the last batch is shorter, and may be empty on some ranks: `drop_last` leaves
     it out. Of several workers of one rank (`TorchRows`), each makes every num_workers-th batch. One
-    iteration at a time.
+    iteration at a time: the next one ends one that was left half-way.
 
     Raises StoresDifferError where the stores hold different rows, RowsUnavailableError where rows
     are pending, and DamagedRowsError in the middle of an epoch (with on_damage="skip" such rows
@@ -83,6 +84,7 @@ class ShuffledRows:
         self._rows, self.num_failed = usable_rows(list(stores.values()), subset)
         self.damaged: dict[int, str] = {}
         self.epoch, self.step = 0, 0
+        self._iteration: weakref.ref[Generator[Batch]] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -131,6 +133,14 @@ class ShuffledRows:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def __iter__(self) -> Iterator[Batch]:
+        # One that was left half-way still reads ahead, from the same files.
+        if self._iteration is not None and (unfinished := self._iteration()) is not None:
+            unfinished.close()
+        iteration = self._rest_of_epoch()
+        self._iteration = weakref.ref(iteration)
+        return iteration
+
+    def _rest_of_epoch(self) -> Generator[Batch]:
         windows = self.windows(self.epoch, self.step)
         steps = self._share.steps(self.step, len(self))
         batches = in_background(lambda: self._batches(windows, steps), self.params.prefetch)

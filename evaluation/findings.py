@@ -15,7 +15,6 @@ import numpy as np
 
 from evaluation.cell_scores import CellScores, Term
 from evaluation.finding_claims import CLAIMED, Finding, Part
-from evaluation.metrics.basic import mean_and_deviation
 from evaluation.metrics.paired import (
     all_of,
     judge,
@@ -23,6 +22,7 @@ from evaluation.metrics.paired import (
     paired_difference,
     seed_difference,
 )
+from evaluation.metrics.uncertainty import mean_and_deviation
 from evaluation.results import Result
 from evaluation.variants import BASELINE, Cell, Study, cell, is_done
 from gill.artifacts import ARTIFACTS, METRICS, Artifacts

@@ -20,17 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from corpora.pictures import open_picture
-from evaluation.metrics.basic import (
-    MetricUnavailable,
-    bootstrap_interval,
-    cosine_similarities,
-    mean_and_standard_error,
-)
+from evaluation.metrics.basic import MetricUnavailable, cosine_similarities
 from evaluation.metrics.images import (
     InceptionFeatures,
     LearnedPerceptualDistance,
     frechet_distance,
 )
+from evaluation.metrics.uncertainty import bootstrap_interval, mean_and_standard_error
 from evaluation.progress import BATCH, Meter, in_batches
 from evaluation.results import Result
 from evaluation.sets import EvaluationSet

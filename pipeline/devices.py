@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -85,11 +87,11 @@ def set_up(device: str, threads: int) -> torch.device:
 
 
 def quieten_libraries() -> None:
-    """No bars for loading small files and no warning per cut prompt; errors still show."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
+    """No bars for loading small files and no warning per cut prompt; errors still show.
 
-    of_transformers.set_verbosity_error()
-    of_transformers.disable_progress_bar()
-    of_diffusers.set_verbosity_error()
-    of_diffusers.disable_progress_bar()
+    Of the libraries that were imported by now: to import one for this would cost seconds.
+    """
+    for library in {"transformers", "diffusers"} & sys.modules.keys():
+        logging = import_module(f"{library}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

@@ -27,7 +27,7 @@ from corpora.parti_prompts import (
     write_votes,
 )
 from corpora.pictures import open_picture
-from evaluation.metrics.basic import mean_and_deviation
+from evaluation.metrics.uncertainty import mean_and_deviation
 from evaluation.published import DECISION_METHODS
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +17,9 @@ from gill_errors import StageError
 from pipeline.bridge.checkpoint import CurvePoint
 from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
-from pipeline.devices import set_up
+from pipeline.devices import quieten_libraries, set_up
 from pipeline.frozen.backbones import Backbone, Backbones
 from pipeline.frozen.language_model import LanguageModel, load_language_model
-from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.training.distribution import num_processes, rank
 from pipeline.training.loggers import Loggers
 from pipeline.training.loop import train
@@ -28,8 +28,10 @@ from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
 from stages.trained_weights import read_captioning, read_weights
-from stages.validation_pictures import ValidationPictures
 from stages.validation_rows import contents_of, one_row_per_picture
+
+if TYPE_CHECKING:
+    from stages.validation_pictures import ValidationPictures
 
 _PICTURES = 8
 
@@ -114,6 +116,10 @@ def _logging(
     run = params.run
     pictures: ValidationPictures | None = None
     if run.pictures_every and len(held_out):
+        # Here, as most runs make no picture: diffusers takes seconds to import.
+        from stages.validation_pictures import ValidationPictures
+
+        quieten_libraries()
         captions = table.captions(held_out[:_PICTURES])
         pictures = ValidationPictures(model, backbones, captions, params.generation_settings)
     parameters = params.model_dump(mode="json", include={"model", "objective", "training"})
@@ -163,6 +169,9 @@ def _online_encoder(
     """The generator's text encoder, where targets are not to come from the cache."""
     if params.targets.source == "cache":
         return None
+    from pipeline.frozen.text_conditioner import load_text_conditioner
+
+    quieten_libraries()
     generator = backbones.image_generator
     return load_text_conditioner(generator.path, dtype=generator.torch_dtype, device=device).encode
 

@@ -223,6 +223,17 @@ def test_state_counts_what_was_handed_out(stores: Stores) -> None:
     np.testing.assert_array_equal(np.concatenate([*first, *rest]), shuffled(stores).order(0))
 
 
+def test_an_iteration_ends_the_one_that_was_left_half_way(stores: Stores) -> None:
+    reader = shuffled(stores)
+    left = iter(reader)
+    first = next(left).rows
+    # Both would read ahead, from the same files.
+    rest = [batch.rows for batch in reader]
+    np.testing.assert_array_equal(np.concatenate([first, *rest]), shuffled(stores).order(0))
+    assert next(left, None) is None
+    assert reader.state_dict() == at(1, 0)
+
+
 def test_order_is_mixed_in_two_levels(stores: Stores) -> None:
     reader = shuffled(stores, params=ReadingParams(block_rows=8, buffer_rows=24))
     orders = [reader.order(0), reader.order(1), shuffled(stores, seed=1).order(0)]

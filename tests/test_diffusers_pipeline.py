@@ -11,6 +11,7 @@ from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 
 from gill.hub import HubError
+from gill.loading import Gill
 from gill_errors import GillError
 from miniature.backbones import SHIPPED
 from pipeline.bridge.checkpoint import CheckpointRecord
@@ -20,6 +21,7 @@ from pipeline.frozen.provenance import provenance_of
 from pipeline.talking.generation import generate_pictures
 from pipeline.talking.reading import read_contexts
 from tests.tiny_gill import FEW, tiny_gill
+from tests.tiny_models import stable_diffusion_xl
 
 ROLES = ("language_model", "visual_encoder", "image_generator")
 HERE = {role: str(getattr(SHIPPED, role)) for role in ROLES}
@@ -27,10 +29,13 @@ READ = {role: HERE[role] for role in ROLES[:2]}
 CONTEXTS = [["a red ring.", Image.new("RGB", (32, 32), "navy"), "it turns"], ["a green cross."]]
 
 
-@pytest.fixture(scope="module")
-def gill():
-    untold = tiny_gill()
-    backbones = Backbones(**{role: resolve_backbone(role, path) for role, path in HERE.items()})
+def on_generator(path: str) -> Gill:
+    """Untrained heads that say which frozen models they belong to."""
+    untold = tiny_gill(path)
+    sources = {**HERE, "image_generator": path}
+    backbones = Backbones(
+        **{role: resolve_backbone(role, where) for role, where in sources.items()}
+    )
     record = CheckpointRecord(
         sizes=untold.heads.sizes,
         backbones=backbones.fingerprints,
@@ -42,19 +47,32 @@ def gill():
 
 
 @pytest.fixture(scope="module")
+def gill() -> Gill:
+    return on_generator(HERE["image_generator"])
+
+
+@pytest.fixture(scope="module")
 def folder(gill, tmp_path_factory):
     return str(gill.save_pretrained(tmp_path_factory.mktemp("hub") / "my-gill"))
 
 
 @pytest.fixture
-def pipe(folder, tmp_path, monkeypatch):
+def trusted_code(tmp_path, monkeypatch):
     # Where diffusers puts the code that it was told to trust.
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
         monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture
+def pipe(folder, trusted_code):
+    return custom_pipeline(HERE["image_generator"], folder)
+
+
+def custom_pipeline(generator: str, folder: str) -> DiffusionPipeline:
     pipe = DiffusionPipeline.from_pretrained(
-        HERE["image_generator"],
+        generator,
         dtype=torch.float32,
         custom_pipeline=folder,
         gill=folder,
@@ -74,6 +92,18 @@ def pixels(pictures):
 
 
 def test_its_pictures_are_ours(gill, pipe):
+    assert_pictures_are_ours(gill, pipe)
+
+
+def test_its_pictures_are_ours_on_xl(tmp_path, trusted_code):
+    generator = str(stable_diffusion_xl(tmp_path / "xl"))
+    gill = on_generator(generator)
+    pipe = custom_pipeline(generator, str(gill.save_pretrained(tmp_path / "my-gill")))
+    assert type(pipe).__name__ == "GillXLPipeline"
+    assert_pictures_are_ours(gill, pipe)
+
+
+def assert_pictures_are_ours(gill, pipe):
     hidden = read_contexts(gill.model, gill.encoder, CONTEXTS)
     ours = generate_pictures(
         gill.generator, gill.model.conditioning(hidden), gill.empty_prompt, FEW, 7
@@ -104,16 +134,28 @@ def test_what_diffusers_offers_works_on_it(pipe, tmp_path):
     np.testing.assert_array_equal(pixels(elsewhere.images)[0], before)
 
 
-def test_a_lora_changes_its_pictures_and_is_taken_off(pipe):
+def test_a_lora_and_its_file_change_its_pictures_and_are_taken_off(pipe, tmp_path):
     peft = pytest.importorskip("peft", reason="LoRAs of diffusers need peft")
-    before = pixels(pipe("a red ring.", generator=seeded(3)).images)[0]
-    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    pipe.unet.add_adapter(config, "style")
-    assert not np.array_equal(pixels(pipe("a red ring.", generator=seeded(3)).images)[0], before)
-    pipe.unet.delete_adapters("style")
-    np.testing.assert_array_equal(
-        pixels(pipe("a red ring.", generator=seeded(3)).images)[0], before
+
+    def draw():
+        return pixels(pipe("a red ring.", generator=seeded(3)).images)[0]
+
+    before = draw()
+    # A file without alphas is read as alpha = r.
+    config = peft.LoraConfig(
+        r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False
     )
+    pipe.unet.add_adapter(config, "style")
+    styled = draw()
+    assert not np.array_equal(styled, before)
+    layers = peft.get_peft_model_state_dict(pipe.unet, adapter_name="style")
+    pipe.save_lora_weights(tmp_path / "lora", unet_lora_layers=layers)
+    pipe.unet.delete_adapters("style")
+    np.testing.assert_array_equal(draw(), before)
+    pipe.load_lora_weights(tmp_path / "lora")
+    np.testing.assert_array_equal(draw(), styled)
+    pipe.unload_lora_weights()
+    np.testing.assert_array_equal(draw(), before)
 
 
 def test_what_does_not_fit_is_said(pipe, folder):

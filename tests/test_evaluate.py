@@ -17,8 +17,8 @@ from stage_runs import write_params
 from corpora.prompts import released_dialogue_prompt
 from corpora.records import CorpusError
 from corpora.visdial import read_dialogues
-from evaluation.metrics.basic import bootstrap_interval
 from evaluation.metrics.images import frechet_distance
+from evaluation.metrics.uncertainty import bootstrap_interval
 from evaluation.pictures import PictureMaker, load_worker
 from evaluation.results import Record, Result, read_records, read_results
 from evaluation.variants import lay_over

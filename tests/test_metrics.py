@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.metrics.basic import (
+from evaluation.metrics.basic import cosine_similarities, truth_ranks
+from evaluation.metrics.uncertainty import (
     bootstrap_interval,
-    cosine_similarities,
     mean_and_deviation,
     mean_and_standard_error,
-    truth_ranks,
 )
 
 
@@ -88,20 +87,12 @@ def test_standard_error_and_deviation_divide_by_one_less() -> None:
     mean, error = mean_and_standard_error(values)
     assert mean == pytest.approx(0.612)
     assert error == pytest.approx(scipy.stats.sem(values))
-    assert mean_and_deviation(torch.tensor(values, dtype=torch.float64)) == pytest.approx(
-        (0.612, np.sqrt(2.5e-6))
-    )
+    assert mean_and_deviation(values) == pytest.approx((0.612, np.sqrt(2.5e-6)))
 
 
 def test_two_values_have_a_spread() -> None:
     assert mean_and_standard_error([1.0, 3.0]) == pytest.approx((2, 1))
     assert mean_and_deviation([1.0, 3.0]) == pytest.approx((2, np.sqrt(2)))
-
-
-def test_numbers_of_a_tensor_in_half_precision_are_counted_in_float64() -> None:
-    values = torch.tensor([0.1, 0.2, 0.4], dtype=torch.bfloat16, requires_grad=True)
-    expected = np.array(values.tolist(), dtype=np.float64)
-    assert mean_and_deviation(values) == (expected.mean(), expected.std(ddof=1))
 
 
 def test_one_value_has_no_spread() -> None:

@@ -1,9 +1,20 @@
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pipeline.frozen.packing import Packing, packed_attention
+from tests import ragged_kernel
+
+
+@pytest.fixture(params=["grid", "ragged"], autouse=True)
+def laid_out(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test with a padded grid, and without one as on a GPU."""
+    with ragged_kernel.on_cpu() if request.param == "ragged" else nullcontext():
+        yield
 
 
 def layer(index: int = 0) -> nn.Module:

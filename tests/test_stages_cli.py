@@ -62,6 +62,34 @@ def test_that_setting_comes_before_torch():
     assert "torch" not in ran.stdout.split()
 
 
+@pytest.mark.parametrize(
+    ("module", "needless"),
+    [
+        ("feature_store", "diffusers faiss sklearn"),
+        ("target_store", "open_clip faiss sklearn"),
+        ("head_training", "diffusers open_clip faiss sklearn"),
+        ("candidate_index", "transformers diffusers open_clip sklearn"),
+    ],
+)
+def test_a_stage_imports_no_library_that_it_does_not_need(module, needless):
+    """Each costs every run seconds."""
+    code = f"""import sys, stages.{module} as stage
+getattr(stage, "set_up", print)("cpu", 1)
+print(*sys.modules)"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not set(needless.split()) & set(ran.stdout.split())
+
+
+def test_the_report_needs_no_torch():
+    code = "import sys, evaluation.report.page; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "sklearn", "faiss"} & set(ran.stdout.split())
+
+
 @pytest.mark.parametrize("words", [["stages"], ["stages", "run"]])
 def test_typer_takes_both_spellings(words):
     typer = Path(sys.executable).with_name("typer")

@@ -22,11 +22,11 @@ COLORS = ["red", "blue", "green", "white", "black"]
 FEW = GenerationSettings(steps=3, guidance=2.5, batch_size=4)
 
 
-def tiny_gill() -> Gill:
+def tiny_gill(generator: str = str(SHIPPED.image_generator)) -> Gill:
     """Everything that answering needs; pictures take 3 steps."""
     language_model = load_language_model(SHIPPED.language_model)
     encoder = load_visual_encoder(f"local-dir:{SHIPPED.visual_encoder}")
-    conditioner = load_text_conditioner(str(SHIPPED.image_generator))
+    conditioner = load_text_conditioner(generator)
     torch.manual_seed(0)
     sizes = HeadSizes(
         d=encoder.width,
@@ -35,6 +35,7 @@ def tiny_gill() -> Gill:
         r=R,
         L=conditioner.length,
         D=conditioner.width,
+        D_pooled=conditioner.pooled_width,
         m=16,
         p=8,
         mapper=MapperSizes(encoder_layers=1, decoder_layers=1),
@@ -45,8 +46,8 @@ def tiny_gill() -> Gill:
     return Gill(
         model=model,
         encoder=encoder,
-        generator=load_image_generator(str(SHIPPED.image_generator)),
-        empty_prompt=conditioner.encode([""]),
+        generator=load_image_generator(generator),
+        empty_prompt=conditioner.unconditional(),
         index=build_index(
             [(torch.arange(5), keys)], IndexSettings(), heads="h", features="f", candidates=table
         ),

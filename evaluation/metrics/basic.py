@@ -1,15 +1,10 @@
-"""Numbers over arrays: ranks, CLIP similarity, and what is said about their uncertainty.
+"""Numbers over arrays: ranks and CLIP similarity.
 
 Legend: B queries or pairs, N candidates, e width of an embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
-import scipy.stats
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,20 +17,6 @@ class MetricUnavailable(GillError, RuntimeError):  # noqa: N818
 
     Says what is missing and how to get it. Reports show it as absent, never as another metric.
     """
-
-
-class MeanAndDeviation(NamedTuple):
-    """A mean and the deviation around it; None where there is one value."""
-
-    mean: float
-    deviation: float | None
-
-
-class Interval(NamedTuple):
-    """A confidence interval, both ends included."""
-
-    low: float
-    high: float
 
 
 def truth_ranks(similarities: Float[Tensor, "B N"], truth: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -88,70 +69,3 @@ def _unit(vectors: Float[Tensor, "B e"], name: str) -> Float[Tensor, "B e"]:
         row = int(bad.nonzero()[0, 0])
         raise InputError(f"{name} embedding {row} has length {float(lengths[row])}: no direction")
     return vectors / lengths
-
-
-def mean_and_deviation(values: Sequence[float] | np.ndarray | Tensor) -> MeanAndDeviation:
-    """Mean over random seeds, and the sample deviation (over n - 1) between them.
-
-    Tables 1 and 2 print "mean ± x over 5 seeds" and do not say what x is. Here it is the deviation
-    between seeds, which says how far one run may be from another.
-
-    Args:
-        values: one number per seed.
-
-    Raises:
-        ValueError: no value, NaN or infinity among them.
-    """
-    array = _finite(values)
-    return MeanAndDeviation(
-        float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
-    )
-
-
-def mean_and_standard_error(
-    values: Sequence[float] | np.ndarray | Tensor,
-) -> tuple[float, float | None]:
-    """Mean over examples, and its standard error: the deviation over sqrt(n).
-
-    Raises:
-        ValueError: as `mean_and_deviation`.
-    """
-    mean, deviation = mean_and_deviation(values)
-    return mean, None if deviation is None else float(deviation / np.sqrt(len(values)))
-
-
-def bootstrap_interval(values: Sequence[float] | np.ndarray | Tensor, seed: int) -> Interval:
-    """95% percentile bootstrap interval of the mean over examples, from 2000 resamples.
-
-    Efron and Tibshirani 1993, chapter 13. For two methods on the same examples, give the
-    differences per example: the interval is then of the paired difference.
-
-    Args:
-        values: one number per example.
-
-    Raises:
-        ValueError: fewer than two values, NaN or infinity among them.
-    """
-    array = _finite(values)
-    found = scipy.stats.bootstrap(
-        (array,),
-        np.mean,
-        n_resamples=2000,
-        # A million numbers at a time: [2000, n] of a large evaluation would not fit.
-        batch=max(1, 1_000_000 // len(array)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return Interval(*map(float, found.confidence_interval))
-
-
-def _finite(values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().to("cpu", torch.float64).numpy()
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) == 0:
-        raise InputError(f"expected a list of numbers, got an array of shape {array.shape}")
-    bad = np.flatnonzero(~np.isfinite(array))
-    if len(bad):
-        raise InputError(f"value {bad[0]} is {array[bad[0]]}: every value must be finite")
-    return array

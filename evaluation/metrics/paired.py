@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
-from evaluation.metrics.basic import Interval
+from evaluation.metrics.uncertainty import Interval
 from gill_errors import InputError
 
 Claim = Literal["greater", "at_least", "equal"]

@@ -1,7 +1,8 @@
 """Ragged batches without padding: the tokens of many sequences in one row, attention within each.
 
 Hidden states stay packed as [1, S, e] through every layer of the language model, whatever its
-architecture. Only inside attention are queries, keys and values laid out per sequence. The
+architecture. Only inside attention are queries, keys and values laid out per sequence, in a padded
+grid, or on a GPU one after the other (`pipeline.frozen.ragged_attention`). The
 attention function is registered with transformers under `ATTENTION`; a call that carries a
 `packing` keyword is packed, any other is transformers' own scaled-dot-product attention.
 
@@ -11,6 +12,7 @@ prefix, H heads, h head width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gill_errors import InputError
 from pipeline.devices import sent_together
+from pipeline.frozen import ragged_attention
+from pipeline.frozen.ragged_attention import RaggedKeys
 
 ATTENTION = "gill_packed"
 
@@ -54,8 +58,10 @@ class Packing:
     """Position of each token in its sequence, the prefix included."""
     slots: Int64[Tensor, " S"] | None
     """Place of each token in the [B * T] grid; None when all sequences are equally long."""
-    mask: Bool[Tensor, "B 1 T K"] | None
-    """Who sees whom, K = P + T; None means causal with no prefix."""
+    starts: Int64[Tensor, " B"]
+    """How long each sequence's prefix is."""
+    ragged: RaggedKeys | None
+    """On a GPU, where attention may do without a grid."""
     prefix: Prefix | None
     recorded: Prefix | None
     """Filled during the pass when keys and values, the prefix's too, are wanted afterwards."""
@@ -87,19 +93,26 @@ class Packing:
         starts = torch.tensor(before)
         # One copy; what is larger than its lengths is made on the device.
         parts = [(grid + starts[:, None])[inside], inside.flatten().nonzero()[:, 0], starts]
-        positions, slots, starts = sent_together(parts, device)
+        if device.type in ragged_attention.DEVICES:
+            parts += RaggedKeys.lists(lengths, before)
+        positions, slots, starts, *lists = sent_together(parts, device)
         return cls(
             lengths=lengths,
             positions=positions,
             slots=slots if min(lengths) < longest else None,
-            # Without a prefix plain causality is enough: padding is at the end, where no token
-            # looks.
-            mask=None if prefix is None else _mask(starts, max(before), longest),
+            starts=starts,
+            ragged=RaggedKeys.of(lists, lengths, before) if lists else None,
             prefix=prefix,
             recorded=Prefix([a + b for a, b in zip(before, lengths, strict=True)], {}, {})
             if record
             else None,
         )
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "B 1 T K"] | None:
+        """Who sees whom in the grid, K = P + T; None means causal with no prefix."""
+        # Without a prefix plain causality is enough: padding is at the end, where no token looks.
+        return None if self.prefix is None else self.mask_within(None)
 
     @property
     def longest(self) -> int:
@@ -107,11 +120,10 @@ class Packing:
         before = self.prefix.lengths if self.prefix else [0] * len(self.lengths)
         return max(a + b for a, b in zip(self.lengths, before, strict=True))
 
-    def mask_within(self, window: int, device: torch.device) -> Bool[Tensor, "B 1 T K"]:
+    def mask_within(self, window: int | None) -> Bool[Tensor, "B 1 T K"]:
         """Who sees whom where a token sees only the `window` last ones, itself included."""
-        before = self.prefix.lengths if self.prefix else [0] * len(self.lengths)
-        [starts] = sent_together([before], device)
-        return _mask(starts, max(before), max(self.lengths), window)
+        before = max(self.prefix.lengths) if self.prefix else 0
+        return _mask(self.starts, before, max(self.lengths), window)
 
     def unpack(self, states: Float[Tensor, "1 H S h"]) -> Float[Tensor, "B H T h"]:
         """Lay packed states out per sequence; places past a sequence's end are zero."""
@@ -122,6 +134,26 @@ class Packing:
             grid = rows.new_zeros(num_sequences * longest, *rows.shape[1:])
             rows = grid.index_copy_(0, self.slots, rows)
         return rows.unflatten(0, (num_sequences, longest)).transpose(1, 2)
+
+    def in_order(
+        self,
+        key: Float[Tensor, "1 H S h"],
+        value: Float[Tensor, "1 H S h"],
+        layer: int,
+        ragged: RaggedKeys,
+    ) -> tuple[Float[Tensor, "K H h"], Float[Tensor, "K H h"]]:
+        """Keys and values of each sequence, its prefix's first, one after the other."""
+        # [1, H, S, h] -> [S, H, h]
+        own = [states.squeeze(0).transpose(0, 1) for states in (key, value)]
+        if self.prefix is None:
+            return own[0], own[1]
+        # [B, H, P, h] -> [B * P, H, h], and the own tokens behind them.
+        past = (self.prefix.keys[layer], self.prefix.values[layer])
+        keys, values = (
+            torch.cat([grid.transpose(1, 2).flatten(0, 1), states]).index_select(0, ragged.places)
+            for grid, states in zip(past, own, strict=True)
+        )
+        return keys, values
 
     def pack(self, states: Float[Tensor, "B H T h"]) -> Float[Tensor, "1 S H h"]:
         """The inverse of `unpack`, in the order of axes that transformers expects back."""
@@ -176,22 +208,33 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    mask, window = packing.mask, kwargs.get("sliding_window")
-    if window is not None and packing.longest > window:
-        mask = packing.mask_within(window, query.device)
-    q, k, v = packing.unpack(query), packing.unpack(key), packing.unpack(value)
-    # Rotary positions were applied before: the prefix's keys are joined as they are.
+    window = kwargs.get("sliding_window")
+    if window is not None and packing.longest <= window:
+        window = None
     layer: Any = module.layer_idx
-    if packing.prefix is not None:
-        k = torch.cat([packing.prefix.keys[layer], k], dim=2)
-        v = torch.cat([packing.prefix.values[layer], v], dim=2)
-    # With their padding, which `past` will hide from the pass that follows.
-    if packing.recorded is not None:
-        packing.recorded.keys[layer], packing.recorded.values[layer] = k, v
+    ragged = packing.ragged
+    if ragged is not None and not ragged_attention.serves(query, key):
+        ragged = None
+    if ragged is None or packing.recorded is not None:
+        k, v = packing.unpack(key), packing.unpack(value)
+        # Rotary positions were applied before: the prefix's keys are joined as they are.
+        if packing.prefix is not None:
+            k = torch.cat([packing.prefix.keys[layer], k], dim=2)
+            v = torch.cat([packing.prefix.values[layer], v], dim=2)
+        # With their padding, which `past` will hide from the pass that follows.
+        if packing.recorded is not None:
+            packing.recorded.keys[layer], packing.recorded.values[layer] = k, v
+    if ragged is not None:
+        # [1, H, S, h] -> [S, H, h]
+        rows = query.squeeze(0).transpose(0, 1)
+        keys, values = packing.in_order(key, value, layer, ragged)
+        return ragged_attention.attend(rows, keys, values, ragged, scaling, window)[None], None
+    q = packing.unpack(query)
     # Grouped queries: several heads share a key. Recorded above is one key a group, not a head.
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    mask = packing.mask if window is None else packing.mask_within(window)
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling
     )
