@@ -480,11 +480,13 @@ def next_logits(
 
 def _image_allowed(row: _Row, context: Context, model: MultimodalLanguageModel) -> bool:
     one, sizes = row.settings, model.heads.sizes
+    # A word fits behind it.
+    standing = standing_positions(one.read_back, sizes) if one.read_back.endswith("picture") else 0
     return (
         row.num_images < one.max_images
         and len(row.text_ids) >= one.min_tokens_before_image
         and (row.words_since_image or row.num_images == 0 or not one.words_between_images)
-        and context.room(row.index) >= max(sizes.r, standing_positions(one.read_back, sizes))
+        and context.room(row.index) >= max(sizes.r, standing + 1)
     )
 
 
