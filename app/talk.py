@@ -27,14 +27,16 @@ class Talk:
     A turn whose answer fails, or is broken off by closing its events, was never asked.
     """
 
-    def __init__(self, gill: Gill, knobs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, gill: Gill, knobs: Mapping[str, Any], system_prompt: str | None = None
+    ) -> None:
         gill.settings(**knobs)
-        self._gill, self._knobs = gill, dict(knobs)
+        self._gill, self._knobs, self._system_prompt = gill, dict(knobs), system_prompt
         self.restart()
 
     def restart(self) -> None:
         """Forget everything."""
-        self._conversation = self._gill.conversation()
+        self._conversation = self._gill.conversation(system_prompt=self._system_prompt)
         self._before: Conversation | None = None
         self.exchanges: list[Exchange] = []
 

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from doctor.known_models import HUB_VISUAL_ENCODERS, known_generator, known_language_model
 from pipeline.frozen.backbones import BackboneError, Quantization, Role
+from pipeline.frozen.gguf_files import find_gguf, names_gguf, read_origin
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.pinning import MODEL_FILE
 from pipeline.frozen.quantization import quantize
@@ -48,6 +49,8 @@ class Found:
     folder: Path | None
     """Of its configuration; None for what is known by name."""
     has_weights: bool
+    gguf: Path | None = None
+    """The file, where a language model lies in one."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def find(role: Role, source: str, revision: str | None = None) -> Found:
 
     Raises BackboneError where `source` is a directory that lacks its configuration.
     """
+    if role == "language_model" and names_gguf(source):
+        return _find_gguf(source)
     folder = Path(source)
     if folder.is_dir():
         if not (folder / MODEL_FILE[role]).is_file():
@@ -101,6 +106,17 @@ def find(role: Role, source: str, revision: str | None = None) -> Found:
         folder = Path(cached).parent
         return Found(source, "hub cache", folder, _has_weights(folder))
     return Found(source, "hub", None, False)
+
+
+def _find_gguf(source: str) -> Found:
+    try:
+        file = find_gguf(source)
+    except BackboneError:
+        if known_language_model(source) is None:
+            raise
+        return Found(source, "local", None, False)
+    read_origin(file)
+    return Found(source, "local", None, True, file)
 
 
 @dataclass(frozen=True)
@@ -147,7 +163,9 @@ def language_model_blueprint(
     """
     known = known_language_model(found.source) if found.folder is None else None
     try:
-        if found.folder is not None:
+        if found.gguf is not None:
+            config = AutoConfig.from_pretrained(found.gguf.parent, gguf_file=found.gguf.name)
+        elif found.folder is not None:
             config = AutoConfig.from_pretrained(
                 found.folder, local_files_only=True, trust_remote_code=False
             )

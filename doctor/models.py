@@ -26,6 +26,7 @@ from doctor.weights import check_weights
 from miniature.backbones import SHIPPED
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.frozen.backbones import BackboneError, Dtype, Role
+from pipeline.frozen.gguf_files import find_gguf, names_gguf
 from pipeline.frozen.language_model import check_language_model
 from pipeline.frozen.visual_encoder import VisualEncoder
 from settings.params import Params
@@ -82,9 +83,11 @@ def outline_models(params: Params, card: Card | None) -> Models:
                     check_files(role, foreign)
                 parameters, stored = _outline(models, params, role, found, getattr(torch, dtype))
                 if foreign is not None and found.has_weights:
-                    if role == "language_model":
-                        check_language_model(foreign)
                     check_weights(role, foreign)
+                if role == "language_model" and found.has_weights:
+                    checked = found.gguf or (found.folder if params.model.chat else foreign)
+                    if checked is not None:
+                        check_language_model(checked, params.model.chat)
         except BackboneError as error:
             models.problems += str(error).splitlines()
             parameters, stored, found = None, 0, None
@@ -123,6 +126,14 @@ def _line(
     download, says = 0.0, "cannot be resolved: see below"
     if source == "miniature":
         says = "shipped with the package"
+    elif found is not None and found.gguf is not None:
+        says = "local GGUF file"
+    elif role == "language_model" and names_gguf(source):
+        says = "NOT HERE"
+        try:
+            find_gguf(source)
+        except BackboneError as error:
+            models.problems += [str(error)] if str(error) not in models.problems else []
     elif found is not None and found.has_weights:
         says = f"in the {found.place}" if found.place != "local" else "local directory"
     elif found is not None and found.place == "local":

@@ -89,11 +89,13 @@ def visual_questions(
     Table 7 and appendix E.1: val split, no examples in the prompt. How the question is put the
     paper does not say, and the released code has no VQA evaluation: here the picture, then
     "Q: ...", then "A:" on its own line, the form that the released code gives to dialogues
-    (`evaluation.sources.released_question_prompt`; on the miniature one line). The answer is what
-    follows, up to the end of its line and its first full stop.
+    (`evaluation.sources.released_question_prompt`; on the miniature one line). A chat model is
+    asked the bare question, in a turn. The answer is what follows, up to the end of its line and
+    its first full stop.
     """
+    put = source.prompt if gill.language_model.turns is None else str
     asked = [
-        _Asked(one.id, one.image, source.prompt(one.question), one.answers)
+        _Asked(one.id, one.image, put(one.question), one.answers)
         for one in source.examples[: section.vqa.limit]
         if one.image is not None
     ]

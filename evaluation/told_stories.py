@@ -101,7 +101,8 @@ def tell_stories(
     made: dict[str, list[Path]] = {method: make(one, method, 0) for method in methods}
     told = ToldStories()
     told.results += _score(one, places, made, section, scorer)
-    told.results += _score_places(gill, stories, one, source.of, section)
+    if gill.language_model.turns is None:
+        told.results += _score_places(gill, stories, one, source.of, section)
     told.records += _records(one, places, made)
     if "gill" not in methods:
         return told
@@ -111,6 +112,8 @@ def tell_stories(
     paths = {"gill": [path for _, path in read_back]}
     told.results += _score(one, places, paths, section, scorer, shown)
     told.records += _records(replace(shown, examples=[e for e, _ in read_back]), places, paths)
+    if gill.language_model.turns is not None:  # it continues no text
+        return told
     return _go_on(gill, stories, section, make, told)
 
 

@@ -104,6 +104,7 @@ class _ReadsContexts:
                 dtype=frozen.torch_dtype,
                 device=device,
                 quantization=frozen.quantization,
+                chat=frozen.chat,
             )
             model = MultimodalLanguageModel(language_model, heads.to(device).eval())
             self._read = config, model, load_encoder(backbones, device)

@@ -73,6 +73,13 @@ def _unlike_params(backbones: Backbones, params: Params, manifest: Path) -> Iter
         pinned[role] = asked[role] if alike else model.source
         auto = asked[f"{role}_dtype"] == "auto"
         pinned[f"{role}_dtype"] = "auto" if auto else model.dtype
+    if (asked_chat := params.model.chat) != backbones.language_model.chat:
+        turns = "plain" if asked_chat is None else "chat"
+        yield (
+            f"model.turns is {turns}, but {manifest} pins "
+            f"{'others' if backbones.language_model.chat and asked_chat else 'the other'}: "
+            "run `stages prepare-backbones`"
+        )
     for key, value in pinned.items():
         if asked[key] != value:
             yield (

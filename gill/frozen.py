@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 
 from gill.artifacts import Artifacts
+from gill.converted import converted_before
 from miniature.backbones import SHIPPED
 from pipeline.frozen.backbones import Backbone, BackboneError, Backbones
 from pipeline.frozen.pinning import find_backbone, fingerprint_backbone
-from settings.params import MINIATURE
+from settings.params import MINIATURE, read_unchecked
+from workfolder import WorkFolder
 
 
 def read_backbones(artifacts: Artifacts) -> Backbones:
@@ -44,10 +46,19 @@ def folder_of(backbone: Backbone, beside: Path) -> Path:
     """The directory of a pinned model on this machine."""
     if backbone.source == MINIATURE:
         return getattr(SHIPPED, backbone.role)
+    if backbone.gguf is not None:
+        return converted_before(backbone.source, backbone.gguf, work_of(beside))
     for folder in (Path(backbone.source), beside / backbone.source):
         if folder.is_dir():
             return folder
     return find_backbone(backbone.role, backbone.source, revision=backbone.revision)[0]
+
+
+def work_of(beside: Path) -> WorkFolder:
+    """The work folder of the workspace whose params.yaml lies in `beside`, where there is one."""
+    params = beside / "params.yaml"
+    run = read_unchecked(params).get("run") if params.is_file() else None
+    return WorkFolder.open((run or {}).get("work"), beside)
 
 
 class _Seen:
@@ -64,7 +75,7 @@ class _Seen:
         state = _state(backbone, folder)
         if self._known.get(state) == backbone.fingerprint:
             return
-        here = fingerprint_backbone(backbone.role, folder, backbone.quantization)
+        here = fingerprint_backbone(backbone.role, folder, backbone.quantization, backbone.chat)
         if here != backbone.fingerprint:
             raise BackboneError(
                 f"{backbone.role} {backbone.source}: the weights here ({here[:12]}) are not the "
@@ -78,6 +89,8 @@ class _Seen:
 
 def _state(backbone: Backbone, folder: Path) -> str:
     total = hashlib.sha256(f"{backbone.quantization} {folder.resolve()}\n".encode())
+    if backbone.chat is not None:
+        total.update(backbone.chat.model_dump_json().encode())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         status = path.stat()
         total.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())

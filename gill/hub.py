@@ -20,18 +20,21 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
+from gill.converted import have_converted
 from gill.model_card import CardNumber, licence_of, write_model_card
 from gill_errors import GillError, InputError
 from gill_records import Record
 from miniature.backbones import SHIPPED
 from pipeline.bridge.checkpoint import CheckpointError, CheckpointRecord, load_heads, save_heads
 from pipeline.bridge.heads import Heads, HeadSizes
-from pipeline.frozen.backbones import Backbone, Backbones, Dtype, Quantization, Role
+from pipeline.frozen.backbones import Backbone, Backbones, ChatSettings, Dtype, Quantization, Role
+from pipeline.frozen.gguf_files import names_gguf
 from pipeline.frozen.pinning import resolve_backbone
 from pipeline.settings import GenerationSettings, TalkingSettings
 from pipeline.talking.captioning import CAPTION_PROMPT
 from pipeline.talking.decision import DecisionModel
 from settings.params import MINIATURE
+from workfolder import WorkFolder
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PIPELINE = "pipeline.py"
@@ -59,6 +62,7 @@ class FrozenModel(Record):
     fingerprint: str = Field(description="of its weights and configuration")
     dtype: Dtype
     quantization: Quantization = "none"
+    chat: ChatSettings | None = None
     widths: dict[str, int]
     licence: str | None = Field(None, description="an SPDX or hub identifier; none: not known")
 
@@ -239,14 +243,19 @@ def resolve_backbones(
                     f"the {role.replace('_', ' ')} was a local directory with the fingerprint "
                     f"{frozen.fingerprint[:12]}: name yours as backbones={{{role!r}: DIRECTORY}}"
                 )
-            shipped = str(getattr(SHIPPED, role))
+            folder = source
+            if source == MINIATURE:
+                folder = str(getattr(SHIPPED, role))
+            elif role == "language_model" and names_gguf(source):
+                folder = str(have_converted(source, WorkFolder.open(None)))
             pinned = resolve_backbone(
                 role,
-                shipped if source == MINIATURE else source,
+                folder,
                 revision=frozen.revision if source == frozen.source else None,
                 allow_download=not local_files_only,
                 dtype=frozen.dtype,
                 quantization=frozen.quantization,
+                chat=frozen.chat,
             )
             resolved[role] = pinned.model_copy(update={"source": source})
         if sources:
@@ -294,4 +303,6 @@ def _frozen(backbone: Backbone) -> FrozenModel:
     kept: dict[str, Any] = backbone.model_dump(include=set(FrozenModel.model_fields))
     folder = Path(backbone.path.removeprefix("local-dir:"))
     licence = licence_of(backbone.source, folder)
+    if licence is None and backbone.gguf is not None:
+        licence = backbone.gguf.licence
     return FrozenModel(**kept | {"source": backbone.public_source, "licence": licence})

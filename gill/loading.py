@@ -48,7 +48,12 @@ from pipeline.frozen.text_conditioner import TextConditioner, load_text_conditio
 from pipeline.frozen.visual_encoder import VisualEncoder, load_visual_encoder
 from pipeline.settings import GenerationRun, GenerationSettings, TalkingSettings
 from pipeline.talking.answers import ConversationError, Part, Reply, ReplySettings
-from pipeline.talking.captioning import CAPTION_PROMPT, CAPTION_TOKENS, caption_pictures
+from pipeline.talking.captioning import (
+    CAPTION_PROMPT,
+    CAPTION_QUESTION,
+    CAPTION_TOKENS,
+    caption_pictures,
+)
 from pipeline.talking.conversation import Conversation
 from pipeline.talking.decision import DecisionModel
 from pipeline.talking.index_files import load_index
@@ -166,7 +171,11 @@ class Gill(Speaker):
         place = pick_device(device)
         model = found.language_model
         language_model = load_language_model(
-            model.path, dtype=model.torch_dtype, device=place, quantization=model.quantization
+            model.path,
+            dtype=model.torch_dtype,
+            device=place,
+            quantization=model.quantization,
+            chat=model.chat,
         )
         decision = None
         if (folder / "decision.json").is_file():
@@ -238,9 +247,21 @@ class Gill(Speaker):
             saved = self.save_pretrained(folder, numbers=numbers, licence=licence)
             return upload(saved, repo_id, private=private, message=message)
 
-    def conversation(self, prefixes: Prefixes | None = None) -> Conversation:
-        """A new conversation; with `prefixes` it need not read what others have read."""
-        return Conversation(self, prefixes)
+    def conversation(
+        self, prefixes: Prefixes | None = None, *, system_prompt: str | None = None
+    ) -> Conversation:
+        """A new conversation; with `prefixes` it need not read what others have read.
+
+        `system_prompt`, of a chat model: instead of the one of the run.
+        """
+        return Conversation(self, prefixes, system_prompt=system_prompt)
+
+    @property
+    def reply_settings(self) -> ReplySettings:
+        """How a turn is answered where nobody says otherwise."""
+        base = super().reply_settings
+        decoding = base.decoding.model_copy(update={"read_back": self.talking.read_back})
+        return base.model_copy(update={"decoding": decoding})
 
     def settings(self, base: ReplySettings | None = None, **knobs: Any) -> ReplySettings:
         """Reply settings with some knobs changed; None leaves a knob as it is.
@@ -252,10 +273,7 @@ class Gill(Speaker):
 
         Raises GillError naming a knob that does not exist or a value that is not allowed.
         """
-        if base is None:
-            base = ReplySettings()
-            if knobs.get("read_back") is None:
-                knobs["read_back"] = self.talking.read_back
+        base = self.reply_settings if base is None else base
         if not isinstance(base, ReplySettings):
             raise GillError(
                 f"settings are {base!r:.60}, no ReplySettings: give single knobs by their names"
@@ -379,10 +397,12 @@ def _have_pictures(artifacts: Artifacts) -> None:
 def read_caption_prompt(params: Path) -> str:
     """What stands between a picture and its caption in a run with this params file.
 
-    The prompt of the released validation; nothing on the miniature world, whose captions have no
-    such beginning.
+    A question for a chat model, else the prompt of the released validation; nothing on the
+    miniature world, whose captions have no such beginning.
     """
     section = _read_section(params, "captions")
+    if _read_section(params, "model").get("turns") == "chat":
+        return CAPTION_QUESTION
     miniature = params.is_file() and section.get("table", "miniature") == "miniature"
     return "" if miniature else CAPTION_PROMPT
 
@@ -412,7 +432,11 @@ def load_model(
     heads, _ = load_heads(heads_of(artifacts, checkpoint), backbones=backbones.fingerprints)
     found = backbones.language_model
     language_model = load_language_model(
-        found.path, dtype=found.torch_dtype, device=device, quantization=found.quantization
+        found.path,
+        dtype=found.torch_dtype,
+        device=device,
+        quantization=found.quantization,
+        chat=found.chat,
     )
     return MultimodalLanguageModel(language_model, heads.to(device).eval())
 

@@ -12,13 +12,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ByteSize, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from cache import Codec, FillingParams, ReadingOrder, ReadingParams
 from cluster import ScaleOutParams, SchedulerName
 from corpora.caption_params import CaptionParams
 from gill_errors import GillError, InputError
 from gill_records import Record
+from pipeline.frozen.backbones import ChatSettings
 from pipeline.settings import (
     DecisionSettings,
     GenerationNumbers,
@@ -220,6 +230,9 @@ class ImageTokenInit(Record):
     )
 
 
+_TURNS = frozenset({"turns", "system_prompt", "template_options"})
+
+
 class ModelParams(Record):
     """Sizes and first values of the trained parts."""
 
@@ -230,11 +243,42 @@ class ModelParams(Record):
     mapper: MapperSizes = MapperSizes()
     image_token_init: ImageTokenInit = ImageTokenInit()
     seed: int = Field(0, description="of the trained parts' first values")
+    turns: Literal["plain", "chat"] = Field(
+        "plain",
+        description="`plain` continues texts; `chat` reads and answers in turns, as the chat "
+        "template of the language model's tokenizer writes them. Heads belong to the turns they "
+        "were trained with",
+    )
+    system_prompt: str | None = Field(
+        None, description="for `chat`: what goes before the turns; null: the template's own, if any"
+    )
+    template_options: dict[str, JsonValue] = Field(
+        {},
+        description="for `chat`: what the template takes besides, for example "
+        "{enable_thinking: false}",
+    )
 
     @property
     def sizes(self) -> dict[str, Any]:
         """What the sizes of the heads take of these; the frozen models give the rest."""
-        return self.model_dump(exclude={"image_token_init", "seed"})
+        return self.model_dump(exclude={"image_token_init", "seed", *_TURNS})
+
+    @property
+    def chat(self) -> ChatSettings | None:
+        """How turns are written; None where texts are continued."""
+        if self.turns == "plain":
+            return None
+        return ChatSettings(
+            system_prompt=self.system_prompt, template_options=self.template_options
+        )
+
+    @model_serializer(mode="wrap")
+    def _without_unused_turns(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where texts are continued without the keys of turns: what was trained stays known."""
+        dumped = dump(self)
+        if self.turns == "chat":
+            return dumped
+        return {key: value for key, value in dumped.items() if key not in _TURNS}
 
 
 class BatchesParams(Record):
@@ -352,6 +396,9 @@ class Params(Record):
                 "training.weights: goes without training.start_from: use weights as they are, or "
                 "train on from them"
             )
+        for key in ("system_prompt", "template_options"):
+            if getattr(model, key) and model.turns == "plain":
+                found.append(f"model.{key}: only chat has one: set model.turns: chat")
         if self.training.captioning_from and self.objective.captioning_softmax != "words":
             found.append(
                 "training.captioning_from: l_c trains E_img too where objective.captioning_softmax "

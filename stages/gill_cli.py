@@ -61,6 +61,12 @@ WantOption = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of sampled text and generated pictures.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer; a picture counts as one.")]
+MostTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest answer; default: 32, of a chat model 256.")
+]
+System = Annotated[
+    str | None, typer.Option(help="To a chat model, before the turns; default: the run's params.")
+]
 MaxImages = Annotated[int, typer.Option(min=0, help="Most pictures in one answer.")]
 MinTokens = Annotated[int, typer.Option(min=0, help="Text tokens before a picture is allowed.")]
 ImageBias = Annotated[
@@ -117,7 +123,7 @@ def callback() -> None:
 def _knobs(
     want: WantOption = Want.auto,
     seed: Seed = 0,
-    max_tokens: MaxTokens = 32,
+    max_tokens: MostTokens = None,
     max_images: MaxImages = 1,
     min_tokens_before_image: MinTokens = 0,
     image_bias: ImageBias = 0.0,
@@ -160,6 +166,7 @@ def ask(
     artifacts: Artifacts = ARTIFACTS,
     out: Out = OUT,
     as_json: AsJson = False,
+    system: System = None,
     **knobs: Any,
 ) -> None:
     """Ask once. An argument that names a picture file is read as one; anything else is text.
@@ -177,7 +184,8 @@ def ask(
 
     narrator = Narrator(folder, screen, quiet=as_json)
     settings = gill.settings(**knobs)
-    described = narrator.tell(gill.conversation().stream(turn, settings))
+    conversation = gill.conversation(system_prompt=system)
+    described = narrator.tell(conversation.stream(turn, settings))
     if as_json:
         typer.echo(json.dumps(described, indent=1))
 
@@ -188,6 +196,7 @@ def chat(
     artifacts: Artifacts = ARTIFACTS,
     out: Out = OUT,
     as_json: AsJson = False,
+    system: System = None,
     **knobs: Any,
 ) -> None:
     """Talk, line by line. Words that name picture files are read as pictures.
@@ -204,7 +213,7 @@ def chat(
     from app.talk import Talk
     from app.terminal.narrator import Narrator
 
-    talk = Talk(gill, knobs)
+    talk = Talk(gill, knobs, system)
     if not as_json:
         typer.echo("Say something; words like photo.png are read as pictures. /help, quit.")
     for line in _lines(prompt="" if as_json else "> "):

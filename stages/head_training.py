@@ -157,9 +157,15 @@ def _first_heads(params: Params, backbones: Backbones, language_model: LanguageM
 
 def _language_model(backbone: Backbone, device: torch.device, sharded: bool) -> LanguageModel:
     if sharded:
-        return load_sharded_language_model(backbone.path, backbone.torch_dtype, device)
+        return load_sharded_language_model(
+            backbone.path, backbone.torch_dtype, device, backbone.chat
+        )
     return load_language_model(
-        backbone.path, backbone.torch_dtype, device, quantization=backbone.quantization
+        backbone.path,
+        backbone.torch_dtype,
+        device,
+        quantization=backbone.quantization,
+        chat=backbone.chat,
     )
 
 

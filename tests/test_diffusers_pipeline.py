@@ -31,7 +31,7 @@ CONTEXTS = [["a red ring.", Image.new("RGB", (32, 32), "navy"), "it turns"], ["a
 
 def on_generator(path: str) -> Gill:
     """Untrained heads that say which frozen models they belong to."""
-    untold = tiny_gill(path)
+    untold = tiny_gill(generator=path)
     sources = {**HERE, "image_generator": path}
     backbones = Backbones(
         **{role: resolve_backbone(role, where) for role, where in sources.items()}

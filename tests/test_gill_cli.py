@@ -74,12 +74,12 @@ def test_ask_answers_with_what_the_run_was_set_up_for(run):
 
 def test_every_knob_of_the_command_is_one_of_the_model(gill):
     options = inspect.signature(gill_cli.ask).parameters.keys() - {
-        "parts", "artifacts", "out", "as_json"}  # fmt: skip
+        "parts", "artifacts", "out", "as_json", "system"}  # fmt: skip
     knobs = gill.settings().model_dump()
     flat = knobs | knobs["decoding"] | knobs["generation"]
     assert options <= flat.keys()
     assert options == inspect.signature(gill_cli.chat).parameters.keys() - {
-        "artifacts", "out", "as_json"}  # fmt: skip
+        "artifacts", "out", "as_json", "system"}  # fmt: skip
 
 
 def test_knobs_change_one_thing_and_refuse_nonsense(gill):

@@ -109,6 +109,9 @@ model.mapper.num_heads
 model.p
 model.r
 model.seed
+model.system_prompt
+model.template_options
+model.turns
 
 batches.max_caption_tokens
 batches.reading.block_rows

@@ -24,7 +24,8 @@ def test_a_preset_is_a_whole_params_file(name: str) -> None:
 
 
 def test_the_presets_of_the_task_are_there() -> None:
-    assert {"miniature", "paper", "released", "small", "qwen-sdxl"} <= PRESETS.keys()
+    wanted = {"miniature", "paper", "released", "small", "qwen-sdxl", "smollm2", "qwen-chat-sdxl"}
+    assert wanted <= PRESETS.keys()
 
 
 # d, e, L, D, D_pooled as the published models have them.
@@ -33,6 +34,7 @@ WIDTHS = {
     "released": (1024, 4096, 77, 768, None),
     "small": (1024, 2048, 77, 768, None),
     "qwen-sdxl": (1152, 2560, 77, 2048, 1280),
+    "qwen-chat-sdxl": (1152, 2560, 77, 2048, 1280),
 }
 
 

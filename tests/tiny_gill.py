@@ -11,7 +11,7 @@ from miniature.backbones import SHIPPED
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.frozen.image_generator import load_image_generator
-from pipeline.frozen.language_model import load_language_model
+from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.frozen.text_conditioner import load_text_conditioner
 from pipeline.frozen.visual_encoder import load_visual_encoder
 from pipeline.settings import GenerationSettings, IndexSettings, MapperSizes
@@ -22,9 +22,13 @@ COLORS = ["red", "blue", "green", "white", "black"]
 FEW = GenerationSettings(steps=3, guidance=2.5, batch_size=4)
 
 
-def tiny_gill(generator: str = str(SHIPPED.image_generator)) -> Gill:
-    """Everything that answering needs; pictures take 3 steps."""
-    language_model = load_language_model(SHIPPED.language_model)
+def tiny_gill(
+    language_model: LanguageModel | None = None,
+    *,
+    generator: str = str(SHIPPED.image_generator),
+) -> Gill:
+    """Everything that answering needs, by default the built-in models; pictures take 3 steps."""
+    language_model = language_model or load_language_model(SHIPPED.language_model)
     encoder = load_visual_encoder(f"local-dir:{SHIPPED.visual_encoder}")
     conditioner = load_text_conditioner(generator)
     torch.manual_seed(0)

@@ -22,12 +22,13 @@ import app.serving.worker
 from app.serving.service import create_app
 from app.serving.settings import ServiceSettings
 from gill.loading import Gill
-from pipeline.settings import GenerationSettings, TalkingSettings
+from pipeline.settings import GenerationSettings
 from pipeline.talking.answers import (
     ContextLengthError,
     Ended,
     GeneratedImage,
     PictureProgress,
+    ReplySettings,
     RetrievedImage,
     Started,
     Text,
@@ -97,7 +98,7 @@ class Director:
         speaker = object()
 
         class Talk:
-            def __init__(self, prefixes: Any = None) -> None:
+            def __init__(self, prefixes: Any = None, *, system_prompt: Any = None) -> None:
                 self.speaker, self.shown, self.told = speaker, [], []
 
             def recall(self, exchange: Any) -> None:
@@ -119,8 +120,10 @@ class Director:
 
         return SimpleNamespace(
             conversation=Talk,
+            language_model=SimpleNamespace(turns=None),
+            reply_settings=ReplySettings(),
             settings=partial(
-                Gill.settings, SimpleNamespace(generation=FEW, talking=TalkingSettings())
+                Gill.settings, SimpleNamespace(generation=FEW, reply_settings=ReplySettings())
             ),
             encoder=SimpleNamespace(encode_pictures=lambda found: torch.zeros(len(found), 3)),
             generator=SimpleNamespace(picture_size=(4, 4)),

@@ -1,4 +1,5 @@
-"""Examples to click on: in the miniature's language, or else with pictures of the candidates."""
+"""Examples to click on: in the miniature's language, a chat model's with questions as well, or else
+with pictures of the candidates."""
 
 from __future__ import annotations
 
@@ -20,6 +21,15 @@ class Example:
 def examples_of(artifacts: Artifacts, gill: Gill) -> list[Example]:
     """A handful, whose pictures exist."""
     held_out = sorted((artifacts.miniature / "images" / "test").glob("*.png"))[:40]
+    if len(held_out) > 23 and gill.language_model.turns is not None:
+        return [
+            Example("What is the capital of France?"),
+            Example("show me a big red ring in the sea."),
+            Example("I would like to see a small yellow cross on the right in the desert."),
+            Example("What is on this picture?", (str(held_out[8]),)),
+            Example("Who painted the Mona Lisa?"),
+            Example("it moves to the sea.", (str(held_out[23]),)),
+        ]
     if len(held_out) > 23:
         return [
             Example("show me a big blue square on the left."),

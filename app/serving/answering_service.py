@@ -20,10 +20,16 @@ from app.serving.request_errors import Json, RequestError, busy
 from app.serving.requests import AnswerRequest, IgnoredFields
 from app.serving.seen_pictures import SeenPictures
 from app.serving.settings import ServiceSettings
-from app.serving.turn_reading import SentPart, Told, TurnReader
+from app.serving.turn_reading import SentPart, Told, TurnReader, take_system_prompt
 from app.serving.worker import BusyError, Worker
 from gill.loading import Gill
-from pipeline.talking.answers import ReplySettings, SeenPart
+from pipeline.talking.answers import (
+    ConversationError,
+    ReplySettings,
+    SeenPart,
+    Side,
+    ToldPart,
+)
 from pipeline.talking.conversation import Conversation
 from pipeline.talking.prefixes import Prefixes
 
@@ -67,12 +73,18 @@ class AnsweringService:
         `shown`: rows that are not retrieved again. RequestError where it cannot be read, or there
         is no room in the line.
         """
+        system_prompt = None
+        if self.gill.language_model.turns is not None:
+            system_prompt, exchanges = take_system_prompt(exchanges, self.settings.limits)
         told = await self._reader.read(exchanges)
         deadline = time.monotonic() + self.settings.timeout_s
         answers, jobs = [], []
         for one in settings:
             answer = Answer(self.metrics, deadline, self.worker.retry_after, told.forgotten)
-            conversation = self.gill.conversation(self._prefixes)
+            try:
+                conversation = self.gill.conversation(self._prefixes, system_prompt=system_prompt)
+            except ConversationError as error:
+                raise RequestError(str(error), param="messages") from None
             rows = 0 if self.gill.index is None else len(self.gill.index)
             conversation.shown = [row for row in shown if 0 <= row < rows]
             parts = _Recalled(conversation, told, self._seen, self.gill)
@@ -130,7 +142,25 @@ class _Recalled:
         if self._parts is None:
             exchanges = [*self._told.history, self._told.turn]
             *history, turn = (self._seen.encode(one, self._gill.encoder) for one in exchanges)
+            in_turns = self._gill.language_model.turns is not None
+            if in_turns:
+                before, turn = _user_turn(turn)
+                history.append(before)
             for exchange in history:
-                self._conversation.recall(exchange)
-            self._parts = turn
+                self._conversation.recall(exchange if in_turns else _without_sides(exchange))
+            self._parts = _without_sides(turn)
         return self._parts
+
+
+def _without_sides(parts: Sequence[ToldPart]) -> list[SeenPart]:
+    return [part for part in parts if not isinstance(part, Side)]
+
+
+def _user_turn(parts: list[ToldPart]) -> tuple[list[ToldPart], list[ToldPart]]:
+    """What the user says last, and what is before it. ConversationError where nobody does."""
+    sides = [i for i, part in enumerate(parts) if isinstance(part, Side)]
+    others = [i for i in sides if parts[i] is not Side.USER]
+    if others and sides[-1] == others[-1]:
+        raise ConversationError("the last message is not the user's: only that is answered")
+    first = next((i for i in sides if not others or i > others[-1]), 0)
+    return parts[:first], parts[first:]

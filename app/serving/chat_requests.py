@@ -1,7 +1,8 @@
 """POST /v1/chat/completions: what is asked.
 
-Messages are read one after the other as one text with pictures, as the language model was trained,
-whatever their roles. An answer may be sent back as it came.
+A language model that continues texts reads messages one after the other as one text with pictures,
+whatever their roles; a chat model reads them in the turns of their roles. An answer may be sent
+back as it came.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from app.serving.requests import AnswerRequest, Modality, OnlyFalse, OnlyOne, Sh
 from app.serving.settings import RequestLimits
 from app.serving.turn_reading import PictureAddress, SentPart
 from gill.loading import Gill
-from pipeline.talking.answers import ReplySettings
+from pipeline.talking.answers import ReplySettings, Side
 
 _LINKED_PICTURE = re.compile(r"\s?!\[[^\]\n]*\]\((\S*/v1/pictures/[A-Za-z0-9_-]{32}\.png)\)")
 """A picture of an answer in Markdown, as `pictures: markdown` writes it."""
+
+
+SIDES = {"system": Side.SYSTEM, "developer": Side.SYSTEM, "assistant": Side.ASSISTANT}
+"""Who speaks in a role; in all others the user does."""
 
 
 class TextPart(Shape):
@@ -125,6 +130,7 @@ class ChatRequest(AnswerRequest):
         for number, message in enumerate(self.messages):
             if before == "assistant" != message.role:
                 exchanges.append([])
+            exchanges[-1].append(SIDES.get(message.role, Side.USER))
             exchanges[-1] += _parts(message, f"messages.{number}")
             before = message.role
         return exchanges

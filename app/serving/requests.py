@@ -123,8 +123,8 @@ class AnswerRequest(Shape):
             if want == "text":
                 raise RequestError("want is text, but a picture is asked for", param="gill.want")
             chosen["image_bias"] = _CERTAIN
-        if chosen.get("max_tokens") is not None:
-            chosen["max_tokens"] = min(chosen["max_tokens"], limits.max_tokens)
+        longest = chosen.get("max_tokens") or gill.reply_settings.decoding.max_tokens
+        chosen["max_tokens"] = min(longest, limits.max_tokens)
         try:
             settings = gill.settings(None, **chosen)
         except GillError as error:

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from app.serving.chat_requests import SIDES
 from app.serving.requests import AnswerRequest, Modality, OnlyFalse, Shape
 from app.serving.settings import RequestLimits
 from app.serving.turn_reading import PictureAddress, SentPart
 from gill.loading import Gill
-from pipeline.talking.answers import ReplySettings
+from pipeline.talking.answers import ReplySettings, Side
 
 
 class InputText(Shape):
@@ -104,9 +105,11 @@ class ResponseRequest(AnswerRequest):
 
     def exchanges(self) -> list[list[SentPart]]:
         """What people said with the answers to it; the last is the turn to answer."""
-        exchanges: list[list[SentPart]] = [[self.instructions] if self.instructions else []]
+        exchanges: list[list[SentPart]] = [[]]
+        if self.instructions:
+            exchanges[-1] += [Side.SYSTEM, self.instructions]
         if isinstance(self.input, str):
-            exchanges[-1].append(self.input)
+            exchanges[-1] += [Side.USER, self.input]
             return exchanges
         answered = False
         for number, item in enumerate(self.input):
@@ -114,6 +117,7 @@ class ResponseRequest(AnswerRequest):
             if answered and not ours:
                 exchanges.append([])
             if isinstance(item, InputMessage):
+                exchanges[-1].append(SIDES.get(item.role, Side.USER))
                 exchanges[-1] += _parts(item, f"input.{number}.content")
             answered = ours
         return exchanges

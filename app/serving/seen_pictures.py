@@ -12,7 +12,7 @@ from torch import Tensor
 
 from corpora.pictures import open_picture
 from pipeline.frozen.visual_encoder import VisualEncoder
-from pipeline.talking.answers import SeenPart
+from pipeline.talking.answers import ToldPart
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SeenPictures:
             self._put(_name(file), known)
         return known
 
-    def encode(self, parts: Sequence[SeenPart | bytes], encoder: VisualEncoder) -> list[SeenPart]:
+    def encode(self, parts: Sequence[ToldPart | bytes], encoder: VisualEncoder) -> list[ToldPart]:
         """The parts with every picture file as its vector; unknown ones are encoded in one go."""
         names = [_name(part) for part in parts if isinstance(part, bytes)]
         files = dict(zip(names, (part for part in parts if isinstance(part, bytes))))

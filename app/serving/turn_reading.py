@@ -23,6 +23,7 @@ from app.serving.request_errors import RequestError, refuse_broken
 from app.serving.seen_pictures import SeenPictures
 from app.serving.settings import RequestLimits
 from corpora.pictures import PictureError
+from pipeline.talking.answers import Side
 from pipeline.talking.remote_pictures import (
     RemotePictureError,
     RemotePictureSettings,
@@ -46,16 +47,17 @@ class PictureAddress:
     where: str
 
 
-SentPart = str | PictureAddress
+SentPart = str | PictureAddress | Side
+SeenSentPart = str | bytes | Tensor | Side
 
 
 @dataclass(frozen=True, eq=False)
 class Told:
     """Exchanges and the turn to answer. Pictures are the bytes of files, or vectors [d] of those
-    that were encoded before."""
+    that were encoded before; a `Side` says who says what is behind it."""
 
-    history: list[list[str | bytes | Tensor]]
-    turn: list[str | bytes | Tensor]
+    history: list[list[SeenSentPart]]
+    turn: list[SeenSentPart]
     forgotten: int
     """Oldest exchanges that are beyond the limits."""
 
@@ -148,11 +150,11 @@ class TurnReader:
         """Decode what was not seen before, to refuse what is broken; it is not kept decoded."""
         left = self._limits.max_pixels
 
-        def look(exchange: Sequence[SentPart]) -> list[str | bytes | Tensor]:
+        def look(exchange: Sequence[SentPart]) -> list[SeenSentPart]:
             nonlocal left
-            parts: list[str | bytes | Tensor] = []
+            parts: list[SeenSentPart] = []
             for part in exchange:
-                if isinstance(part, str):
+                if not isinstance(part, PictureAddress):
                     parts.append(part)
                     continue
                 try:
@@ -166,8 +168,8 @@ class TurnReader:
             return parts
 
         answered = look(turn)
-        read: list[list[str | bytes | Tensor]] = []
-        if not answered:
+        read: list[list[SeenSentPart]] = []
+        if all(isinstance(part, Side) for part in answered):
             reason = "the turn is empty: say something or show a picture"
             raise RequestError(reason, param="messages")
         for exchange in reversed(kept):
@@ -182,5 +184,30 @@ class TurnReader:
 
 def _size(exchange: Sequence[SentPart]) -> tuple[int, int]:
     """Characters and pictures."""
-    texts = [part for part in exchange if isinstance(part, str)]
-    return sum(map(len, texts)), len(exchange) - len(texts)
+    pictures = sum(isinstance(part, PictureAddress) for part in exchange)
+    return sum(len(part) for part in exchange if isinstance(part, str)), pictures
+
+
+def take_system_prompt(
+    exchanges: Sequence[Sequence[SentPart]], limits: RequestLimits
+) -> tuple[str | None, list[list[SentPart]]]:
+    """What a conversation begins with as its system prompt, and the rest of it.
+
+    Raises RequestError where there are pictures in it, or it is beyond the limits.
+    """
+    first, *others = (list(exchange) for exchange in exchanges)
+    if not first or first[0] is not Side.SYSTEM:
+        return None, [first, *others]
+    end = next((i for i, p in enumerate(first) if p in (Side.USER, Side.ASSISTANT)), len(first))
+    said = [part for part in first[:end] if part is not Side.SYSTEM]
+    prompt = "\n".join(part for part in said if isinstance(part, str))
+    refuse_broken(prompt, "messages")
+    if any(isinstance(part, PictureAddress) for part in said):
+        raise RequestError("a system prompt holds words alone, no picture", param="messages")
+    if len(prompt) > limits.max_characters:
+        raise RequestError(
+            f"{len(prompt)} characters in the system prompt, at most {limits.max_characters}",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return prompt or None, [first[end:], *others]

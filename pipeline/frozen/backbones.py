@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from gill_errors import InputError
 from gill_records import Record
@@ -26,6 +26,24 @@ class BackboneError(InputError):
     """A frozen model that cannot be found, loaded or used; the message says what to do."""
 
 
+class ChatSettings(Record):
+    """How a language model's chat template is used."""
+
+    system_prompt: str | None = Field(None, description="None: the template's own, if it has one")
+    template_options: dict[str, JsonValue] = Field(
+        {}, description="what the template takes besides messages, for example enable_thinking"
+    )
+
+
+class GgufOrigin(Record):
+    """The GGUF file that a language model was converted from."""
+
+    sha256: str = Field(description="of the file")
+    architecture: str
+    quantization: str = Field(description="of most of its weights, as llama.cpp names it")
+    licence: str | None = None
+
+
 class Backbone(Record):
     """One frozen model, pinned."""
 
@@ -36,8 +54,9 @@ class Backbone(Record):
     path: str = Field(description="what the loader takes")
     revision: str | None = Field(description="the hub's commit; None for local files")
     fingerprint: str = Field(
-        description="SHA-256 over the names and bytes of the model's files; `int8:` or `nf4:` "
-        "before it for a quantised model, whose numbers are others"
+        description="SHA-256 over the names and bytes of the model's files, or `gguf:` and that "
+        "of the one it was converted from; `int8:` or `nf4:` before it for a quantised model, "
+        "`chat:` for one that reads and answers in turns: their numbers are others"
     )
     dtype: Dtype = Field("float32", description="what the model computes in")
     quantization: Quantization = Field("none", description="how its linear weights are kept")
@@ -48,12 +67,17 @@ class Backbone(Record):
         description="whether an image generator's own is used; None: it has none, or is none",
     )
     watermark: bool = Field(False, description="whether its pictures get an invisible one")
+    gguf: GgufOrigin | None = Field(None, description="the file that it was converted from")
+    chat: ChatSettings | None = Field(
+        None, description="how a language model's turns are written; None: it continues texts"
+    )
 
     @property
     def public_source(self) -> str | None:
         """Its hub id, open_clip tag or built-in name; None for a directory of this machine."""
         built_in = self.role == "visual_encoder" and not self.path.startswith("local-dir:")
         named = self.revision is not None or built_in or self.source == "miniature"
+        named |= self.source.startswith("package:")
         return self.source if named else None
 
     @property

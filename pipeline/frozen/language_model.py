@@ -23,10 +23,11 @@ from transformers import (
 )
 
 from gill_errors import InputError
-from pipeline.frozen.backbones import BackboneError, Quantization
+from pipeline.frozen.backbones import BackboneError, ChatSettings, Quantization
 from pipeline.frozen.packing import ATTENTION, Packing, Prefix
 from pipeline.frozen.plain_text import read_control_tokens_as_text
 from pipeline.frozen.quantization import quantize, require_quantization
+from pipeline.frozen.turns import ChatTemplate
 from pipeline.frozen.weight_files import variant_of
 
 
@@ -48,16 +49,25 @@ class LanguageModel:
         model: the transformers model; ordinary calls (with caches, masks) work as usual.
         tokenizer: its tokenizer.
         num_rows: n, the rows of the frozen vocabulary in the softmax; [IMG] ids start here.
-        start_ids: ids that begin a text: `[bos]` for OPT, `[]` where the tokenizer adds none.
+        start_ids: ids that begin a text: `[bos]` for OPT, `[]` where the tokenizer adds none; with
+            turns, what these begin with.
+        turns: how a chat model's turns are written; None where texts are continued as they are.
         max_positions: the longest sequence, in tokens.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, num_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        num_rows: int | None = None,
+        chat: ChatSettings | None = None,
+    ) -> None:
         """Freeze `model` and prove on a few tokens that it can be run packed.
 
         Args:
             num_rows: by default the tokenizer's length plus one, at most the rows of the table: the
                 released code has one more row, `<|image|>`, before the [IMG] rows (UPSTREAM 19).
+            chat: read and answer in turns, as the tokenizer's chat template writes them.
 
         Raises:
             BackboneError: the model cannot serve; the message says why.
@@ -74,7 +84,11 @@ class LanguageModel:
             raise BackboneError(
                 f"{name}: num_rows = {self.num_rows}, but its table has {rows} rows"
             )
-        self.start_ids = _start_ids(tokenizer)
+        self.turns = None if chat is None else ChatTemplate(tokenizer, chat, name)
+        if self.turns is None:
+            self.start_ids = _start_ids(tokenizer)
+        else:
+            self.start_ids = list(self.turns.start_ids)
         self._start: Start | None = None
         self.max_positions = int(model.config.get_text_config().max_position_embeddings)
         self._prove_packing(name)
@@ -93,6 +107,17 @@ class LanguageModel:
     def width(self) -> int:
         """e, the width of the input embedding rows."""
         return self.input_rows.shape[1]
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer: the tokenizer's end of text; of a chat model also what its
+        template writes behind an answer, and what transformers' own `generate` stops at."""
+        if self.turns is None:
+            return [self.tokenizer.eos_token_id]
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        named = own if isinstance(own, list) else [own]
+        ends = {*self.turns.end_ids, *named, self.tokenizer.eos_token_id}
+        return sorted(ends - {None})
 
     @property
     def input_rows(self) -> Float[Tensor, "V e"]:
@@ -202,6 +227,7 @@ def load_language_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     quantization: Quantization = "none",
+    chat: ChatSettings | None = None,
 ) -> LanguageModel:
     """Load a frozen causal language model and its tokenizer.
 
@@ -210,6 +236,7 @@ def load_language_model(
         dtype: always applied; a checkpoint's own dtype (OPT's float16) is never kept unasked.
         quantization: how linear weights are kept on `device` (`pipeline.frozen.quantization`); main
             memory holds the whole model in `dtype` while it is loaded.
+        chat: read and answer in turns; None: texts are continued as they are.
 
     Raises:
         BackboneError: the model cannot serve, or the quantisation's extra is missing; the message
@@ -229,11 +256,13 @@ def load_language_model(
         raise BackboneError(f"cannot load the language model {path_or_id}: {error}") from error
     if quantization != "none":
         quantize(model, quantization, device)
-    return LanguageModel(model.to(device), tokenizer)
+    return LanguageModel(model.to(device), tokenizer, chat=chat)
 
 
-def check_language_model(path_or_id: str | Path) -> None:
+def check_language_model(path_or_id: str | Path, chat: ChatSettings | None = None) -> None:
     """Refuse a language model that cannot serve by its configuration and tokenizer, unread weights.
+
+    `path_or_id` may be a GGUF file.
 
     A model of the same architecture with few layers, few rows and random weights is made and proved
     as a loaded model is: what is wrong with an architecture is known before any work.
@@ -241,7 +270,10 @@ def check_language_model(path_or_id: str | Path) -> None:
     Raises:
         BackboneError: the model cannot serve; the message says why.
     """
-    source = {"local_files_only": True, "trust_remote_code": False}
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if Path(path_or_id).suffix == ".gguf":
+        path_or_id, file = Path(path_or_id).parent, Path(path_or_id).name
+        source["gguf_file"] = file
     config, tokenizer = _read_description(path_or_id, source)
     _refuse_unfit_configuration(config, str(path_or_id))
     text = config.get_text_config()
@@ -260,7 +292,7 @@ def check_language_model(path_or_id: str | Path) -> None:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.config.name_or_path = str(path_or_id)
-    LanguageModel(model, tokenizer, num_rows=text.vocab_size)
+    LanguageModel(model, tokenizer, num_rows=text.vocab_size, chat=chat)
 
 
 _PROOF_ROWS = 512

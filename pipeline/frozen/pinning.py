@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,16 @@ from typing import Literal
 import torch
 
 from gill_files import hash_of
-from pipeline.frozen.backbones import Backbone, BackboneError, Backbones, Dtype, Quantization, Role
+from pipeline.frozen.backbones import (
+    Backbone,
+    BackboneError,
+    Backbones,
+    ChatSettings,
+    Dtype,
+    Quantization,
+    Role,
+)
+from pipeline.frozen.gguf_files import origin_of
 from pipeline.frozen.weight_files import loaded_weights, weights_in
 from pipeline.frozen.widths import read_widths
 
@@ -38,12 +48,14 @@ def resolve_backbone(
     allow_download: bool = False,
     dtype: Dtype = "float32",
     quantization: Quantization = "none",
+    chat: ChatSettings | None = None,
 ) -> Backbone:
     """Find a frozen model, pin it and read its widths, without loading its weights.
 
-    `source` is a local directory, a hub id (`facebook/opt-6.7b`), or for the visual encoder also an
-    open_clip `ARCHITECTURE:TAG`, whose weights are a repository of the hub. A hub id is looked up
-    in the local hub cache first, and downloaded only with `allow_download`.
+    `source` is a local directory (of a GGUF file the converted one), a hub id
+    (`facebook/opt-6.7b`), or for the visual encoder also an open_clip `ARCHITECTURE:TAG`, whose
+    weights are a repository of the hub. A hub id is looked up in the local hub cache first, and
+    downloaded only with `allow_download`.
 
     Raises BackboneError naming the missing file or the missing permission.
     """
@@ -57,9 +69,11 @@ def resolve_backbone(
         source=source,
         path=path,
         revision=commit,
-        fingerprint=fingerprint_backbone(role, folder, quantization),
+        fingerprint=fingerprint_backbone(role, folder, quantization, chat),
         dtype=dtype,
         quantization=quantization,
+        gguf=origin_of(folder) if role == "language_model" else None,
+        chat=chat,
         widths=read_widths(role, folder),
     )
 
@@ -74,10 +88,24 @@ def find_backbone(
     return _from_hub(repository, revision, allow_download, role)
 
 
-def fingerprint_backbone(role: Role, folder: Path, quantization: Quantization = "none") -> str:
-    """SHA-256 over the files that decide a model's numbers, and how they are quantised."""
+def fingerprint_backbone(
+    role: Role,
+    folder: Path,
+    quantization: Quantization = "none",
+    chat: ChatSettings | None = None,
+) -> str:
+    """SHA-256 over the files that decide a model's numbers, and how they are quantised; with `chat`
+    over its chat template and the settings of that as well."""
     kind = "" if quantization == "none" else f"{quantization}:"
-    return kind + fingerprint_files(folder, _model_files(role, folder))
+    files = _model_files(role, folder)
+    if chat is not None:
+        files += [f for f in folder.rglob("*.jinja") if f.is_file()]
+    origin = origin_of(folder) if role == "language_model" else None
+    content = f"gguf:{origin.sha256}" if origin else fingerprint_files(folder, files)
+    if chat is None:
+        return kind + content
+    settings = json.dumps(chat.model_dump(mode="json"), sort_keys=True)
+    return f"{kind}chat:{hashlib.sha256(f'{content} {settings}'.encode()).hexdigest()}"
 
 
 def resolve_dtype(choice: Literal["auto", "float32", "bfloat16", "float16"], device: str) -> Dtype:

@@ -32,10 +32,16 @@ def _split_added_tokens(tokenizer: Any) -> None:
     if backend is None:
         return
     # Only those that are called special are split. Runs of blanks are text already.
-    named = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
-    backend.add_special_tokens([_special(token) for token in named if not token.special])
+    read_as_text(backend, [t for t in tokenizer.added_tokens_decoder.values() if t.content.strip()])
+
+
+def read_as_text(backend: Tokenizer, tokens: list[AddedToken]) -> None:
+    """Have texts that spell `tokens` read letter by letter where `encode_special_tokens` is set."""
+    backend.add_special_tokens(
+        [renamed(t, t.content, special=True) for t in tokens if not t.special]
+    )
     # The vocabulary of some models has these words a second time, as pieces of text.
-    whole = [t.content for t in named if _id(backend, t) in _ids(backend, f"a {t.content} b")]
+    whole = [t.content for t in tokens if _id(backend, t) in _ids(backend, f"a {t.content} b")]
     if whole:
         starts = "|".join(f"{regex.escape(w[0])}(?={regex.escape(w[1:])})" for w in whole if w[1:])
         split = Split(Regex(starts), "isolated")
@@ -43,14 +49,15 @@ def _split_added_tokens(tokenizer: Any) -> None:
         backend.pre_tokenizer = split if before is None else Sequence([before, split])
 
 
-def _special(token: AddedToken) -> AddedToken:
+def renamed(token: AddedToken, content: str, *, special: bool = False) -> AddedToken:
+    """A token that is met as another is, under a name of its own."""
     return AddedToken(
-        token.content,
+        content,
         single_word=token.single_word,
         lstrip=token.lstrip,
         rstrip=token.rstrip,
         normalized=token.normalized,
-        special=True,
+        special=special,
     )
 
 

@@ -6,6 +6,7 @@ Started, Text ..., PictureProgress ..., RetrievedImage | GeneratedImage, Text ..
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 from PIL import Image
@@ -27,6 +28,17 @@ class ImageTokens:
 
 SeenPart = Part | Tensor | ImageTokens
 """A tensor is a picture as the visual encoder has seen it: its pooled vector [d]."""
+
+
+class Side(Enum):
+    """Who says the parts behind it; the user, where nobody is named."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+ToldPart = SeenPart | Side
 Want = Literal["auto", "text", "retrieve", "generate"]
 
 
@@ -39,7 +51,7 @@ class ContextLengthError(ConversationError):
 
 
 class ReplySettings(Record):
-    """How one turn is answered."""
+    """How one turn is answered; the defaults are those of texts that are continued."""
 
     want: Want = Field(
         "auto",
@@ -66,6 +78,14 @@ class ReplySettings(Record):
         "", description="what generated pictures are guided away from; empty: the empty prompt"
     )
     seed: int = Field(0, ge=0, lt=2**62, description="of sampled text and generated pictures")
+
+
+IN_TURNS = ReplySettings(
+    decoding=DecodingSettings(
+        max_tokens=256, stop_after_images=True, words_between_images=True, read_back="nothing"
+    )
+)
+"""How a model that knows turns answers by default: it ends its turn itself, after any lines."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ class _Row:
     tokens: int = 0
     said: list[list[int] | Tensor] = field(default_factory=list)
     """Words by their ids, and what stands in place of pictures by its vectors."""
+    told: list[str | Tensor] = field(default_factory=list)
+    """The same with words as text."""
     words_before_picture: int | None = None
     last_picture: RetrievedImage | PendingPicture | None = None
     held: list[Event | PendingPicture] = field(default_factory=list)
@@ -101,9 +103,15 @@ class _Row:
     def hear(self, piece: TextPiece) -> None:
         """The row says these words next."""
         self.said.append(list(piece.token_ids))
+        self.told.append(piece.text)
         self.tokens += len(piece.token_ids)
         self.ends_with_text = not piece.text[-1:].isspace()
         self.held.append(Text(piece.text))
+
+    def stand(self, vectors: Tensor) -> None:
+        """These stand in place of a picture."""
+        self.said.append(vectors)
+        self.told.append(vectors)
 
     @property
     def num_words(self) -> int:
@@ -147,7 +155,7 @@ class Batch:
         if len({id(turn.conversation.speaker) for turn in turns}) > 1:
             raise ConversationError("the conversations of a batch must share one speaker")
         self._turns = turns
-        self._rows = [_Row(turn.ends_with_text) for turn in turns]
+        self._rows = [_Row(turn.heard.ends_with_text) for turn in turns]
         self.pictures: list[PendingPicture] = []
         """Those that are to be generated."""
         self.has_spoken = not turns
@@ -217,7 +225,7 @@ class Batch:
                 self.pictures.append(event)
             row.held.append(event)
             if turn.settings.decoding.read_back == "image_tokens_and_picture":
-                row.said.append(self.speaker.heads.image_embeddings.detach())
+                row.stand(self.speaker.heads.image_embeddings.detach())
             if turn.settings.decoding.read_back.endswith("picture"):
                 row.last_picture, row.ends_with_text = event, False
         else:
@@ -229,7 +237,7 @@ class Batch:
         if row.shown is None:
             return None
         [(_, vectors)] = self.speaker.embed([row.shown])
-        row.said.append(vectors)
+        row.stand(vectors)
         row.last_picture = None
         return vectors
 
@@ -257,7 +265,7 @@ class Batch:
             turn.conversation.abandon()
         else:
             self._read_back(index)  # the last one, behind which nothing was said
-            said = torch.cat([turn.embeddings[:0], *map(self._embedded, row.said)])
+            said = torch.cat([turn.heard.embeddings[:0], *map(self._embedded, row.said)])
             # What was read and is not remembered: [IMG] tokens, and the beginning of a stop text.
             kept = min(len(said), context.lengths[0] - self._lengths[index])
             tokens_only = turn.settings.decoding.read_back == "image_tokens"
@@ -265,8 +273,7 @@ class Batch:
                 kept = row.words_before_picture
             context.rewind(self._lengths[index] + kept)
             context.note(0, said[kept:])
-            exchange = torch.cat([turn.embeddings, said])
-            turn.conversation.finish(context, exchange, row.ends_with_text)
+            turn.conversation.finish(turn, context, said, row.told, row.ends_with_text)
         self._begun.discard(index)
         return Ended(reason, row.tokens)
 

@@ -2,6 +2,8 @@
 
     picture -> pooled [d] -> [vis (k), start ids, prompt] -> words
 
+A chat model is shown picture and prompt in a turn of its user, and answers.
+
 Picture first and start ids behind it is the order of the captioning loss (UPSTREAM 23) and of the
 released code's own evaluation (UPSTREAM 34, 41). Everybody who asks for a caption gets the one that
 Table 7 measures: `Gill.caption`, the command `gill caption` and the evaluation end here.
@@ -19,9 +21,12 @@ from gill_errors import InputError
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, decode
+from pipeline.talking.reading import Said, embed_turns
 
 CAPTION_PROMPT = "A picture of"
 """What the released validation says between a picture and its caption (gill/validate.py)."""
+CAPTION_QUESTION = "What is on this picture?"
+"""What a chat model is asked instead."""
 CAPTION_TOKENS = 32
 """The longest caption there."""
 
@@ -66,6 +71,10 @@ def words_after_pictures(
     start = language_model.embed(torch.tensor(language_model.start_ids, dtype=torch.int64))
     embedded = []
     for prefix, prompt in zip(model.visual_prefix(pooled), prompts, strict=True):
+        if language_model.turns is not None:
+            asked = embed_turns(model, [Said("user", (prefix, prompt))])
+            embedded.append(torch.cat([vectors for _, vectors in asked]))
+            continue
         ids = language_model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         words = language_model.embed(torch.tensor(ids, dtype=torch.int64))
         embedded.append(torch.cat([prefix, start, words]))

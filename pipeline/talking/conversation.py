@@ -41,11 +41,14 @@ from pipeline.talking.answers import (
     Reply,
     ReplySettings,
     SeenPart,
+    Side,
     Started,
+    ToldPart,
 )
 from pipeline.talking.batch import reply_together, stream_together
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, standing_positions
+from pipeline.talking.memory import ChatMemory, Heard, Memory, TextMemory
 from pipeline.talking.prefixes import Prefixes
 from pipeline.talking.reading import parts_of, refuse_broken_text
 from pipeline.talking.speaker import Speaker
@@ -59,9 +62,8 @@ class Turn:
     """A turn that was read and checked, ready to be answered. `cancelled` is asked as it runs."""
 
     conversation: Conversation
-    embeddings: Float[Tensor, "n e"]
+    heard: Heard
     settings: ReplySettings
-    ends_with_text: bool
     cancelled: Callable[[], bool] | None = None
 
 
@@ -73,30 +75,40 @@ class Conversation:
     [GeneratedImage(...), Text(" it turns blue.")]
     """
 
-    def __init__(self, speaker: Speaker, prefixes: Prefixes | None = None) -> None:
+    def __init__(
+        self,
+        speaker: Speaker,
+        prefixes: Prefixes | None = None,
+        *,
+        system_prompt: str | None = None,
+    ) -> None:
+        """`system_prompt`, of a chat model: instead of the one of the run.
+
+        Raises ConversationError for a model that knows no turns, or no system prompt.
+        """
         self.speaker, self._prefixes = speaker, prefixes
+        self._memory = _new_memory(speaker, system_prompt)
         self.shown: list[int] = []
         """Rows already retrieved: they are not shown again."""
         self.num_generated = 0
         self.num_forgotten = 0
         """Turns that are not remembered."""
         self._forgotten_before = 0
-        self._exchanges: list[Tensor] = []
         self._context: Context | None = Context(speaker.language_model)
         self._max_positions = self._context.max_positions
-        self._ends_with_text = False
+        self._inputs = torch.zeros(0, speaker.heads.sizes.e)
         self._busy = False
         self._pictures_before: tuple[list[int], int] = ([], 0)
 
     @property
     def num_turns(self) -> int:
         """Turns that are remembered."""
-        return len(self._exchanges)
+        return self._memory.num_turns
 
     @property
     def num_positions(self) -> int:
         """Positions that they take."""
-        return sum(map(len, self._exchanges))
+        return self._memory.num_positions(self.speaker)
 
     def fork(self) -> Conversation:
         """A copy that goes its own way: what was read is copied, the models are shared."""
@@ -104,18 +116,16 @@ class Conversation:
         shared = (speaker, speaker.model, speaker.language_model, self._prefixes)
         return copy.deepcopy(self, {id(one): one for one in shared})
 
-    def recall(self, exchange: Sequence[SeenPart]) -> None:
-        """Remember a turn and its answer that were said elsewhere, as what was said last.
+    def recall(self, exchange: Sequence[ToldPart]) -> None:
+        """Remember a turn and its answer that were said elsewhere, as what was said last. Who says
+        what (`Side`) counts for a chat model alone.
 
         What would leave a quarter of the language model's positions, or less, goes as it goes when
         a turn finds no room: the oldest first, until half of that is taken. So what is remembered
         of a growing history begins alike for many turns.
         """
-        parts = parts_of(exchange)
-        embedded = self.speaker.embed(parts, after_text=self._ends_with_text)
-        if embedded:
-            self._exchanges.append(torch.cat([vectors for _, vectors in embedded]))
-            self._ends_with_text = _ends_with_text(parts)
+        parts_of([part for part in exchange if not isinstance(part, Side)])
+        if self._memory.recall(self.speaker, exchange):
             self._make_room(self._max_positions * 3 // 4)
             self._context = None
 
@@ -151,24 +161,23 @@ class Conversation:
         Raises ConversationError for an empty turn, one that the language model's positions cannot
         hold, or a wanted kind of picture that cannot be had.
         """
-        settings = ReplySettings() if settings is None else settings
+        settings = self.speaker.reply_settings if settings is None else settings
         if not isinstance(settings, ReplySettings):
             raise ConversationError(f"settings are {settings!r:.60}, no ReplySettings")
         refuse_broken_text(settings.negative_prompt, "negative_prompt")
         settings = self._checked(settings)
         turn = parts_of(turn)
-        parts = self.speaker.embed(turn, after_text=self._ends_with_text)
-        if not sum(len(embedding) for _, embedding in parts):
+        heard = self._memory.hear(self.speaker, turn)
+        if not len(heard.embeddings):
             raise ConversationError("the turn is empty: say something or show a picture")
-        embeddings = torch.cat([embedding for _, embedding in parts])
-        limit = self._max_positions - len(self.speaker.start())
+        limit = self._max_positions - self._start()
         shortest = self.speaker.heads.sizes.r if settings.decoding.max_images else 1
-        if len(embeddings) + shortest > limit:
+        if len(heard.embeddings) + shortest > limit:
             raise ContextLengthError(
-                f"the turn takes {len(embeddings)} positions of the language model, which has "
-                f"{limit} and needs {shortest} for the shortest answer: shorten the turn"
+                f"the turn takes {len(heard.embeddings)} positions of the language model, which "
+                f"has {limit} and needs {shortest} for the shortest answer: shorten the turn"
             )
-        return Turn(self, embeddings, settings, _ends_with_text(turn), cancelled)
+        return Turn(self, heard, settings, cancelled)
 
     def _checked(self, settings: ReplySettings) -> ReplySettings:
         """The settings with what `want` means for decoding."""
@@ -211,15 +220,16 @@ class Conversation:
         self._pictures_before = list(self.shown), self.num_generated
         speaker, decoding = self.speaker, turn.settings.decoding
         longest = _longest_answer(decoding, speaker.heads.sizes)
-        start = speaker.start()
-        free = self._max_positions - len(start) - len(turn.embeddings) - longest
+        heard = turn.heard
+        free = self._max_positions - self._start() - len(heard.embeddings) - longest
         self._make_room(max(free, 0))
         forgotten = self.num_forgotten - self._forgotten_before
         self._forgotten_before = self.num_forgotten
         context, self._context = None if forgotten else self._context, None
+        self._inputs = inputs = self._memory.inputs(speaker, heard)
         if context is not None and context.lengths[0]:
-            return context, turn.embeddings, Started(len(turn.embeddings), forgotten)
-        inputs = torch.cat([start, *self._exchanges, turn.embeddings])
+            left = self._memory.left_to_read(context, inputs, heard)
+            return context, left, Started(len(left), forgotten)
         # The last position is read in any case: its hidden state is what the answer begins from.
         context = None if self._prefixes is None else self._prefixes.longest(inputs[:-1])
         context = context or Context(speaker.language_model)
@@ -229,19 +239,29 @@ class Conversation:
     def _make_room(self, free: int) -> None:
         """Where more than `free` positions are taken, forget until half of them are."""
         if self.num_positions > free:
-            while self._exchanges and self.num_positions > free // 2:
-                self._exchanges.pop(0)
+            while self.num_turns and self.num_positions > free // 2:
+                self._memory.forget_oldest()
                 self.num_forgotten += 1
 
     def finish(
-        self, context: Context, exchange: Float[Tensor, "n e"], ends_with_text: bool
+        self,
+        turn: Turn,
+        context: Context,
+        words: Float[Tensor, "n e"],
+        told: Sequence[str | Tensor],
+        ends_with_text: bool,
     ) -> None:
-        """Remember the turn that was begun, with its answer."""
-        self._context, self._ends_with_text = context, ends_with_text
-        self._exchanges.append(exchange)
-        self._busy = False
+        """Remember the turn that was begun, with the words of its answer and what stands for its
+        pictures: as vectors, and with words as text."""
+        self._context = context
+        read = self._memory.keep(turn.heard, self._inputs, words, told, ends_with_text)
+        self._inputs, self._busy = self._inputs[:0], False
         if self._prefixes is not None:
-            self._prefixes.keep(torch.cat([self.speaker.start(), *self._exchanges]), context)
+            self._prefixes.keep(read, context)
+
+    def _start(self) -> int:
+        """Positions that stand before every turn, and are not counted with it."""
+        return 0 if isinstance(self._memory, ChatMemory) else len(self.speaker.start())
 
     def abandon(self) -> None:
         """The turn that was begun was never said, nor a picture shown in it."""
@@ -258,7 +278,13 @@ def _longest_answer(decoding: DecodingSettings, sizes: HeadSizes) -> int:
     return decoding.max_tokens + decoding.finish_sentence + images + max(produced - 1, 0)
 
 
-def _ends_with_text(parts: Sequence[SeenPart]) -> bool:
-    """Whether a text that comes next goes on from another, and needs a space."""
-    last = next((part for part in reversed(parts) if not isinstance(part, str) or part), None)
-    return isinstance(last, str) and not last[-1].isspace()
+def _new_memory(speaker: Speaker, system_prompt: str | None) -> Memory:
+    if speaker.language_model.turns is None:
+        if system_prompt is not None:
+            raise ConversationError(
+                "this model continues texts and knows no system prompt (model.turns: plain)"
+            )
+        return TextMemory()
+    memory = ChatMemory(system_prompt)
+    memory.hear(speaker, ["a"])  # or its template refuses the system prompt
+    return memory

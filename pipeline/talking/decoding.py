@@ -244,8 +244,8 @@ def stream(
     `settings`: for all rows, or one per row.
     `seeds`: one per row, needed when the temperature is not 0; a row's answer depends on its own
     seed and never on the rest of the batch.
-    `stop_ids`: tokens that end an answer and are not part of it; default: the tokenizer's end of
-    text. The released code stops at none: pass ().
+    `stop_ids`: tokens that end an answer and are not part of it; default: the language model's. The
+    released code stops at none: pass ().
     `image_logit`: replaces the logit [B] of [IMG1], before `settings.image_bias` is added; see
     `released_image_logit`.
     `cancelled(row)` is asked before every token; a row of which it is true ends there.
@@ -261,7 +261,7 @@ def stream(
     _check_request(context, prompts, settings, seeds, shown)
     language_model, tokenizer = model.language_model, model.language_model.tokenizer
     if stop_ids is None:
-        stop_ids = [tokenizer.eos_token_id]
+        stop_ids = language_model.stop_ids
     image_embeddings = model.heads.image_embeddings
     image_ids = tuple(image_token_ids(language_model.num_rows, len(image_embeddings)))
     image_id = image_ids[0]

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pipeline.talking.answers import ConversationError, SeenPart
 from pipeline.talking.context import Context
+from pipeline.talking.reading import Said, embed_turns, join_texts, see_pictures
 from pipeline.talking.speaker import Speaker
 
 
@@ -37,6 +40,7 @@ def log_likelihoods(
     """log p of the words of interleaved sequences after `given`, over the frozen vocabulary.
 
     Pictures condition what follows and have no likelihood of their own. `given` is read once. For
+    A chat model is given its user's turn, and each sequence is an answer of the assistant. For
     VisDial: `given` is picture and dialogue, `sequences` are the 100 answers, and the one with the
     highest `mean` is chosen (the lowest perplexity; section 4.2).
 
@@ -44,10 +48,9 @@ def log_likelihoods(
     """
     model = speaker.language_model
     before = Context(model)
-    prefix = speaker.embed(given)
-    before.note(0, torch.cat([speaker.start(), *(embedding for _, embedding in prefix)]))
+    before.note(0, _read_before(speaker, given))
     before.read()
-    after_text = bool(given) and isinstance(given[-1], str)
+    after_text = model.turns is None and bool(given) and isinstance(given[-1], str)
     found: list[Likelihood] = []
     for first in range(0, len(sequences), batch_size):
         batch = sequences[first : first + batch_size]
@@ -82,3 +85,12 @@ def log_likelihoods(
             total = odds.gather(1, words[:, None]).double().sum()
             found.append(Likelihood(float(total), len(words)))
     return found
+
+
+def _read_before(speaker: Speaker, given: Sequence[SeenPart]) -> Float[Tensor, "n e"]:
+    if speaker.language_model.turns is None:
+        read = [embedding for _, embedding in speaker.embed(given)]
+        return torch.cat([speaker.start(), *read])
+    [seen] = see_pictures(speaker.model, speaker.encoder, [given])
+    asked = embed_turns(speaker.model, [Said("user", tuple(join_texts(seen)))])
+    return torch.cat([embedding for _, embedding in asked])

@@ -36,7 +36,7 @@ class Prefixes:
         inputs = inputs[: read.num_read]
         with self._lock:
             for number, (earlier, _) in list(self._kept.items()):
-                if _common(earlier, inputs) == len(earlier):
+                if common_length(earlier, inputs) == len(earlier):
                     self._drop(number)
             self._number += 1
             self._kept[self._number] = inputs, read
@@ -47,7 +47,9 @@ class Prefixes:
     def longest(self, inputs: Float[Tensor, "n e"]) -> Context | None:
         """A context that has read the longest known beginning of `inputs`, if any is known."""
         with self._lock:
-            lengths = {number: _common(kept, inputs) for number, (kept, _) in self._kept.items()}
+            lengths = {
+                number: common_length(kept, inputs) for number, (kept, _) in self._kept.items()
+            }
             best = max(lengths, key=lengths.__getitem__, default=0)
             if not lengths.get(best):
                 return None
@@ -59,7 +61,7 @@ class Prefixes:
         self._bytes -= context.num_bytes
 
 
-def _common(one: Float[Tensor, "n e"], other: Float[Tensor, "m e"]) -> int:
+def common_length(one: Float[Tensor, "n e"], other: Float[Tensor, "m e"]) -> int:
     """How many rows two inputs have in common from the first on."""
     length = min(len(one), len(other))
     same = (one[:length] == other[:length]).all(dim=1)

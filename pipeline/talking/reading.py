@@ -9,6 +9,8 @@ Letters: N contexts, n positions of a part, e language-model width, r [IMG] toke
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,11 +18,23 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.frozen.language_model import LanguageModel
+from pipeline.frozen.turns import PICTURE, ChatRole, Message, Place, TurnError
 from pipeline.frozen.visual_encoder import VisualEncoder
 from pipeline.talking.answers import ConversationError, ImageTokens, SeenPart
 
 Embedded = tuple[Int64[Tensor, " _"] | None, Float[Tensor, "_ e"]]
 """A part's ids (None for a picture) and its input vectors, k of them for a picture."""
+
+_Picture = TypeVar("_Picture", Image.Image, Tensor, Image.Image | Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What one side said: words, and pictures as the k vectors [k, e] that stand for each."""
+
+    role: ChatRole
+    parts: tuple[str | Tensor, ...]
 
 
 @torch.no_grad()
@@ -31,15 +45,60 @@ def embed_contexts(
     *,
     after_text: bool = False,
 ) -> list[list[Embedded]]:
-    """Per context its parts as the language model reads them; all pictures are encoded in one go.
+    """Per context its parts as a language model reads them that continues texts; all pictures are
+    encoded in one go.
 
     Neighbouring texts are one part, set off by one space, as captions of one story are in training;
     beside pictures none is added. `after_text`: so is a text that begins a context.
 
     Raises ConversationError as `parts_of` does.
     """
-    contexts = [parts_of(context) for context in contexts]
     language_model = model.language_model
+
+    def embed(part: str | Tensor) -> Embedded:
+        if not isinstance(part, str):
+            return None, part
+        tokens = language_model.tokenizer(part, add_special_tokens=False)["input_ids"]
+        return _embedded(language_model, tokens)
+
+    seen = see_pictures(model, encoder, contexts)
+    return [[embed(part) for part in join_texts(context, after_text)] for context in seen]
+
+
+@torch.no_grad()
+def embed_turns(
+    model: MultimodalLanguageModel, talk: Sequence[Said], *, answering: bool = True
+) -> list[Embedded]:
+    """A talk as a chat model reads it, from its start; with `answering` the assistant is next.
+
+    Raises ConversationError where the template of the model refuses these turns.
+    """
+    language_model = model.language_model
+    assert language_model.turns is not None
+    messages = [
+        Message(one.role, tuple(p if isinstance(p, str) else PICTURE for p in one.parts))
+        for one in talk
+    ]
+    try:
+        written = language_model.turns.write(messages, answering=answering)
+    except TurnError as error:
+        raise ConversationError(str(error)) from None
+    pictures = (part for one in talk for part in one.parts if not isinstance(part, str))
+    return [
+        (None, next(pictures)) if isinstance(part, Place) else _embedded(language_model, part)
+        for part in written
+    ]
+
+
+@torch.no_grad()
+def see_pictures(
+    model: MultimodalLanguageModel, encoder: VisualEncoder, contexts: Sequence[Sequence[SeenPart]]
+) -> list[list[str | Tensor]]:
+    """The parts of each context with k vectors [k, e] for each picture; all are encoded in one go.
+
+    Raises ConversationError as `parts_of` does.
+    """
+    contexts = [parts_of(context) for context in contexts]
     pictures = [part for context in contexts for part in context if isinstance(part, Image.Image)]
     seen = iter(encoder.encode_pictures(pictures) if pictures else ())
     pooled = [
@@ -56,19 +115,20 @@ def embed_contexts(
                     f"a picture's vector is {list(vector.shape)}; this visual encoder's are "
                     f"[{encoder.width}]"
                 )
-        vectors = [vector.to(language_model.device, torch.float32) for vector in pooled]
+        device = model.language_model.device
+        vectors = [vector.to(device, torch.float32) for vector in pooled]
         prefixes = iter(model.visual_prefix(torch.stack(vectors)))
-
-    def embed(part: SeenPart) -> Embedded:
-        if isinstance(part, ImageTokens):
-            return None, model.heads.image_embeddings
-        if not isinstance(part, str):
-            return None, next(prefixes)
-        tokens = language_model.tokenizer(part, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor(tokens, dtype=torch.int64)
-        return ids, language_model.embed(ids)
-
-    return [[embed(part) for part in join_texts(context, after_text)] for context in contexts]
+    return [
+        [
+            part
+            if isinstance(part, str)
+            else model.heads.image_embeddings
+            if isinstance(part, ImageTokens)
+            else next(prefixes)
+            for part in context
+        ]
+        for context in contexts
+    ]
 
 
 @torch.no_grad()
@@ -80,18 +140,44 @@ def read_contexts(
 ) -> Float[Tensor, "N r e"]:
     """Hidden states of the [IMG] tokens appended to each context, which stands alone.
 
-    A context that passes the language model's positions loses tokens of its beginning, never the
-    end.
+    A chat model reads a context as a turn of its user, and the [IMG] tokens are the answer. A
+    context that passes the language model's positions loses tokens of its beginning, never the end.
     """
     language_model = model.language_model
-    start = torch.tensor(language_model.start_ids, dtype=torch.int64)
-    room = language_model.max_positions - model.heads.sizes.r - len(start)
+    room = language_model.max_positions - model.heads.sizes.r
     hidden: list[Tensor] = []
     for first in range(0, len(contexts), batch_size):
-        batch = embed_contexts(model, encoder, contexts[first : first + batch_size])
-        kept = [[start, *_drop_beginning(parts, room)] for parts in batch]
+        batch = contexts[first : first + batch_size]
+        if language_model.turns is None:
+            start = _embedded(language_model, language_model.start_ids)
+            read = [[start, *parts] for parts in embed_contexts(model, encoder, batch)]
+        else:
+            read = [
+                _opened(model, embed_turns(model, [Said("user", tuple(join_texts(parts)))]))
+                for parts in see_pictures(model, encoder, batch)
+            ]
+        kept = [[start, *_drop_beginning(parts, room - len(start))] for (_, start), *parts in read]
         hidden.append(model.image_hidden(kept))
     return torch.cat(hidden)
+
+
+def _opened(model: MultimodalLanguageModel, parts: list[Embedded]) -> list[Embedded]:
+    """The parts of a talk, what opens its first turn as a part of its own."""
+    (ids, vectors), *rest = parts
+    if ids is None:
+        return [(None, vectors[:0]), *parts]
+    nothing = vectors.new_zeros(0, vectors.shape[1])
+    opening, _ = embed_turns(model, [Said("user", (nothing,))])[0]
+    assert opening is not None
+    # Words may have grown together with a line break before them: then all that is certain.
+    alike = ids[: len(opening)].equal(opening)
+    count = len(opening) if alike else len(model.language_model.start_ids)
+    return [(ids[:count], vectors[:count]), (ids[count:], vectors[count:]), *rest]
+
+
+def _embedded(language_model: LanguageModel, ids: Sequence[int]) -> Embedded:
+    tokens = torch.tensor(ids, dtype=torch.int64)
+    return tokens, language_model.embed(tokens)
 
 
 def parts_of(turn: object) -> Sequence[SeenPart]:
@@ -144,12 +230,12 @@ def _described(thing: object) -> str:
     return f"{named}: {hint}" if hint else named
 
 
-def join_texts(context: Sequence[SeenPart], after_text: bool = False) -> list[SeenPart]:
+def join_texts(context: Sequence[str | _Picture], after_text: bool = False) -> list[str | _Picture]:
     """Neighbouring texts as one, with one space between them where there is none.
 
     ["a b", "c", picture, "d", "\\ne"] -> ["a b c", picture, "d\\ne"]
     """
-    joined: list[SeenPart] = []
+    joined: list[str | _Picture] = []
     open_end = after_text  # whether a text that comes now goes on from another
     for part in context:
         if not isinstance(part, str):

@@ -18,7 +18,7 @@ from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.text_conditioner import TextConditioner
 from pipeline.frozen.visual_encoder import VisualEncoder
 from pipeline.settings import GenerationSettings
-from pipeline.talking.answers import SeenPart
+from pipeline.talking.answers import IN_TURNS, ReplySettings, SeenPart
 from pipeline.talking.decision import DecisionModel
 from pipeline.talking.reading import Embedded, embed_contexts
 from pipeline.talking.retrieval import RetrievalIndex
@@ -54,8 +54,13 @@ class Speaker:
         """The trained parts."""
         return self.model.heads
 
+    @property
+    def reply_settings(self) -> ReplySettings:
+        """How a turn is answered where nobody says otherwise."""
+        return ReplySettings() if self.language_model.turns is None else IN_TURNS
+
     def embed(self, parts: Sequence[SeenPart], *, after_text: bool = False) -> list[Embedded]:
-        """A turn's parts as the language model reads them; see `embed_contexts`."""
+        """Parts as a language model reads them that continues texts; see `embed_contexts`."""
         return embed_contexts(self.model, self.encoder, [parts], after_text=after_text)[0]
 
     @torch.no_grad()

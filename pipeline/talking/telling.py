@@ -100,21 +100,32 @@ def _illustrate(
     conversation.prepare([sentences[0]], one_picture)  # refuses what cannot be had at once
     tokens, number = 0, 0
     reason: EndReason = "stop"
+    since: list[str] = []
     for paragraph in paragraphs:
         before = "\n\n" if number else ""
         for sentence in paragraph:
             yield Text(before + sentence)
             before = " "
+            since.append(sentence)
             number += 1
             if number - 1 not in places:
-                conversation.recall([sentence])
                 continue
-            for event in conversation.stream([sentence], one_picture):
+            _recall_beginning(conversation, since)
+            for event in conversation.stream(since, one_picture):
                 if isinstance(event, Ended):
                     tokens, reason = tokens + event.tokens, event.reason
                 elif not isinstance(event, Started):
                     yield event
+            since = []
     yield Ended("cancelled" if reason == "cancelled" else "stop", tokens)
+
+
+def _recall_beginning(conversation: Conversation, sentences: list[str]) -> None:
+    """Take sentences off the front, into what may be forgotten, until the others are a turn."""
+    speaker = conversation.speaker
+    room = speaker.language_model.max_positions // 2
+    while len(sentences) > 1 and len(speaker.embed(sentences)[0][1]) > room:
+        conversation.recall([sentences.pop(0)])
 
 
 def _go_on(
@@ -149,10 +160,13 @@ def _go_on(
 def picture_places(
     speaker: Speaker, sentences: Sequence[str], settings: TellingSettings
 ) -> list[int]:
-    """The sentences behind which pictures stand, by their numbers from 0, in order."""
+    """The sentences behind which pictures stand, by their numbers from 0, in order.
+
+    A chat model says [IMG1] in its own turns alone: its pictures are evenly spread.
+    """
     places = list(range(len(sentences)))
     preferences = image_preferences(speaker, sentences)
-    if settings.places == "model":
+    if settings.places == "model" and speaker.language_model.turns is None:
         places = [n for n, preference in enumerate(preferences) if float(preference[-1]) > 0]
     return evenly_spread(places, settings.pictures)
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM
 
 from gill_errors import GillError
-from pipeline.frozen.backbones import BackboneError
+from pipeline.frozen.backbones import BackboneError, ChatSettings
 from pipeline.frozen.language_model import LanguageModel, load_language_model
 from pipeline.training.distribution import from_first_process, is_distributed, num_processes, rank
 from pipeline.training.recomputation import decoder_layers
@@ -37,6 +37,7 @@ def load_sharded_language_model(
     path_or_id: str | Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    chat: ChatSettings | None = None,
 ) -> LanguageModel:
     """`load_language_model` with the decoder layers spread over all processes; all call it.
 
@@ -57,7 +58,7 @@ def load_sharded_language_model(
     whole = None
     if rank() == 0:
         try:
-            whole = load_language_model(path_or_id, dtype, "cpu")
+            whole = load_language_model(path_or_id, dtype, "cpu", chat=chat)
             found = (whole.model.config, whole.tokenizer, whole.num_rows)
         except BackboneError as error:
             found = error
@@ -67,7 +68,7 @@ def load_sharded_language_model(
     config, tokenizer, num_rows = found
     source = None if whole is None else whole.model
     model = _distribute(source, config, dtype, torch.device(device))
-    return LanguageModel(model, tokenizer, num_rows)
+    return LanguageModel(model, tokenizer, num_rows, chat)
 
 
 def is_sharded(language_model: LanguageModel) -> bool:
