@@ -12,11 +12,12 @@ from types import TracebackType
 import numpy as np
 
 from corpora.caption_params import CaptionParams, CheckLevel
-from corpora.caption_table import SPLITS, CheckedRow
+from corpora.caption_table import DOCUMENTS, SPLITS, CheckedRow
 from corpora.records import Exclusion
 from corpora.source_rows import CaptionSource
 from corpora.visible_text import CONTROLS
 
+_PLACES = (*SPLITS, DOCUMENTS)
 _NUM_EXAMPLES = 3
 _SHOWN_REASONS = 3
 REMEDIES = {
@@ -48,6 +49,9 @@ REMEDIES = {
     "picture truncated": "fetch the file again",
     "picture unreadable": "fetch or convert the file",
     "picture unsupported": "convert it, to PNG for one, or install what the row names",
+    "empty document": "drop the line, or fill it",
+    "document without pictures": "train on captions, or on documents with pictures",
+    "document without text": "write texts, or captions of its pictures",
     "picture too large": "make it smaller, or raise captions.max_pixels",
 }
 """Reason -> what a person can do about it."""
@@ -115,7 +119,7 @@ class Tally:
         self.kept += 1
         self._splits[row.split] += 1
         self._pictures.append(int.from_bytes(row.picture[:8], "little"))
-        self._split_codes.append(SPLITS.index(row.split))
+        self._split_codes.append(_PLACES.index(row.split))
 
     def add_excluded(self, exclusion: Exclusion) -> None:
         """Count a row that is left out, by its reason."""
@@ -133,7 +137,7 @@ class Tally:
         pictures = np.frombuffer(self._pictures, np.uint64) if self.kept else np.empty(0)
         codes = np.frombuffer(self._split_codes, np.uint8) if self.kept else np.empty(0)
         num_pictures = len(np.unique(pictures))
-        in_splits = sum(len(np.unique(pictures[codes == code])) for code in range(len(SPLITS)))
+        in_splits = sum(len(np.unique(pictures[codes == code])) for code in range(len(_PLACES)))
         reasons = dict(self._reasons.most_common())
         return CaptionReport(
             source=params.table,
@@ -146,7 +150,9 @@ class Tally:
             reasons=reasons,
             examples={reason: tuple(self._examples[reason]) for reason in reasons},
             remedies={reason: REMEDIES[reason] for reason in reasons if reason in REMEDIES},
-            splits={split: self._splits[split] for split in SPLITS},
+            splits={
+                split: self._splits[split] for split in _PLACES if split in (*SPLITS, *self._splits)
+            },
             captions_cleaned=self.captions_cleaned,
             paths_respelled=self.paths_respelled,
             pictures=num_pictures,

@@ -4,7 +4,7 @@
     id       string          unique; from the source, or its row number, or SHARD/KEY
     image    string          relative to the table's `root`
     caption  string          one line, without control characters
-    split    string          train, val or test
+    split    string          train, val or test; documents for pictures of corpora.document_table
     row      int64           where in the source: line, row or sample, counted from 1
     picture  16 bytes        identity of the picture (corpora.pictures.check_picture)
     key      16 bytes        hash of picture and caption: what a cached row depends on
@@ -30,6 +30,8 @@ from corpora.records import CaptionRow, CaptionTableError
 from gill_errors import InputError
 
 SPLITS = ("train", "val", "test")
+DOCUMENTS = "documents"
+"""The split of pictures that stand in documents, which no caption pass reads."""
 _FORMAT = b"1"
 _ROWS_PER_GROUP = 4096
 _MAX_CACHED_GROUPS = 64
@@ -209,7 +211,7 @@ class CaptionTable:
 
     def rows_of_split(self, split: str) -> np.ndarray:
         """int64 [n], ascending: the rows of one split. Raises ValueError for an unknown one."""
-        if split not in SPLITS:
+        if split not in (*SPLITS, DOCUMENTS):
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
         mask = pc.equal(self._whole("split").cast(pa.string()), split)
         return np.flatnonzero(mask.to_numpy())

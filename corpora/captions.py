@@ -18,7 +18,14 @@ from typing import NamedTuple, TypeVar
 from corpora.caption_params import CaptionParams
 from corpora.caption_report import CaptionReport, ExclusionWriter, Tally
 from corpora.caption_sources import open_source
-from corpora.caption_table import SPLITS, CaptionTable, CaptionTableWriter, CheckedRow
+from corpora.caption_table import (
+    DOCUMENTS,
+    SPLITS,
+    CaptionTable,
+    CaptionTableWriter,
+    CheckedRow,
+)
+from corpora.document_table import DocumentPictures
 from corpora.picture_checks import PictureChecks
 from corpora.picture_paths import PicturePaths
 from corpora.picture_verdicts import Verdict
@@ -75,18 +82,21 @@ def check_captions(
     *,
     journal: Path | None = None,
     workers: int = 0,
+    documents: DocumentPictures | None = None,
 ) -> CaptionReport:
     """Checks a caption table and writes, beside each other and each of them atomically,
 
         OUT.parquet        the kept rows in the order of the source
         OUT.report.json    the CaptionReport
         OUT.excluded.tsv   file, row, reason and detail of each row that was left out
+        documents.jsonl    where there are any, the documents whose pictures are rows of OUT
     `out` names the first of them. The same source gives the same bytes. Rows added at the end of a
     source leave the earlier rows of the table as they were.
 
     journal: keeps the verdicts on the pictures, so that the next check is cheap; by default
         OUT.pictures.sqlite. Beside it lie the shards that had to be unpacked.
     workers: threads that check pictures; 0: one per core.
+    documents: their pictures become rows behind all others, of a split of their own.
 
     Raises:
         CaptionTableError: the source cannot be used, or no row of it can.
@@ -106,7 +116,12 @@ def check_captions(
         CaptionTableWriter(out, source.root) as table,
         ExclusionWriter(out.with_suffix(".excluded.tsv")) as excluded,
     ):
-        for row in _checked_rows(source, params, paths, pictures, tally):
+        rows = _checked_rows(source, params, paths, pictures, tally)
+        if documents is not None:
+            theirs = _document_rows(documents, source.root, params, pictures, tally)
+            place = out.with_name("documents.jsonl")
+            rows = itertools.chain(rows, theirs, documents.write(place))
+        for row in rows:
             if isinstance(row, Exclusion):
                 excluded.append(row)
                 tally.add_excluded(row)
@@ -166,6 +181,25 @@ def _checked_rows(
                 yield checked
             else:
                 yield row
+
+
+def _document_rows(
+    documents: DocumentPictures,
+    root: str,
+    params: CaptionParams,
+    pictures: PictureChecks,
+    tally: Tally,
+) -> Iterator[CheckedRow | Exclusion]:
+    paths = PicturePaths(documents.root, allow_outside=params.allow_outside)
+    for row in _checked_rows(documents, params, paths, pictures, tally):
+        if isinstance(row, CheckedRow):
+            documents.rows[row.id] = tally.kept  # the next row of the table
+            folder, name = os.path.split(os.path.join(paths.root, row.image))
+            # Without links: a step up from within a linked folder leads elsewhere.
+            image = os.path.relpath(os.path.realpath(folder), os.path.realpath(root))
+            image = os.path.join(image, name)
+            row = row._replace(image=image, split=DOCUMENTS)
+        yield row
 
 
 def _look_up(images: Iterable[str], paths: PicturePaths, pictures: PictureChecks) -> _Answers:

@@ -340,6 +340,8 @@ class _NF4Product(torch.autograd.Function):
 class _Tokenizer:
     """What a language model asks of its tokenizer when only sizes matter."""
 
+    eos_token_id = 2
+
     def __init__(self, size: int, with_start: bool) -> None:
         self._size, self._with_start = size, with_start
 

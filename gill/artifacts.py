@@ -37,6 +37,11 @@ class Artifacts:
         return self.common / "captions" / "captions.parquet"
 
     @property
+    def documents(self) -> Path:
+        """The checked documents, whose pictures are rows of the caption table."""
+        return self.captions.with_name("documents.jsonl")
+
+    @property
     def backbones(self) -> Path:
         """The manifest of the frozen models."""
         return self.common / "backbones" / "backbones.json"
@@ -50,6 +55,11 @@ class Artifacts:
     def targets(self) -> Path:
         """The generator's text embeddings, one row per caption."""
         return self.common / "targets.zarr"
+
+    @property
+    def replies(self) -> Path:
+        """The frozen chat model's own answers to training questions."""
+        return self.common / "replies" / "replies.jsonl"
 
     @property
     def candidates(self) -> Path:

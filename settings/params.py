@@ -8,6 +8,7 @@ Sections that a room owns are defined there and only put together here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,6 +44,7 @@ from pipeline.settings import (
     TrainingSettings,
 )
 from settings.evaluation import EvaluationParams
+from settings.replies import CHAT_MIXTURE, RepliesParams
 
 MINIATURE = "miniature"
 """What `captions.table` and `backbones` say for the built-in world and models."""
@@ -145,6 +147,19 @@ class MiniatureParams(Record):
     seed: int = Field(0, description="of all that is drawn")
 
 
+class DocumentsParams(Record):
+    """Interleaved documents beside the captions; `training.mixture` says how often they come."""
+
+    file: str | None = Field(
+        None,
+        description="JSONL of documents (lists of texts and images, OBELICS or mmc4 records), VIST "
+        "or VisDial JSON; null: none",
+    )
+    images_dir: str | None = Field(
+        None, description="what their pictures' names are relative to; default: the file's folder"
+    )
+
+
 class CaptionsParams(CaptionParams):
     """`table: miniature` draws the miniature world; anything else is the user's own table."""
 
@@ -153,10 +168,13 @@ class CaptionsParams(CaptionParams):
         description=f"`miniature`, or {CaptionParams.model_fields['table'].description}",
     )
     miniature: MiniatureParams = MiniatureParams()
+    documents: DocumentsParams = DocumentsParams()
 
     def for_table(self, table: str) -> CaptionParams:
         """The same checks for the table that was drawn, or named."""
-        return CaptionParams(**self.model_dump(exclude={"miniature", "table"}), table=table)
+        return CaptionParams(
+            **self.model_dump(exclude={"miniature", "documents", "table"}), table=table
+        )
 
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
@@ -289,6 +307,32 @@ class BatchesParams(Record):
         500, ge=0, description="held-out rows measured during training, one per picture"
     )
     reading: ReadingOrder = ReadingOrder()
+    max_document_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="positions of a document, its pictures included; what stands behind is left "
+        "out. null: those of the language model",
+    )
+    documents_without_pictures_between: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of documents, drawn anew in each epoch, that keep their last picture "
+        "alone, so that long texts are read without pictures between them too",
+    )
+
+
+CorpusName = Literal["captions", "documents", "asked", "shown", "told", "joined"]
+
+
+def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers that sum to `total`, as near to the weights as can be; of equals the first."""
+    exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
+    counts = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 class TrainingParams(TrainingNumbers):
@@ -303,6 +347,22 @@ class TrainingParams(TrainingNumbers):
         "the released layout or of `save_pretrained`, or with backbones.allow_download a hub id",
     )
     start_from: str | None = Field(None, description="the same, with training after it")
+    mixture: dict[CorpusName, float] = Field(
+        {},
+        description="weight of each corpus in a step, {captions: 1, documents: 1} for instance: "
+        "batch_size is divided exactly, by largest remainder. {}: captions alone. With "
+        "model.turns: chat, asked: a request with a caption, answered by its picture; shown: a "
+        "picture and a question, answered by its caption; told: a question, answered by the frozen "
+        "model's own words; joined: by such words and a picture. {}: asked 8, shown 3, told 4, "
+        "joined 1",
+    )
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Examples of each corpus in a step."""
+        weights = {str(name): weight for name, weight in self.mixture.items()} or {"captions": 1.0}
+        return largest_remainder(weights, self.batch_size)
+
     captioning_from: str | None = Field(
         None,
         description="the same, of which W_cap alone is taken and not trained: l_c reaches nothing "
@@ -339,6 +399,7 @@ class Params(Record):
     features: PrecomputeParams = PrecomputeParams()
     targets: TargetsParams = TargetsParams()
     model: ModelParams = ModelParams()
+    replies: RepliesParams = RepliesParams()
     batches: BatchesParams = BatchesParams()
     objective: Objective = Objective()
     training: TrainingParams = TrainingParams()
@@ -387,6 +448,57 @@ class Params(Record):
             cache_folder=run.cache_folder,
         )
 
+    @property
+    def stream_shares(self) -> dict[str, int]:
+        """Examples of each stream in a step, over all processes."""
+        if self.model.turns == "plain" or self.training.mixture:
+            return self.training.shares
+        return largest_remainder(CHAT_MIXTURE, self.training.batch_size)
+
+    @property
+    def needs_replies(self) -> bool:
+        """Whether training takes the frozen model's own answers."""
+        streams = self.stream_shares
+        return bool(streams.get("told") or streams.get("joined"))
+
+    def _mixture_contradictions(self) -> list[str]:
+        mixture, found = self.training.mixture, []
+        if any(weight < 0 for weight in mixture.values()) or (
+            mixture and not sum(mixture.values())
+        ):
+            return ["training.mixture: weights are positive numbers, or 0 for none of a corpus"]
+        chat = self.model.turns == "chat"
+        for stream in mixture:
+            if (stream in CHAT_MIXTURE) != chat:
+                others = "plain" if chat else "chat"
+                found.append(f"training.mixture: {stream} is a stream of model.turns: {others}")
+        if self.stream_shares.get("joined") and not self.replies.joined:
+            found.append("replies.joined: 0, but training.mixture has joined: set it above 0")
+        if chat and not any(self.stream_shares.get(name) for name in ("asked", "shown")):
+            found.append("training.mixture: has no picture in a step: give asked or shown a share")
+        if chat and self.run.shard_language_model:
+            found.append(
+                "run.shard_language_model: does not go with model.turns: chat, whose passes are "
+                "not common to all processes"
+            )
+        documents = mixture.get("documents", 0) > 0
+        if documents and self.captions.documents.file is None:
+            found.append(
+                "training.mixture: names documents, but captions.documents.file names no file"
+            )
+        if documents and self.run.shard_language_model:
+            found.append(
+                "training.mixture: documents do not go with run.shard_language_model, whose passes "
+                "are common to all processes"
+            )
+        captions = self.training.shares.get("captions", 0)
+        if mixture and captions % 2 and self.objective.pack_probability > 0:
+            found.append(
+                f"training.mixture: {captions} captions a step are odd, but examples are packed in "
+                "pairs: choose other weights, or set objective.pack_probability: 0"
+            )
+        return found
+
     def contradictions(self) -> list[str]:
         """What two sections say differently, a line each."""
         found = self.evaluation.unnamed_files(self.is_miniature)
@@ -399,6 +511,7 @@ class Params(Record):
         for key in ("system_prompt", "template_options"):
             if getattr(model, key) and model.turns == "plain":
                 found.append(f"model.{key}: only chat has one: set model.turns: chat")
+        found += self._mixture_contradictions()
         if self.training.captioning_from and self.objective.captioning_softmax != "words":
             found.append(
                 "training.captioning_from: l_c trains E_img too where objective.captioning_softmax "

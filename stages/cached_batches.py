@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cache import ReadingParams, ShuffledRows, in_background, open_store, read_rows, usable_rows
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
 from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.documents import Document, DocumentBatch
 from pipeline.devices import sent
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.language_model import LanguageModel
@@ -59,20 +61,12 @@ class BatchMaker:
     def read(self, rows: Iterable[int]) -> CaptionBatch:
         """Given rows, in the order asked for."""
         wanted = np.asarray(list(rows), np.int64)
-        sources = self.sources.items()
-        return self.make(
-            wanted, {name: read_rows(where, wanted, [a])[a] for name, (where, a) in sources}
-        )
+        return self.make(wanted, self._read(wanted))
 
     def make(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> CaptionBatch:
         """A batch from what was read of `sources`."""
         captions, device = self._table.captions(rows), self._language_model.device
-        tensors = {
-            name: sent(torch.from_numpy(values), device).float() for name, values in arrays.items()
-        }
-        if self._encode_captions is not None:
-            targets = vars(self._encode_captions(captions))
-            tensors |= {name: t.float() for name, t in targets.items() if t is not None}
+        tensors = self._vectors(captions, arrays)
         # Start ids are the model's business, and the same for every caption: they are read once.
         ids = self._language_model.tokenizer(captions, add_special_tokens=False)["input_ids"]
         return CaptionBatch.from_lists(
@@ -83,6 +77,33 @@ class BatchMaker:
             self._max_tokens,
             tensors.get("pooled"),
         ).to(device)
+
+    def documents(self, documents: Sequence[Document], rows: np.ndarray) -> DocumentBatch:
+        """A batch of documents whose picture i is row `rows[i]`."""
+        tensors = self._vectors(self._table.captions(rows), self._read(rows))
+        return DocumentBatch(
+            tuple(documents),
+            tensors["visual"],
+            tensors["embedding"],
+            torch.from_numpy(rows),
+            tensors.get("pooled"),
+        ).to(self._language_model.device)
+
+    def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        sources = self.sources.items()
+        return {name: read_rows(where, rows, [a])[a] for name, (where, a) in sources}
+
+    def _vectors(
+        self, captions: Sequence[str], arrays: Mapping[str, np.ndarray]
+    ) -> dict[str, Tensor]:
+        device = self._language_model.device
+        tensors = {
+            name: sent(torch.from_numpy(values), device).float() for name, values in arrays.items()
+        }
+        if self._encode_captions is not None:
+            targets = vars(self._encode_captions(captions))
+            tensors |= {name: t.float() for name, t in targets.items() if t is not None}
+        return tensors
 
 
 class CachedBatches:

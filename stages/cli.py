@@ -108,12 +108,13 @@ def doctor(
 
 @app.command()
 def prepare_captions(params: ParamsFile = PARAMS) -> None:
-    """Draw the miniature world, or check the user's own caption table.
+    """Draw the miniature world, or check the user's own caption table, and interleaved documents.
 
     Reads the table that `captions.table` names (TSV with header caption<TAB>image, Parquet, or
-    webdataset tar shards) and its pictures. Writes artifacts/captions: captions.parquet,
-    and captions.report.json and captions.excluded.tsv with every row left out and why; and for the
-    miniature world artifacts/miniature.
+    webdataset tar shards), the documents that `captions.documents` names, and their pictures.
+    Writes artifacts/captions: captions.parquet, documents.jsonl, and captions.report.json and
+    captions.excluded.tsv with every row left out and why; and for the miniature world
+    artifacts/miniature.
     """
     _run("prepare_captions", params)
 
@@ -156,6 +157,16 @@ def precompute_targets(
     artifacts/targets.manifest.json.
     """
     _run("precompute_targets", params, rebuild=rebuild)
+
+
+@app.command()
+def precompute_replies(params: ParamsFile = PARAMS) -> None:
+    """Have the frozen chat model answer the training questions once, in its own words.
+
+    Only where `training.mixture` takes any. Reads artifacts/captions and the questions that
+    `replies.questions` names. Writes artifacts/replies/replies.jsonl.
+    """
+    _run("precompute_replies", params)
 
 
 @app.command()

@@ -11,10 +11,14 @@ import numpy as np
 import torch
 
 from corpora.caption_table import CaptionTable
+from corpora.chat_requests import phrasings
+from corpora.document_table import read_document_table
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill_errors import StageError
+from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.checkpoint import CurvePoint
+from pipeline.bridge.documents import DocumentBatch
 from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import quieten_libraries, set_up
@@ -27,6 +31,11 @@ from pipeline.training.progress import DvcliveLog, TrainingProgress, show_progre
 from pipeline.training.sharding import load_sharded_language_model
 from settings.params import ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
+from stages.chat_batches import ChatBatches, held_out_documents
+from stages.chat_documents import ChatDocuments
+from stages.document_batches import DocumentBatches, DocumentMaker
+from stages.mixed_batches import MixedBatches
+from stages.reply_store import read_replies
 from stages.trained_weights import read_captioning, read_weights
 from stages.validation_rows import contents_of, one_row_per_picture
 
@@ -63,21 +72,24 @@ def train_heads(
         _online_encoder(params, backbones, device),
         artifacts,
     )
-    batches = CachedBatches(
-        maker,
-        table.rows_of_split("train"),
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        rank=rank(),
-        world_size=num_processes(),
-        reading=params.reading,
-    )
+    batches = _batches(params, artifacts, maker, table, language_model)
     # The same rows in every process: the passes of a sharded model are common ones.
     held_out = one_row_per_picture(table, maker.usable(table.rows_of_split("val")))
     held_out = held_out[: params.batches.validation_rows]
     # No larger than what training reads at once, as it needs no more memory then.
     part = settings.micro_batch_size or max(len(held_out), 1)
-    validation = [maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)]
+    validation: list[CaptionBatch | DocumentBatch] = [
+        maker.read(held_out[i : i + part]) for i in range(0, len(held_out), part)
+    ]
+    if language_model.turns is not None:
+        documents = ChatDocuments(
+            language_model, phrasings("held_out"), params.batches.max_caption_tokens
+        )
+        validation = [
+            held_out_documents(table, documents, seen)
+            for seen in validation
+            if isinstance(seen, CaptionBatch)
+        ]
     model = MultimodalLanguageModel(language_model, heads)
     with _logging(params, backbones, model, folder, curve, table, held_out) as (log, told):
         result = train(
@@ -95,8 +107,59 @@ def train_heads(
             on_progress=told,
         )
     if rank() == 0:
+        if isinstance(batches, MixedBatches) and batches.num_cut:
+            print(
+                f"{batches.num_cut} documents did not fit and were cut at their end (of several "
+                "epochs each counts anew; batches.max_document_tokens)"
+            )
         for name, value in result.metrics.items():
             print(f"{name}: {value:.4f}")
+
+
+def _batches(
+    params: Params,
+    artifacts: Artifacts,
+    maker: BatchMaker,
+    table: CaptionTable,
+    language_model: LanguageModel,
+) -> CachedBatches | MixedBatches | ChatBatches:
+    """Captions, or what `training.mixture` says."""
+    shares, settings, batches = params.stream_shares, params.training_settings, params.batches
+    where: dict[str, int] = {"seed": settings.seed, "rank": rank(), "world_size": num_processes()}
+    if language_model.turns is not None:
+        return ChatBatches(
+            maker,
+            table,
+            ChatDocuments(language_model, phrasings("train"), batches.max_caption_tokens),
+            read_replies(artifacts.replies) if params.needs_replies else [],
+            table.rows_of_split("train"),
+            shares,
+            reading=params.reading,
+            **where,
+        )
+    captions = documents = None
+    if shares.get("captions"):
+        captions = CachedBatches(
+            maker,
+            table.rows_of_split("train"),
+            batch_size=shares["captions"],
+            reading=params.reading,
+            **where,
+        )
+    if shares.get("documents"):
+        model = params.model
+        writer = DocumentMaker(
+            language_model,
+            model.k,
+            model.r,
+            batches.max_document_tokens,
+            batches.documents_without_pictures_between,
+        )
+        texts = read_document_table(artifacts.documents)
+        documents = DocumentBatches(maker, writer, texts, batch_size=shares["documents"], **where)
+    if documents is None and captions is not None:
+        return captions
+    return MixedBatches(captions, documents)
 
 
 @contextmanager

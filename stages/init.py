@@ -11,7 +11,7 @@ from stages import plots_page
 from workfolder import place_link
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
-_INPUTS = ("captions", "backbones", "train", "candidates", "decision", "evaluation")
+_INPUTS = ("captions", "backbones", "replies", "train", "candidates", "decision", "evaluation")
 _CODE = Path("inputs/code")
 _FILES = {
     ".gitignore": "/artifacts/\n/work/\n/answer/\n/dvc_plots/\n/inputs/*/*\n!/inputs/*/.gitkeep\n",

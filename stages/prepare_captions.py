@@ -8,6 +8,7 @@ from pathlib import Path
 
 from corpora.caption_table import CaptionTable
 from corpora.captions import CaptionReport, check_captions
+from corpora.document_table import DocumentPictures, write_document_table
 from corpora.references import file_of
 from gill.artifacts import ARTIFACTS, INPUTS
 from gill.world import have_world
@@ -28,11 +29,20 @@ def run(params: Params) -> None:
     else:
         table = section.table
         bring_from_repository([table, section.images_dir])
-    report = check_table(work, params, table, ARTIFACTS.captions)
+    named = section.documents
+    bring_from_repository([named.file, named.images_dir])
+    documents = None
+    if named.file is None:
+        write_document_table(ARTIFACTS.documents, [])
+    else:
+        captions = section.for_table(table)
+        documents = DocumentPictures(captions, named.file, named.images_dir)
+    report = check_table(work, params, table, ARTIFACTS.captions, documents)
+    own = {} if named.file is None else {"documents": Path(named.file)}
     notes = (
-        watch_files(INPUTS / "captions", {})
+        watch_files(INPUTS / "captions", own)
         if params.is_miniature
-        else watch_table(INPUTS / "captions", report.files, CaptionTable(ARTIFACTS.captions))
+        else watch_table(INPUTS / "captions", report.files, CaptionTable(ARTIFACTS.captions), own)
     )
     print("\n".join(report.lines(ARTIFACTS.captions.with_suffix(".excluded.tsv"))))
     for note in (*notes, *unmet_needs(report.splits, params)):
@@ -76,7 +86,13 @@ def unmet_needs(splits: Mapping[str, int], params: Params) -> list[str]:
 _READ_TEST_ROWS = {"captions", "retrieval", "latency", "table_3", "table_4"}
 
 
-def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> CaptionReport:
+def check_table(
+    work: WorkFolder,
+    params: Params,
+    table: str,
+    out: Path,
+    documents: DocumentPictures | None = None,
+) -> CaptionReport:
     """Check a caption table; the verdicts on its pictures are kept in the work folder."""
     where = f"{Path(table).resolve()} {params.captions.images_dir}"
     journal = work.root / "pictures" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.sqlite"
@@ -88,12 +104,21 @@ def check_table(work: WorkFolder, params: Params, table: str, out: Path) -> Capt
             ticker.show,
             journal=journal,
             workers=params.run.readers or 0,
+            documents=documents,
         )
 
 
-def watch_table(folder: Path, sources: Sequence[str], table: CaptionTable) -> list[str]:
+def watch_table(
+    folder: Path,
+    sources: Sequence[str],
+    table: CaptionTable,
+    more: Mapping[str, Path] | None = None,
+) -> list[str]:
     """Have DVC watch the files of a table, and the pictures of its rows; notes for people."""
-    own = {f"table{place or ''}": Path(source) for place, source in enumerate(sources)}
+    own = {
+        **(more or {}),
+        **{f"table{place or ''}": Path(source) for place, source in enumerate(sources)},
+    }
     files = dict(own)
     for row in table:
         file = file_of(row.image)

@@ -77,7 +77,9 @@ def run(
 def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> Entry:
     """The training of exactly these inputs."""
     # What is chosen after training, or in place of it, decides none of its numbers.
-    numbers = params.training.model_dump(mode="json", exclude={"checkpoint", "weights"})
+    mixture = params.training.mixture
+    unused = {"checkpoint", "weights", *(() if mixture else ("mixture",))}
+    numbers = params.training.model_dump(mode="json", exclude=unused)
     stores = ["features"] + (["targets"] if params.targets.source == "cache" else [])
     decided_by: dict[str, Any] = {
         "captions": file_md5(required(artifacts.captions, "prepare-captions")),
@@ -90,6 +92,12 @@ def training_entry(work: WorkFolder, params: Params, artifacts: Artifacts) -> En
         "training": numbers,
         "code": code_of("training", work),
     }
+    if params.model.turns == "chat":
+        decided_by["streams"] = params.stream_shares
+    if params.needs_replies:
+        decided_by["replies"] = file_md5(required(artifacts.replies, "precompute-replies"))
+    if params.training.shares.get("documents"):
+        decided_by["documents"] = file_md5(required(artifacts.documents, "prepare-captions"))
     for key in ("start_from", "captioning_from"):
         start = getattr(params.training, key)
         if start is not None and Path(start).exists():  # a name on the hub is in `training`

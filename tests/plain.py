@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.bridge.documents import DocumentBatch, Shown, Words
 from pipeline.bridge.heads import Heads
 from pipeline.bridge.objective import PackingDraws
 from pipeline.settings import Objective
@@ -90,12 +91,101 @@ class Plain(nn.Module):
             "total": total,
         }
 
+    def document_losses(self, batch: DocumentBatch, objective: Objective) -> dict[str, Tensor]:
+        """Likewise of a batch of documents: one padded pass, places found by walking each one."""
+        visual = self.heads.caption_projection(batch.pooled).view(len(batch.pooled), self.k, -1)
+        image = list(range(self.n, self.n + self.r))
+        rows, drawn = [], []
+        labels: dict[str, list[list[int]]] = {"words": [], "image_token": [], "here": []}
+        for number, document in enumerate(batch.documents):
+            pieces: list[Piece] = [(self.start, [IGNORED] * len(self.start))] if self.start else []
+            own = {kind: [IGNORED] * len(self.start) for kind in labels}
+            for part in document:
+                vectors: list[int] | Tensor
+                told: dict[str, list[int]]
+                if isinstance(part, Words):
+                    vectors, told = list(part.ids), {str(part.supervised): list(part.ids)}
+                elif isinstance(part, Shown):
+                    vectors, told = visual[part.picture], {}
+                else:
+                    length = len(own["words"])
+                    drawn.append((number, list(range(length, length + self.r)), part.picture))
+                    vectors, told = image, {"here": [image[0]] + [IGNORED] * (self.r - 1)}
+                pieces.append((vectors, [IGNORED] * len(vectors)))
+                for kind in labels:
+                    own[kind] += told.get(kind, [IGNORED] * len(vectors))
+            rows.append(pieces)
+            for kind in labels:
+                labels[kind].append(own[kind])
+        _, _, hidden = self._run(rows, 0)
+
+        def summed(states: Tensor, kind: str, num_rows: int) -> tuple[Tensor, int]:
+            goal = torch.full(states.shape[:2], IGNORED)
+            for number, own in enumerate(labels[kind]):
+                goal[number, : len(own) - 1] = torch.tensor(own[1:])
+            logits = F.linear(states, self.output_table[:num_rows])
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), goal.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+            return loss, int((goal != IGNORED).sum())
+
+        every = self.n + self.r
+        words, num_words = summed(
+            hidden, "words", self.n if objective.captioning_softmax == "words" else every
+        )
+        here, num_here = summed(hidden, "here", every)
+        elsewhere, num_elsewhere = summed(hidden.detach(), "image_token", every)
+        if objective.token_reduction == "tokens":
+            captioning = words / max(num_words, 1)
+            image_token = (here + elsewhere) / max(num_here + num_elsewhere, 1)
+        else:
+            captioning, image_token = words / len(rows), (here + elsewhere) / len(rows)
+        text_to_image = image_to_text = generation = torch.zeros(())
+        if drawn:
+            states = torch.stack([hidden[number, places] for number, places, _ in drawn])
+            pictures = [picture for _, _, picture in drawn]
+            text_to_image, image_to_text = self._retrieval_of_places(
+                states[:, 0], batch.pooled[pictures], batch.rows[pictures].tolist()
+            )
+            generation = self._generation(states, batch.targets[pictures], objective)
+        total = (
+            objective.captioning_weight * captioning
+            + objective.image_token_weight * image_token
+            + objective.retrieval_weight * (text_to_image + image_to_text)
+            + objective.generation_weight * generation
+        )
+        return {
+            "captioning": captioning,
+            "image_token": image_token,
+            "text_to_image": text_to_image,
+            "image_to_text": image_to_text,
+            "generation": generation,
+            "total": total,
+        }
+
+    def _retrieval_of_places(
+        self, first: Tensor, pooled: Tensor, shown: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Both terms of Eq. 4, in which another place with the same picture is no candidate."""
+        text = F.normalize(self.heads.text_to_image(first), dim=-1)
+        image = F.normalize(self.heads.image_to_text(pooled), dim=-1)
+        scores = text @ image.T * self.heads.logit_scale.exp()
+        terms = []
+        for logits in (scores, scores.T):
+            losses = []
+            for i in range(len(shown)):
+                kept = [j for j in range(len(shown)) if j == i or shown[j] != shown[i]]
+                losses.append(logits[i, kept].logsumexp(0) - logits[i, i])
+            terms.append(torch.stack(losses).mean())
+        return terms[0], terms[1]
+
     def gradients(self) -> dict[str, Tensor]:
         """Gradients under the names of `Heads`; those of E_img are summed over both its uses."""
         named = {n: p.grad for n, p in self.heads.named_parameters() if p.grad is not None}
         tables = {id(t): t for t in (self.input_table, self.output_table)}.values()
         used = [table.grad[-self.r :] for table in tables if table.grad is not None]
-        named["image_embeddings"] = torch.stack(used).sum(0)
+        if used:
+            named["image_embeddings"] = torch.stack(used).sum(0)
         return named
 
     def _run(self, rows: list[list[Piece]], padded: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +193,7 @@ class Plain(nn.Module):
         widths = [sum(len(piece) for piece, _ in row) for row in rows]
         width = max(*widths, padded)
         read = [piece for row in rows for piece, _ in row if isinstance(piece, list)]
-        ids = torch.tensor([i for piece in read for i in piece])
+        ids = torch.tensor([i for piece in read for i in piece], dtype=torch.int64)
         words = iter(F.embedding(ids, self.input_table).split([len(piece) for piece in read]))
         inputs, labels, mask = [], [], []
         for row, length in zip(rows, widths):

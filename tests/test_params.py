@@ -43,7 +43,6 @@ run.threads
 run.vae_slicing
 run.work
 run.workers
-
 captions.allow_download
 captions.allow_outside
 captions.check
@@ -51,6 +50,8 @@ captions.columns.caption
 captions.columns.id
 captions.columns.image
 captions.columns.split
+captions.documents.file
+captions.documents.images_dir
 captions.encoding
 captions.images_dir
 captions.max_caption_chars
@@ -68,7 +69,6 @@ captions.several_captions
 captions.table
 captions.test_fraction
 captions.val_fraction
-
 backbones.allow_download
 backbones.image_generator
 backbones.image_generator_dtype
@@ -82,20 +82,17 @@ backbones.visual_encoder
 backbones.visual_encoder_dtype
 backbones.visual_encoder_revision
 backbones.watermark
-
 features.codec.compressor
 features.codec.dtype
 features.codec.level
 features.codec.share_first
 features.shard_rows
-
 targets.codec.compressor
 targets.codec.dtype
 targets.codec.level
 targets.codec.share_first
 targets.shard_rows
 targets.source
-
 model.image_token_init.kind
 model.image_token_init.texts
 model.k
@@ -113,12 +110,13 @@ model.system_prompt
 model.template_options
 model.turns
 
+batches.documents_without_pictures_between
 batches.max_caption_tokens
+batches.max_document_tokens
 batches.reading.block_rows
 batches.reading.buffer_rows
 batches.reading.on_damage
 batches.validation_rows
-
 objective.captioning_softmax
 objective.captioning_weight
 objective.contrastive_gradient
@@ -136,7 +134,6 @@ objective.supervise_second
 objective.supervise_start
 objective.token_reduction
 objective.trained_dtype
-
 training.batch_size
 training.betas
 training.captioning_from
@@ -145,6 +142,7 @@ training.clip_norm
 training.epsilon
 training.image_token_rate
 training.learning_rate
+training.mixture
 training.schedule.at
 training.schedule.begin
 training.schedule.kind
@@ -156,7 +154,6 @@ training.validate_every
 training.warmup_steps
 training.weight_decay
 training.weights
-
 index.candidates
 index.hnsw_build_effort
 index.hnsw_links
@@ -168,7 +165,6 @@ index.kind
 index.pq_bytes
 index.rerank
 index.seed
-
 decision.folds
 decision.img_tokens
 decision.regularisation
@@ -176,7 +172,6 @@ decision.seed
 decision.test_fraction
 decision.use_similarity
 decision.votes
-
 generation.guidance
 generation.scheduler
 generation.steps
@@ -213,6 +208,10 @@ evaluation.vqa.annotations
 evaluation.vqa.images
 evaluation.vqa.limit
 evaluation.vqa.questions
+replies.joined
+replies.max_tokens
+replies.questions
+replies.seed
 """
 
 
@@ -312,6 +311,9 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
         read_params(file)
 
 
+_DOCUMENTS = {"documents": {"file": "documents.jsonl"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -346,6 +348,28 @@ def test_what_is_no_params_file_is_refused(tmp_path, text, words):
             {"training": {"batch_size": 63}},
             "training.batch_size: 63 is odd, but examples are packed in pairs: make it even, or "
             "set objective.pack_probability: 0",
+        ),
+        (
+            {"training": {"mixture": {"captions": 1, "documents": 1}}},
+            "training.mixture: names documents, but captions.documents.file names no file",
+        ),
+        (
+            {"training": {"mixture": {"captions": 63, "documents": 1}}, "captions": _DOCUMENTS},
+            "training.mixture: 63 captions a step are odd, but examples are packed in pairs: "
+            "choose other weights, or set objective.pack_probability: 0",
+        ),
+        (
+            {
+                "training": {"mixture": {"documents": 1}},
+                "captions": _DOCUMENTS,
+                "run": {"shard_language_model": True},
+            },
+            "training.mixture: documents do not go with run.shard_language_model, whose passes are "
+            "common to all processes",
+        ),
+        (
+            {"training": {"mixture": {"captions": 0}}},
+            "training.mixture: weights are positive numbers, or 0 for none of a corpus",
         ),
         (
             {"training": {"checkpoint": "best"}, "batches": {"validation_rows": 0}},

@@ -10,6 +10,7 @@ MODULES = {
     "features": "stages.feature_store",
     "candidates": "stages.feature_store",
     "targets": "stages.target_store",
+    "replies": "stages.reply_store",
     "training": "stages.head_training",
     "index": "stages.candidate_index",
     "decision": "stages.decision_labels",

@@ -83,6 +83,11 @@ class CaptionBatch:
         """Tokens per caption."""
         return self.offsets.diff().tolist()
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all captions."""
+        return len(self.tokens)
+
     def to(self, device: torch.device | str) -> "CaptionBatch":
         """The same batch with every tensor but `offsets` on `device`."""
         moved = {

@@ -179,6 +179,7 @@ def info_nce(
     keys: Float[Tensor, "B p"],
     logit_scale: Float[Tensor, ""],
     divide_gradient: bool = False,
+    pictures: Int64[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The two terms of Eq. 4 over the global batch: text to image, and image to text.
 
@@ -191,19 +192,48 @@ def info_nce(
         logit_scale: log(1 / tau).
         divide_gradient: what the released code does on W ranks: nothing flows back through the
             gathering, and data-parallel averaging then leaves 1/W of the gradient (UPSTREAM 12).
+        pictures: which picture each example is about. Examples about the same one are not compared
+            with each other, and ranks may hold different numbers of them, or none. None: all
+            differ, and all ranks hold as many.
     """
+    sizes = None if pictures is None else _sizes(pictures)
     # [W * B, p] each: every rank forms the same [W * B, W * B] logits, texts down, pictures across.
-    queries, keys = _gather(queries, divide_gradient), _gather(keys, divide_gradient)
+    queries = _gather(queries, divide_gradient, sizes)
+    keys = _gather(keys, divide_gradient, sizes)
     logits = logit_scale.exp() * queries @ keys.T
+    if pictures is not None:
+        pictures = _gather(pictures, divide_gradient, sizes)
+        if len(pictures) == 0:
+            # Zero, not the mean of nothing; with the gradients that other ranks wait for.
+            return logits.sum(), logits.sum()
+        others = ~torch.eye(len(pictures), dtype=torch.bool, device=pictures.device)
+        same = (pictures[:, None] == pictures) & others
+        logits = logits.masked_fill(same, float("-inf"))
     # The diagonal: query i belongs to key i, as ranks are gathered in one order for both.
     own = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, own), F.cross_entropy(logits.T, own)
 
 
-def _gather(x: Tensor, divide_gradient: bool) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+def _sizes(x: Tensor) -> list[int] | None:
+    """Rows of `x` in each rank; None where there is one."""
+    if not _several_ranks():
+        return None
+    sizes = [
+        torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())
+    ]
+    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+    return [int(size) for size in sizes]
+
+
+def _gather(x: Tensor, divide_gradient: bool, sizes: list[int] | None = None) -> Tensor:
+    """Concatenation over ranks, whose rows are `sizes`, by default equally many."""
+    if not _several_ranks():
         return x
-    return _Gather.apply(x, divide_gradient)
+    return _Gather.apply(x, divide_gradient, sizes or [len(x)] * dist.get_world_size())
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _Gather(torch.autograd.Function):
@@ -211,20 +241,22 @@ class _Gather(torch.autograd.Function):
     the sum of what all ranks send back; averaged over ranks it is the gradient of the one loss."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, divide_gradient: bool) -> Tensor:
-        ctx.divide_gradient = divide_gradient
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, x: Tensor, divide_gradient: bool, sizes: list[int]) -> Tensor:
+        ctx.divide_gradient, ctx.sizes = divide_gradient, sizes
+        # As long as the longest: what is sent has one size.
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         grad = grads[0].contiguous()
         # Without the sum a rank's part gets only what its own copy of the loss sends back.
         if not ctx.divide_gradient:
             dist.all_reduce(grad)
-        size = len(grad) // dist.get_world_size()
-        return grad[dist.get_rank() * size :][:size], None
+        return grad.split(ctx.sizes)[dist.get_rank()], None, None
 
 
 def mean_squared_error(

@@ -127,11 +127,11 @@ class MultimodalLanguageModel(nn.Module):
         """Read `k + T` tokens per caption and predict it (Eq. 1). See `captioning_stream`."""
         start_ids, k = self.language_model.start_ids, self.heads.sizes.k
         stream = captioning_stream(batch.lengths, rows, k, len(start_ids), supervise_start)
-        words = self._words(batch)
-        places = _Places.of(stream, words.device)
+        words = self.words(batch.tokens)
+        places = Places.of(stream, words.device)
         # [B * k, e], in the order of the stream's filled places.
         visual = self.visual_prefix(batch.pooled).flatten(0, 1)
-        inputs = self._inputs(places, words, visual)
+        inputs = self.inputs(places, words, visual)
         packing = Packing.of(stream.lengths, inputs.device)
         return places.supervised(words, self.language_model.hidden_states(inputs, packing))
 
@@ -151,12 +151,12 @@ class MultimodalLanguageModel(nn.Module):
         streams = image_streams(
             batch.lengths, rows, r, len(model.start_ids), supervise_captions, supervise_second
         )
-        words = self._words(batch)
+        words = self.words(batch.tokens)
         constant, dependent = (
-            _Places.of(stream, words.device) for stream in (streams.prefix, streams.suffix)
+            Places.of(stream, words.device) for stream in (streams.prefix, streams.suffix)
         )
         with torch.no_grad():
-            inputs = self._inputs(constant, words, None)
+            inputs = self.inputs(constant, words, None)
             # Read once per model; for the rows its keys are repeated as views, not copies.
             start = model.read_start()
             packing = Packing.of(
@@ -172,7 +172,7 @@ class MultimodalLanguageModel(nn.Module):
         # One row of E_img per use, in E_img's own dtype: their gradients are summed in that dtype.
         # [r, e] -> [B * r, e], one copy after each caption.
         images = self.heads.image_embeddings.expand(len(batch), -1, -1).flatten(0, 1)
-        inputs = self._inputs(dependent, words, images.to(model.dtype))
+        inputs = self.inputs(dependent, words, images.to(model.dtype))
         # The recorded keys and values are constants: the backward pass ends at E_img's places.
         after = Packing.of(streams.suffix.lengths, inputs.device, prefix=packing.recorded)
         hidden = model.hidden_states(inputs, after)
@@ -228,23 +228,24 @@ class MultimodalLanguageModel(nn.Module):
         """`x` in the heads' own dtype; autocast takes it from there."""
         return x.to(self.heads.image_embeddings.dtype)
 
-    def _words(self, batch: CaptionBatch) -> Int64[Tensor, " words"]:
-        """Start ids, caption tokens, and the id of [IMG1], as `streams` index them."""
+    def words(self, tokens: Int64[Tensor, " S"]) -> Int64[Tensor, " words"]:
+        """Start ids, the tokens of all texts, and the id of [IMG1], as streams index them."""
         model = self.language_model
         # On a device the check would wait for it; there the embedding itself refuses most such ids.
-        if batch.tokens.device.type == "cpu" and int(batch.tokens.max()) >= model.num_rows:
+        highest = int(tokens.max()) if len(tokens) and tokens.device.type == "cpu" else 0
+        if highest >= model.num_rows:
             raise InputError(
-                f"a caption holds token {int(batch.tokens.max())}, but the frozen vocabulary ends "
-                f"at {model.num_rows - 1}: the captions were made with another tokenizer"
+                f"a text holds token {highest}, but the frozen vocabulary ends at "
+                f"{model.num_rows - 1}: the texts were tokenized with another tokenizer"
             )
         # Filled on the device, not copied there.
-        start = [batch.tokens.new_full((1,), id) for id in model.start_ids]
-        image = batch.tokens.new_full((1,), model.num_rows)
-        return torch.cat([*start, batch.tokens, image]).to(model.device)
+        start = [tokens.new_full((1,), id) for id in model.start_ids]
+        image = tokens.new_full((1,), model.num_rows)
+        return torch.cat([*start, tokens, image]).to(model.device)
 
-    def _inputs(
+    def inputs(
         self,
-        places: "_Places",
+        places: "Places",
         words: Int64[Tensor, " words"],
         filling: Float[Tensor, "F e"] | None,
     ) -> Float[Tensor, "S e"]:
@@ -258,7 +259,7 @@ class MultimodalLanguageModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Places:
+class Places:
     """A `Stream` on the device of its words."""
 
     source: Int64[Tensor, " S"]
@@ -268,7 +269,8 @@ class _Places:
     targets: Int64[Tensor, " P"]
 
     @classmethod
-    def of(cls, stream: Stream, device: torch.device) -> "_Places":
+    def of(cls, stream: Stream, device: torch.device) -> "Places":
+        """Send a stream there, in one copy."""
         source = torch.tensor(stream.source, dtype=torch.int64)
         source = source.masked_fill(source == FILLED, 0)
         return cls(
@@ -278,4 +280,5 @@ class _Places:
     def supervised(
         self, words: Int64[Tensor, " words"], hidden: Float[Tensor, "S e"]
     ) -> Supervised:
+        """The hidden states that predict, with the ids of their targets."""
         return Supervised(hidden.index_select(0, self.predictors), words[self.targets])

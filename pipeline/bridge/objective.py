@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gill_errors import InputError
@@ -180,7 +180,7 @@ def example_losses(
     parts of a batch, with the batch's divisors, the shares are its losses. Raises as
     `training_losses`.
     """
-    _refuse_float16(gill)
+    refuse_float16(gill)
     # What has weight 0 stays this zero, and its pass is not run.
     captioning = image_token = generation = pooled = zero = gill.heads.logit_scale.new_zeros(())
     if objective.captioning_weight:
@@ -200,7 +200,7 @@ def example_losses(
     if objective.generation_weight:
         states = passes[tuple(draws.generation)].hidden
         # A distance is a mean over these examples: by their share of the batch, parts add up.
-        distance, share = _DISTANCES[objective.generation_loss], len(batch) / divisors.examples
+        distance, share = DISTANCES[objective.generation_loss], len(batch) / divisors.examples
         generation = share * distance(gill.generation_embedding(states), batch.targets)
         if gill.heads.pooled_projection is not None:
             if batch.pooled_targets is None:
@@ -233,15 +233,20 @@ def contrastive_losses(
     objective: Objective,
     queries: Float[Tensor, "B p"],
     keys: Float[Tensor, "B p"],
+    pictures: Int64[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Both terms of Eq. 4 over the batch of all processes, with the heads' temperature."""
+    """Both terms of Eq. 4 over the batch of all processes, with the heads' temperature.
+
+    `pictures` as `info_nce` takes it.
+    """
     scale: Tensor = gill.heads.logit_scale
     if not objective.learn_temperature:
         scale = scale.detach()
-    return info_nce(queries, keys, scale, objective.contrastive_gradient == "divided")
+    divided = objective.contrastive_gradient == "divided"
+    return info_nce(queries, keys, scale, divided, pictures)
 
 
-_DISTANCES = {"squared_error": mean_squared_error, "distance": mean_distance}
+DISTANCES = {"squared_error": mean_squared_error, "distance": mean_distance}
 
 
 def _image_uses(objective: Objective, draws: PackingDraws) -> list[tuple[bool, ...]]:
@@ -261,7 +266,8 @@ def _supervises_captions(objective: Objective) -> bool:
     return objective.image_token_targets == "caption_and_image_token"
 
 
-def _refuse_float16(gill: MultimodalLanguageModel) -> None:
+def refuse_float16(gill: MultimodalLanguageModel) -> None:
+    """Raise InputError for a language model in float16."""
     if gill.language_model.dtype == torch.float16:
         raise InputError(
             "the language model is in float16, in which gradients underflow: train with bfloat16 "

@@ -48,6 +48,35 @@ class Prefix:
 
         return Prefix(self.lengths * count, expanded(self.keys), expanded(self.values))
 
+    def take(self, rows: Sequence[int], otherwise: "Prefix | None" = None) -> "Prefix":
+        """The sequences `rows`, in this order; -1 stands for the one of `otherwise`, or for none.
+
+        One that is taken often is kept as often.
+        """
+        if list(rows) == list(range(len(self.lengths))):
+            return self
+        every = [*self.lengths, otherwise.lengths[0] if otherwise else 0]
+        lengths = [every[row] for row in rows]
+        device = next(iter(self.keys.values())).device
+        [index] = sent_together([[row % len(every) for row in rows]], device)
+
+        def taken(states: dict[int, Tensor], others: dict[int, Tensor]) -> dict[int, Tensor]:
+            result = {}
+            for layer, x in states.items():
+                # [1, H, P, h]: zero where no mask lets a token look.
+                last = torch.zeros_like(x[:1])
+                if others:
+                    last[:, :, : every[-1]] = others[layer]
+                result[layer] = torch.cat([x, last])[:, :, : max(lengths)].index_select(0, index)
+            return result
+
+        none: dict[int, Tensor] = {}
+        return Prefix(
+            lengths,
+            taken(self.keys, otherwise.keys if otherwise else none),
+            taken(self.values, otherwise.values if otherwise else none),
+        )
+
 
 @dataclass(frozen=True)
 class Packing:

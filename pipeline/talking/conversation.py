@@ -255,7 +255,8 @@ class Conversation:
         pictures: as vectors, and with words as text."""
         self._context = context
         read = self._memory.keep(turn.heard, self._inputs, words, told, ends_with_text)
-        self._inputs, self._busy = self._inputs[:0], False
+        # Not a view, which would keep, and copy with a fork, all that it is of.
+        self._inputs, self._busy = words.new_zeros(0, words.shape[1]), False
         if self._prefixes is not None:
             self._prefixes.keep(read, context)
 
@@ -286,5 +287,6 @@ def _new_memory(speaker: Speaker, system_prompt: str | None) -> Memory:
             )
         return TextMemory()
     memory = ChatMemory(system_prompt)
-    memory.hear(speaker, ["a"])  # or its template refuses the system prompt
+    if system_prompt is not None:
+        memory.hear(speaker, ["a"])  # or its template refuses it
     return memory

@@ -12,14 +12,23 @@ The step is that of the whole batch but for rounding; it reads the texts twice.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from gill_errors import InputError
 from pipeline.bridge.batch import CaptionBatch, take_examples
+from pipeline.bridge.document_objective import (
+    document_contrast,
+    document_divisors,
+    document_queries,
+    document_shares,
+)
+from pipeline.bridge.documents import DocumentBatch
+from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import (
     Divisors,
@@ -28,7 +37,6 @@ from pipeline.bridge.objective import (
     contrastive_losses,
     example_losses,
     retrieval_queries,
-    training_losses,
 )
 from pipeline.settings import Objective
 from pipeline.training.distribution import is_distributed, mean_over_processes
@@ -36,87 +44,131 @@ from pipeline.training.distribution import is_distributed, mean_over_processes
 
 def backpropagate(
     gill: MultimodalLanguageModel,
-    batch: CaptionBatch,
+    batch: CaptionBatch | MixedBatch,
     objective: Objective,
     draws: PackingDraws,
     micro_batch_size: int | None = None,
 ) -> Losses:
     """Add the gradient of `training_losses` to the heads' `.grad`; returns the losses, detached.
 
-    Under several processes `batch` and `draws` are this process's part, equally many examples in
-    each, and both the losses and the gradients are such that their means over the processes are
-    those of the global batch.
+    Of a mixed batch, those of its captions and of its documents, weighted by their shares.
+
+    Under several processes `batch` and `draws` are this process's part, equally many examples of a
+    corpus in each, and both the losses and the gradients are such that their means over the
+    processes are those of the global batch.
 
     Args:
         micro_batch_size: examples that go through the language model at once, an even number; the
             last part may be smaller. None: all.
 
     Raises:
-        ValueError: `micro_batch_size` is odd and would cut a pair; and as `training_losses`.
+        ValueError: `micro_batch_size` is odd and would cut a pair; and as `training_losses` and
+            `document_losses`.
     """
-    size = len(batch) if micro_batch_size is None else micro_batch_size
+    corpora = batch.corpora if isinstance(batch, MixedBatch) else [batch]
+    shares = []
+    for corpus in corpora:
+        size = len(corpus) if micro_batch_size is None else micro_batch_size
+        parts = (
+            _caption_parts(gill, corpus, objective, draws, size)
+            if isinstance(corpus, CaptionBatch)
+            else _document_parts(gill, corpus, objective, size)
+        )
+        shares.append(_accumulate(parts, objective, len(corpus) / len(batch)))
+    return shares[0] if len(shares) == 1 else _sum(shares)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a batch, and what compares all of their queries."""
+
+    losses: list[Callable[[], tuple[Losses, Tensor | None]]]
+    """Per part its share of the losses, and its queries where the objective has retrieval."""
+    queries: list[Callable[[], Tensor]]
+    """Per part the queries alone."""
+    contrast: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Both terms of l_r, from the queries of all parts."""
+
+
+def _caption_parts(
+    gill: MultimodalLanguageModel,
+    batch: CaptionBatch,
+    objective: Objective,
+    draws: PackingDraws,
+    size: int,
+) -> _Parts:
     if size < len(batch) and size % 2:
         raise InputError(f"micro_batch_size is {size}: an odd one would cut packed pairs in two")
     # Of the whole batch, before it is cut: parts divided by their own counts would not add up.
     divisors = _shared(Divisors.of(gill, batch.lengths, objective, draws), objective)
-    if size >= len(batch):
-        # All in one part: the texts need be read only once.
-        losses = training_losses(gill, batch, objective, draws, divisors)
-        losses.total.backward()
-        return _detached(losses)
-
     # `size` is even, so a part begins at the first of a pair.
-    bounds = [(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
-    parts = [(take_examples(batch, *bound), draws.part(*bound)) for bound in bounds]
+    parts = [
+        (take_examples(batch, *bound), draws.part(*bound)) for bound in _bounds(len(batch), size)
+    ]
+    return _Parts(
+        [partial(example_losses, gill, part, objective, own, divisors) for part, own in parts],
+        [partial(retrieval_queries, gill, part, objective, own) for part, own in parts],
+        lambda queries: contrastive_losses(gill, objective, queries, gill.image_key(batch.pooled)),
+    )
+
+
+def _document_parts(
+    gill: MultimodalLanguageModel, batch: DocumentBatch, objective: Objective, size: int
+) -> _Parts:
+    divisors = _shared_counts(document_divisors(gill, batch, objective))
+    parts = [batch.part(*bound) for bound in _bounds(len(batch), size)]
+    return _Parts(
+        [partial(document_shares, gill, part, objective, divisors) for part in parts],
+        [partial(document_queries, gill, part) for part in parts],
+        lambda queries: document_contrast(gill, batch, objective, queries),
+    )
+
+
+def _bounds(length: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _accumulate(parts: _Parts, objective: Objective, weight: float) -> Losses:
+    """Add the gradient of `weight` times the losses; returns so much of the losses, detached."""
+    if len(parts.losses) == 1:
+        # All in one part: the texts need be read only once.
+        losses, queries = parts.losses[0]()
+        if queries is not None:
+            losses = losses.with_retrieval(objective, *parts.contrast(queries))
+        _backward(weight * losses.total)
+        return _scaled(losses, weight)
     terms = None
-    grads: list[Tensor | None] = [None] * len(parts)
+    grads: list[Tensor | None] = [None] * len(parts.losses)
     if objective.retrieval_weight:
         with torch.no_grad():
-            queries = [retrieval_queries(gill, part, objective, own) for part, own in parts]
-        # grad [B, p]: what each query's vector has to know of all other examples.
-        *terms, grad = _retrieval(gill, batch, objective, torch.cat(queries))
-        grads = [grad[slice(*bound)] for bound in bounds]
-    shares = [
-        _backpropagate_part(gill, part, objective, own, divisors, grad)
-        for (part, own), grad in zip(parts, grads)
-    ]
+            queries_of_parts = [queries() for queries in parts.queries]
+        # A leaf: this backward pass ends here, and the language model is not run again for it.
+        # Gradients of keys and temperature, which need none, go to their parameters.
+        leaf = torch.cat(queries_of_parts).requires_grad_()
+        terms = parts.contrast(leaf)
+        (weight * objective.retrieval_weight * (terms[0] + terms[1])).backward()
+        assert leaf.grad is not None
+        # What each query's vector has to know of all other examples.
+        grads = list(leaf.grad.split([len(queries) for queries in queries_of_parts]))
+    shares = []
+    for part, grad in zip(parts.losses, grads):
+        losses, queries = part()
+        total = weight * losses.total
+        if queries is not None and grad is not None:
+            # Its gradient is that of l_r through these queries; its value means nothing.
+            total = total + (queries * grad).sum()
+        _backward(total)
+        shares.append(_scaled(losses, weight))
     losses = _sum(shares)
-    return losses if terms is None else losses.with_retrieval(objective, *terms)
+    if terms is None:
+        return losses
+    return losses.with_retrieval(objective, *(weight * term.detach() for term in terms))
 
 
-def _retrieval(
-    gill: MultimodalLanguageModel,
-    batch: CaptionBatch,
-    objective: Objective,
-    queries: Float[Tensor, "B p"],
-) -> tuple[Tensor, Tensor, Float[Tensor, "B p"]]:
-    """Both terms of l_r, and their weighted gradient with respect to `queries`.
-
-    Gradients of keys and temperature, which need no language model, go to their parameters.
-    """
-    # A leaf: this backward pass ends here, and the language model is not run again for it.
-    queries.requires_grad_()
-    terms = contrastive_losses(gill, objective, queries, gill.image_key(batch.pooled))
-    (objective.retrieval_weight * (terms[0] + terms[1])).backward()
-    assert queries.grad is not None
-    return terms[0].detach(), terms[1].detach(), queries.grad
-
-
-def _backpropagate_part(
-    gill: MultimodalLanguageModel,
-    part: CaptionBatch,
-    objective: Objective,
-    draws: PackingDraws,
-    divisors: Divisors,
-    grad: Float[Tensor, "B p"] | None,
-) -> Losses:
-    losses, queries = example_losses(gill, part, objective, draws, divisors)
-    total = losses.total
-    if queries is not None and grad is not None:
-        # Its gradient is that of l_r through these queries; its value means nothing.
-        total = total + (queries * grad).sum()
-    total.backward()
-    return _detached(losses)
+def _backward(total: Tensor) -> None:
+    """Nothing, where documents without anything to learn leave no gradient."""
+    if total.requires_grad:
+        total.backward()
 
 
 def _shared(divisors: Divisors, objective: Objective) -> Divisors:
@@ -128,8 +180,19 @@ def _shared(divisors: Divisors, objective: Objective) -> Divisors:
     return replace(divisors, captioning=captioning, image_token=tuple(image_token))
 
 
-def _detached(losses: Losses) -> Losses:
-    return replace(losses, **{f.name: getattr(losses, f.name).detach() for f in fields(losses)})
+def _shared_counts(divisors: Divisors) -> Divisors:
+    """Likewise of documents, of which processes hold any number of tokens and pictures."""
+    if not is_distributed():
+        return divisors
+    counts = [divisors.captioning, *divisors.image_token, divisors.examples]
+    means = mean_over_processes(torch.tensor(counts, dtype=torch.float64)).tolist()
+    return Divisors(means[0], tuple(means[1:-1]), means[-1])
+
+
+def _scaled(losses: Losses, weight: float) -> Losses:
+    return replace(
+        losses, **{f.name: weight * getattr(losses, f.name).detach() for f in fields(losses)}
+    )
 
 
 def _sum(shares: list[Losses]) -> Losses:

@@ -86,6 +86,16 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return total / num_processes()
 
 
+def complete_gradients(parameters: Sequence[Tensor]) -> None:
+    """A gradient of zero where another process has one and this one's examples gave none."""
+    if not is_distributed():
+        return
+    there = torch.tensor([float(p.grad is not None) for p in parameters])
+    for parameter, share in zip(parameters, mean_over_processes(there).tolist()):
+        if share and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Make every gradient the mean over processes, in one message."""
     if not is_distributed():

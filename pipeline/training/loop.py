@@ -42,6 +42,8 @@ from pipeline.bridge.checkpoint import (
     save_state,
     unlike_run,
 )
+from pipeline.bridge.documents import DocumentBatch
+from pipeline.bridge.mixed_batch import MixedBatch, num_captions
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing
 from pipeline.settings import Objective, TrainingSettings
@@ -66,7 +68,7 @@ class BatchSource(Protocol):
     of them, as only that of the first is saved.
     """
 
-    def __iter__(self) -> Iterator[CaptionBatch]: ...
+    def __iter__(self) -> Iterator[CaptionBatch | MixedBatch]: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the batch that was handed out last (JSON), whatever was read ahead."""
@@ -108,7 +110,7 @@ def train(
     settings: TrainingSettings,
     *,
     directory: str | Path,
-    validation: Sequence[CaptionBatch] = (),
+    validation: Sequence[CaptionBatch | DocumentBatch] = (),
     contents: Int64[Tensor, " N"] | None = None,
     backbones: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -221,7 +223,9 @@ class _Run:
         best = max(validated, key=_goodness, default=None)
         return None if best is None else int(best["step"])
 
-    def next_batch(self, iterator: Iterator[CaptionBatch]) -> CaptionBatch:
+    def next_batch(
+        self, iterator: Iterator[CaptionBatch | MixedBatch]
+    ) -> CaptionBatch | MixedBatch:
         try:
             batch = next(iterator)
         except StopIteration:
@@ -236,8 +240,9 @@ class _Run:
             )
         return batch.to(self.gill.language_model.device)
 
-    def advance(self, batch: CaptionBatch) -> dict[str, float]:
-        draws = _own_draws(draw_packing(self.settings.batch_size, self.objective, self.coins))
+    def advance(self, batch: CaptionBatch | MixedBatch) -> dict[str, float]:
+        captions = num_captions(batch) * num_processes()
+        draws = _own_draws(draw_packing(captions, self.objective, self.coins))
         try:
             report = self.stepper.take(self.step, batch, draws)
         except NonFiniteStepError as error:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.checkpoint import CurvePoint
+from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.settings import TrainingSettings
 from pipeline.training.distribution import num_processes
 
@@ -104,10 +105,10 @@ class Clock:
         yield
         self._waited += time.perf_counter() - begin
 
-    def count(self, batch: CaptionBatch) -> None:
+    def count(self, batch: CaptionBatch | MixedBatch) -> None:
         """Count a batch, of all processes."""
         self._examples += len(batch) * num_processes()
-        self._tokens += len(batch.tokens) * num_processes()
+        self._tokens += batch.num_tokens * num_processes()
 
     def progress(self, step: int, report: Mapping[str, float]) -> TrainingProgress:
         """Where training is, how fast it goes, and when it ends."""

@@ -9,11 +9,16 @@ import torch
 from gill_errors import InputError
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.image_tokens import rescale_image_rows
+from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws
 from pipeline.settings import Objective, TrainingSettings
 from pipeline.training.accumulation import backpropagate
-from pipeline.training.distribution import average_gradients, mean_over_processes
+from pipeline.training.distribution import (
+    average_gradients,
+    complete_gradients,
+    mean_over_processes,
+)
 from pipeline.training.recomputation import recompute_activations
 from pipeline.training.sharding import is_sharded
 from pipeline.training.validation import loss_values
@@ -61,7 +66,9 @@ class Stepper:
         )
         self._mean_row_norm = gill.language_model.mean_row_norm()
 
-    def take(self, step: int, batch: CaptionBatch, draws: PackingDraws) -> dict[str, float]:
+    def take(
+        self, step: int, batch: CaptionBatch | MixedBatch, draws: PackingDraws
+    ) -> dict[str, float]:
         """Step number `step`, from 0; returns loss, parts, gradient norm before clipping, rate.
 
         Under several processes `batch` and `draws` are this process's part and the step is that of
@@ -73,6 +80,9 @@ class Stepper:
         # None, not zero: AdamW leaves alone what no loss reaches, decay included.
         self.optimizer.zero_grad(set_to_none=True)
         losses = backpropagate(self.gill, batch, self.objective, draws, settings.micro_batch_size)
+        if isinstance(batch, MixedBatch):
+            # Documents without a picture to produce reach fewer of the heads.
+            complete_gradients(list(self.gill.heads.parameters()))
         parameters = [p for p in self.gill.heads.parameters() if p.grad is not None]
         # Before clipping: the norm is the global batch's, so that all processes clip alike.
         average_gradients(parameters)
