@@ -107,17 +107,17 @@ class Exchange:
 
 def to_html(exchanges: Sequence[Exchange]) -> str:
     """A fragment: the conversation as `article` elements."""
-    return _template().module.conversation(exchanges)  # type: ignore[attr-defined]
+    return template("conversation.html").module.conversation(exchanges)  # type: ignore[attr-defined]
 
 
 def style() -> str:
     """The CSS that goes with the fragment."""
-    return str(_template().module.style())  # type: ignore[attr-defined]
+    return str(template("conversation.html").module.style())  # type: ignore[attr-defined]
 
 
 def to_page(exchanges: Sequence[Exchange], title: str = "A conversation with GILL") -> str:
     """A whole HTML file that needs nothing else."""
-    return _template().render(exchanges=exchanges, title=title)
+    return template("conversation.html").render(exchanges=exchanges, title=title)
 
 
 def to_json(exchanges: Sequence[Exchange]) -> str:
@@ -144,7 +144,8 @@ def _describe(piece: Piece) -> dict[str, Any]:
     return one
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A template of this room; what is put into it is escaped, data URIs by the filter `uri`."""
     environment = Environment(
         loader=PackageLoader("app"),
         autoescape=select_autoescape(["html"]),
@@ -152,4 +153,4 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["uri"] = Markup
-    return environment.get_template("conversation.html")
+    return environment.get_template(name)

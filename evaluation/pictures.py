@@ -35,6 +35,7 @@ from pipeline.frozen.image_generator import ImageGenerator
 from pipeline.frozen.text_conditioner import TextConditioner, load_text_conditioner
 from pipeline.frozen.visual_encoder import VisualEncoder
 from pipeline.settings import GenerationSettings
+from pipeline.talking.answers import ImageTokens, SeenPart
 from pipeline.talking.generation import generate_pictures, text_conditioning
 from pipeline.talking.reading import read_contexts
 from settings.params import Params
@@ -111,10 +112,7 @@ class PictureMaker:
         read = (
             self._read_prompt(example.prompt)
             if method == "generator"
-            else [
-                part if isinstance(part, str) else {"picture": content_of(part.reference)}
-                for part in example.context
-            ]
+            else [_content_of_part(part) for part in example.context]
         )
         sampling = settings.model_dump(include={"steps", "guidance", "scheduler"})
         return key_for(read, seed, sampling)
@@ -215,9 +213,15 @@ def picture_crew(gill: Gill, artifacts: Artifacts, params: Params, heads: str) -
     )
 
 
-def opened(context: Sequence[str | Picture]) -> list[str | Image.Image]:
+def opened(context: Sequence[str | Picture | ImageTokens]) -> list[SeenPart]:
     """A context with its pictures decoded."""
-    return [part if isinstance(part, str) else open_picture(part.reference) for part in context]
+    return [open_picture(part.reference) if isinstance(part, Picture) else part for part in context]
+
+
+def _content_of_part(part: str | Picture | ImageTokens) -> str | dict[str, str]:
+    if isinstance(part, ImageTokens):
+        return {"image_tokens": ""}
+    return part if isinstance(part, str) else {"picture": content_of(part.reference)}
 
 
 @lru_cache(maxsize=200_000)

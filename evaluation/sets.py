@@ -22,6 +22,7 @@ from corpora.records import CaptionedImage, Dialogue, Story
 from evaluation.sources import CaptionSource, Source
 from gill_errors import StageError
 from miniature.world import Scene
+from pipeline.talking.answers import ImageTokens
 from settings.evaluation import EvaluationParams
 
 
@@ -37,7 +38,7 @@ class Example:
     """One test case. Pictures are references, so that any number of examples fits in memory."""
 
     id: str
-    context: tuple[str | Picture, ...]
+    context: tuple[str | Picture | ImageTokens, ...]
     """Interleaved text and pictures, as GILL reads them."""
     prompt: str
     """The same in words alone, for the generator's own text encoder."""
@@ -45,6 +46,18 @@ class Example:
     """Reference of the real picture."""
     scene: Scene | None = None
     """The truth about it, where the miniature's oracle knows it."""
+
+    @property
+    def described(self) -> tuple[dict[str, str], ...]:
+        """The context as records have it."""
+        return tuple(
+            {"text": part}
+            if isinstance(part, str)
+            else {"image_tokens": ""}
+            if isinstance(part, ImageTokens)
+            else {"picture": part.reference}
+            for part in self.context
+        )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ property of the source. Every reader's report is printed: what was kept, what wa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -41,6 +41,8 @@ class Source(Generic[T]):
     """Story, dialogue or picture to the scene of its (last) picture, where the truth is known."""
     prompt: Callable[[Any], str] = str
     """Puts the rounds of a dialogue, or a question up to its answer, into words."""
+    moments: Mapping[str, tuple[Scene, ...]] = field(default_factory=dict)
+    """Story to the scenes of all its pictures, where the truth is known."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,13 @@ class Sources:
         files, folder = self._section.vist, self._folder
         if files.stories is not None and files.images is not None:
             return _source(read_stories(files.stories, files.images, self._section.check))
-        scenes = {id_: Scene(*told[-1]) for id_, told in self._truth["stories"].items()}
-        return _source(read_stories(folder / "stories.json", folder / "story_images"), scenes)
+        moments = {
+            id_: tuple(Scene(*scene) for scene in told)
+            for id_, told in self._truth["stories"].items()
+        }
+        scenes = {id_: told[-1] for id_, told in moments.items()}
+        read = read_stories(folder / "stories.json", folder / "story_images")
+        return replace(_source(read, scenes), moments=moments)
 
     @cached_property
     def dialogues(self) -> Source[Dialogue]:
@@ -124,7 +131,7 @@ class Sources:
 
     def read(self, tables: Sequence[str]) -> None:
         """Read now what these tables will ask for, so that a bad file is found early."""
-        if "table_5" in tables:
+        if {"table_5", "stories_told"} & set(tables):
             _ = self.stories
         if "table_7" in tables and self.has("coco"):
             _ = self.coco

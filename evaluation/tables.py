@@ -19,7 +19,7 @@ from evaluation.ceilings import oracle_ceiling
 from evaluation.decision import table_6
 from evaluation.headline import MAIN, headline, of_every_set
 from evaluation.latency import latency
-from evaluation.pictures import PictureMaker, opened, picture_crew
+from evaluation.pictures import Method, PictureMaker, opened, picture_crew
 from evaluation.published import published
 from evaluation.results import Record, Result, write_records, write_results
 from evaluation.retrieval import caption_retrieval, table_5
@@ -28,6 +28,7 @@ from evaluation.sets import EvaluationSet
 from evaluation.sources import Sources
 from evaluation.store import EvaluationStore
 from evaluation.texts import captioning, visual_questions
+from evaluation.told_stories import tell_stories
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill.loading import Gill
@@ -90,13 +91,24 @@ def measure_tables(params: Params, artifacts: Artifacts, work: WorkFolder, folde
 
 def _placed(record: Record, out: Path, final: Path, makers: Mapping[str, Path]) -> Record:
     """The record with its generated pictures beside it: in `out`, which will lie at `final`."""
-    pictures = dict(record.pictures)
-    for method, folder in makers.items():
-        if method in pictures:
-            inside = Path("pictures", method, Path(pictures[method]).relative_to(folder))
-            place(Path(pictures[method]), out / inside)
-            pictures[method] = str(final / inside)
-    return replace(record, pictures=pictures)
+
+    def placed(picture: str) -> str:
+        for method, folder in makers.items():
+            if Path(picture).is_relative_to(folder):
+                inside = Path("pictures", method, Path(picture).relative_to(folder))
+                place(Path(picture), out / inside)
+                return str(final / inside)
+        return picture
+
+    pictures = {
+        method: placed(picture) if method in makers else picture
+        for method, picture in record.pictures.items()
+    }
+    context = tuple(
+        {kind: placed(p) if kind == "picture" else p for kind, p in part.items()}
+        for part in record.context
+    )
+    return replace(record, pictures=pictures, context=context)
 
 
 class _Run:
@@ -148,6 +160,8 @@ class _Run:
             return table_6(self.artifacts.decision, section.seed)
         if table == "table_7":
             return self._table_7()
+        if table == "stories_told":
+            return self._stories_told(settings)
         [example] = sets.caption_set(sources.captions, 1).examples
         return latency(self.gill, example.prompt, settings, section.seed)
 
@@ -174,6 +188,18 @@ class _Run:
         self.records += self._records(one, pictures, found)
         self._measured[known] = results
         return results
+
+    def _stories_told(self, settings: GenerationSettings) -> list[Result]:
+        def make(one: EvaluationSet, method: Method, first: int) -> list[Path]:
+            seed = self.params.evaluation.seed + first
+            maker = PictureMaker(self.crew, self.store, seed, self._read_prompt)
+            return maker.make(one, method, settings)
+
+        told = tell_stories(
+            self.gill, self.sources.stories, self.params.evaluation, make, self.scorer
+        )
+        self.records += told.records
+        return told.results
 
     def _read_prompt(self, prompt: str) -> list[list[int]]:
         """What the generator's own text side, loaded when it is first asked, reads of a prompt."""
@@ -204,10 +230,7 @@ class _Run:
                     set=one.name,
                     id=example.id,
                     prompt=example.prompt,
-                    context=tuple(
-                        {"text": part} if isinstance(part, str) else {"picture": part.reference}
-                        for part in example.context
-                    ),
+                    context=example.described,
                     real=example.real,
                     scene=None if example.scene is None else " ".join(example.scene),
                     pictures=made,

@@ -30,7 +30,7 @@ from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.frozen.backbones import Backbone, Backbones, ChatSettings, Dtype, Quantization, Role
 from pipeline.frozen.gguf_files import names_gguf
 from pipeline.frozen.pinning import resolve_backbone
-from pipeline.settings import GenerationSettings
+from pipeline.settings import GenerationSettings, TalkingSettings
 from pipeline.talking.captioning import CAPTION_PROMPT
 from pipeline.talking.decision import DecisionModel
 from settings.params import MINIATURE
@@ -76,6 +76,7 @@ class TrainedConfig(Record):
     backbones: dict[Role, FrozenModel]
     generation: GenerationSettings
     caption_prompt: str = CAPTION_PROMPT
+    talking: TalkingSettings = TalkingSettings()
     step: int
     num_parameters: int
 
@@ -93,6 +94,7 @@ def save_trained(
     decision: DecisionModel | None,
     generation: GenerationSettings,
     caption_prompt: str,
+    talking: TalkingSettings,
     numbers: Sequence[CardNumber] = (),
     licence: str | None = None,
 ) -> None:
@@ -106,6 +108,7 @@ def save_trained(
         backbones={role: _frozen(getattr(backbones, role)) for role in get_args(Role)},
         generation=generation,
         caption_prompt=caption_prompt,
+        talking=talking,
         step=record.step,
         num_parameters=sum(p.numel() for p in heads.parameters()),
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -46,7 +46,7 @@ from pipeline.frozen.image_generator import ImageGenerator, load_image_generator
 from pipeline.frozen.language_model import load_language_model
 from pipeline.frozen.text_conditioner import TextConditioner, load_text_conditioner
 from pipeline.frozen.visual_encoder import VisualEncoder, load_visual_encoder
-from pipeline.settings import GenerationRun, GenerationSettings
+from pipeline.settings import GenerationRun, GenerationSettings, TalkingSettings
 from pipeline.talking.answers import ConversationError, Part, Reply, ReplySettings
 from pipeline.talking.captioning import (
     CAPTION_PROMPT,
@@ -80,6 +80,8 @@ class Gill(Speaker):
     record: CheckpointRecord | None = None
     caption_prompt: str = CAPTION_PROMPT
     """What stands between a picture and its caption."""
+    talking: TalkingSettings = field(default_factory=TalkingSettings)
+    """How answers go on behind their own pictures, where a reply does not say."""
 
     @classmethod
     def load(
@@ -132,6 +134,7 @@ class Gill(Speaker):
             backbones=backbones,
             record=read_record(heads_file),
             caption_prompt=read_caption_prompt(beside / "params.yaml"),
+            talking=read_talking(beside / "params.yaml"),
         )
 
     @classmethod
@@ -191,6 +194,7 @@ class Gill(Speaker):
             backbones=found,
             record=record,
             caption_prompt=config.caption_prompt,
+            talking=config.talking,
         )
 
     def save_pretrained(
@@ -218,6 +222,7 @@ class Gill(Speaker):
             self.decision,
             self.generation,
             self.caption_prompt,
+            self.talking,
             numbers,
             licence,
         )
@@ -251,12 +256,19 @@ class Gill(Speaker):
         """
         return Conversation(self, prefixes, system_prompt=system_prompt)
 
+    @property
+    def reply_settings(self) -> ReplySettings:
+        """How a turn is answered where nobody says otherwise."""
+        base = super().reply_settings
+        decoding = base.decoding.model_copy(update={"read_back": self.talking.read_back})
+        return base.model_copy(update={"decoding": decoding})
+
     def settings(self, base: ReplySettings | None = None, **knobs: Any) -> ReplySettings:
         """Reply settings with some knobs changed; None leaves a knob as it is.
 
         Knobs are the fields of ReplySettings (want, candidates, negative_prompt, seed),
         DecodingSettings (max_tokens, max_images, min_tokens_before_image, image_bias, temperature,
-        top_k, top_p, repetition_penalty, stop_at_newline, stop_after_images) and
+        top_k, top_p, repetition_penalty, stop_at_newline, stop_after_images, read_back, ...) and
         GenerationSettings (steps, guidance, scheduler, batch_size).
 
         Raises GillError naming a knob that does not exist or a value that is not allowed.
@@ -362,6 +374,14 @@ def read_generation(params: Path) -> GenerationSettings:
         return GenerationSettings.model_validate({**numbers, **how, **batch})
     except ValidationError as error:
         raise GillError(f"{params}: the section `generation` cannot be used: {error}") from None
+
+
+def read_talking(params: Path) -> TalkingSettings:
+    """How answers go on in a run with this params file. Raises GillError as `read_generation`."""
+    try:
+        return TalkingSettings.model_validate(_read_section(params, "talking"))
+    except ValidationError as error:
+        raise GillError(f"{params}: the section `talking` cannot be used: {error}") from None
 
 
 def _have_pictures(artifacts: Artifacts) -> None:

@@ -231,6 +231,18 @@ def stated(text: str) -> frozenset[str]:
     return frozenset(known)
 
 
+def told_values(text: str) -> dict[str, str]:
+    """What captions of one object, one after the other, have said of it so far: attribute to value,
+    as it was said last.
+
+    told_values("a red ring. it turns blue.")  ->  {"color": "blue", "shape": "ring"}
+    """
+    told: dict[str, str] = {}
+    for word in text.translate(_NO_WORD).split():
+        told.update({name: word for name, values in VALUES.items() if word in values})
+    return told
+
+
 def summary(scene: Scene, attributes: Sequence[str], blank: Iterable[str] = ()) -> str:
     """Says in words what a picture shows, for example ` picture: shape ring color red.`
 

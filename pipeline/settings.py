@@ -361,6 +361,22 @@ class DecisionSettings(Record):
     seed: int = Field(default=0, ge=0, description="seed of the split, the folds and the draws")
 
 
+ReadBack = Literal["image_tokens", "nothing", "picture", "image_tokens_and_picture"]
+
+
+class TalkingSettings(Record):
+    """How answers go on behind their own pictures."""
+
+    read_back: ReadBack = Field(
+        "nothing",
+        description="what is read in place of a picture of an answer as the answer, and the talk, "
+        "go on. nothing: the words alone. picture: the k visual vectors of what was shown. "
+        "image_tokens_and_picture: the r [IMG] tokens and these. image_tokens: the former within "
+        "the answer, nothing later. After training on captions `nothing` draws what is said best, "
+        "`picture` keeps what was shown (table stories_told)",
+    )
+
+
 class GenerationNumbers(Record):
     """How the generator samples: what decides a picture."""
 

@@ -22,6 +22,7 @@ TableName = Literal[
     "table_8",
     "figure_6",
     "figure_8",
+    "stories_told",
     "latency",
 ]
 
@@ -44,7 +45,7 @@ class EvaluationFiles(Record):
 
 
 class VistFiles(EvaluationFiles):
-    """Stories of Tables 1, 3 to 5 and Figure 6."""
+    """Stories of Tables 1, 3 to 5 and Figure 6, and those that are told."""
 
     stories: str | None = Field(None, description="story-in-sequence JSON; the paper: val")
     images: str | None = Field(None, description="folder of its pictures, PHOTO_ID.jpg or .png")
@@ -95,7 +96,9 @@ PAPER_GENERATION = {"table_8": GenerationOverride(steps=250, guidance=3.0, sched
 
 # Which files each table reads; of two groups for Table 7, one is enough.
 TABLE_FILES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("table_1", "table_3", "table_4", "table_5", "figure_6"), ("vist",)),
+    **dict.fromkeys(
+        ("table_1", "table_3", "table_4", "table_5", "figure_6", "stories_told"), ("vist",)
+    ),
     **dict.fromkeys(("table_2", "figure_8"), ("visdial",)),
     "table_7": ("coco", "vqa"),
     "table_8": ("coco_2014",),
@@ -118,6 +121,9 @@ class EvaluationParams(Record):
         description="who generates; `generator` alone, with its own text encoder, is the baseline",
     )
     captions: int = Field(100, ge=1, description="test captions of the run's own caption table")
+    told_stories: int = Field(
+        30, ge=1, description="stories that get pictures behind their sentences (stories_told)"
+    )
     vist: VistFiles = VistFiles()
     visdial: VisDialFiles = VisDialFiles()
     coco: CocoFiles = Field(CocoFiles(), description="captioning of Table 7; the paper: val 2017")

@@ -38,6 +38,7 @@ from pipeline.settings import (
     IndexSettings,
     MapperSizes,
     Objective,
+    TalkingSettings,
     TrainingNumbers,
     TrainingRun,
     TrainingSettings,
@@ -408,6 +409,7 @@ class Params(Record):
     index: IndexParams = IndexParams()
     decision: DecisionParams = DecisionParams()
     generation: GenerationNumbers = GenerationNumbers()
+    talking: TalkingSettings = TalkingSettings()
     evaluation: EvaluationParams = EvaluationParams()
 
     @field_validator("objective", mode="before")

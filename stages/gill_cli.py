@@ -88,6 +88,28 @@ Guidance = Annotated[
 SchedulerOption = Annotated[
     Scheduler | None, typer.Option(help="Noise scheduler; default: the run's params.")
 ]
+
+
+class ReadBack(StrEnum):
+    """What is read in place of a picture as an answer goes on."""
+
+    nothing = "nothing"
+    picture = "picture"
+    image_tokens = "image_tokens"
+    image_tokens_and_picture = "image_tokens_and_picture"
+
+
+class Places(StrEnum):
+    """Where the pictures of a story stand."""
+
+    model = "model"
+    even = "even"
+
+
+ReadBackOption = Annotated[
+    ReadBack | None,
+    typer.Option(help="What is read in place of an own picture; default: the run's params."),
+]
 Negative = Annotated[str, typer.Option(help="What generated pictures are guided away from.")]
 
 ARTIFACTS, OUT = Path("artifacts"), Path("answer")
@@ -114,6 +136,7 @@ def _knobs(
     guidance: Guidance = None,
     scheduler: SchedulerOption = None,
     negative_prompt: Negative = "",
+    read_back: ReadBackOption = None,
 ) -> dict[str, Any]:
     """The options that shape an answer, as `Gill.settings` takes them."""
     return {n: v.value if isinstance(v, StrEnum) else v for n, v in locals().items()}
@@ -211,6 +234,89 @@ def chat(
             typer.echo(json.dumps({"answer": described, "forgotten_turns": forgotten}))
         elif forgotten:
             typer.secho(f"(forgot the oldest {forgotten} turns)", dim=True)
+
+
+@app.command()
+def tell(
+    story: Annotated[list[str], typer.Argument(help="Text, files of text, or - for the input.")],
+    pictures: Annotated[int, typer.Option(min=1, max=64, help="Most pictures.")] = 4,
+    sentences: Annotated[
+        int | None,
+        typer.Option(
+            "--continue",
+            min=0,
+            max=64,
+            help="Sentences that the model adds, which get the pictures; default: 4 to a text of "
+            "one sentence, none to a longer one.",
+        ),
+    ] = None,
+    places: Annotated[
+        Places, typer.Option(help="Pictures where the model says [IMG1], or evenly spread.")
+    ] = Places.model,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; default: the first free story.html, story-2.html")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "A story",
+    artifacts: Artifacts = ARTIFACTS,
+    as_json: AsJson = False,
+    want: WantOption = Want.auto,
+    seed: Seed = 0,
+    temperature: Temperature = 0.0,
+    candidates: Candidates = 1,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    scheduler: SchedulerOption = None,
+    negative_prompt: Negative = "",
+    read_back: ReadBackOption = None,
+) -> None:
+    """Tell a story with pictures: writes an illustrated page (HTML) that needs nothing else.
+
+    A text of several sentences is a whole story: each is read, and pictures come behind those after
+    which the model says [IMG1], evenly spread ones where there are more of them than --pictures.
+    With --places even they are spread over all sentences, whatever the model says. A text of one
+    sentence is a beginning: the model goes on, with pictures where it says [IMG1]. --continue says
+    otherwise for both.
+
+    The same text, model, options and --seed give the same page; picture n has the seed --seed + n.
+    """
+    from app.story import choose_page, describe, read_story, write_story_page
+
+    text, path = read_story(story), choose_page(out)
+    gill = _load(artifacts)
+    from pipeline.talking.answers import PictureProgress, Reply, Text
+    from pipeline.talking.sentences import sentences_of
+    from pipeline.talking.telling import TellingSettings, tell
+
+    if sentences is None:
+        sentences = 4 if sum(map(len, sentences_of(text))) == 1 else 0
+    telling = TellingSettings(pictures=pictures, places=places.value, added_sentences=sentences)
+    settings = gill.settings(
+        want=want.value,
+        seed=seed,
+        temperature=temperature,
+        candidates=candidates,
+        steps=steps,
+        guidance=guidance,
+        scheduler=None if scheduler is None else scheduler.value,
+        negative_prompt=negative_prompt,
+        read_back=None if read_back is None else read_back.value,
+    )
+    told = Reply()
+    for event in tell(gill, text, telling, settings):
+        told.add(event)
+        if isinstance(event, Text) and not as_json:
+            typer.echo(event.text, nl=False)
+        elif isinstance(event, PictureProgress):
+            continue
+        elif told.images and told[-1] is event and not as_json:
+            typer.echo(f" [picture {len(told.images)}]", nl=False)
+    write_story_page(path, told, title)
+    if as_json:
+        typer.echo(json.dumps({"page": str(path), "story": describe(told)}, indent=1))
+        return
+    typer.echo(f"\n\n{len(told.images)} pictures: {path}")
+    if not told.images:
+        typer.echo("(the model says [IMG1] behind none of its sentences: see --places)", err=True)
 
 
 @app.command()

@@ -34,6 +34,7 @@ STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["s
 EVALUATION = {
     "captions": 4,
     "vist": {"limit": 2},
+    "told_stories": 2,
     "visdial": {"limit": 2},
     "coco": {"limit": 4},
     "vqa": {"limit": 4},
@@ -205,13 +206,20 @@ def test_what_the_first_steps_type_works(world, monkeypatch):
             answers[words[0]] = result.output
         elif program == "stages":
             run(*words)
-    assert answers.keys() == {"ask", "caption", "chat"}
+    assert answers.keys() == {"ask", "caption", "chat", "tell"}
     assert "picture" in answers["ask"]
     assert "picture" in answers["chat"]
+    assert "pictures: story.html" in answers["tell"]
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/howto/interleaved.md", "docs/howto/own-loop.md"]
+    "page",
+    [
+        "README.md",
+        "docs/howto/interleaved.md",
+        "docs/howto/stories.md",
+        "docs/howto/own-loop.md",
+    ],
 )
 def test_the_python_of_the_pages_runs(world, monkeypatch, page):
     monkeypatch.chdir(world)

@@ -182,6 +182,9 @@ generation.guidance
 generation.scheduler
 generation.steps
 generation.vae_tiling
+
+talking.read_back
+
 evaluation.captions
 evaluation.check
 evaluation.coco.captions
@@ -200,6 +203,7 @@ evaluation.methods
 evaluation.retrieval_scenes
 evaluation.seed
 evaluation.tables
+evaluation.told_stories
 evaluation.visdial.dialogues
 evaluation.visdial.images
 evaluation.visdial.limit

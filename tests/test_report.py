@@ -34,7 +34,7 @@ def _content(**shown):
     captions = {"source": "a table", "kept": 9, "excluded": 1, "splits": {"train": 9},
                 "fingerprint": "f" * 40, "reasons": {"too long": 1}}  # fmt: skip
     empty = ("tables", "figures", "training_curves", "exchanges", "grids", "captioned",
-             "questions", "failures")  # fmt: skip
+             "questions", "failures", "told_stories")  # fmt: skip
     findings = {"cells": {"seeds": [0], "notes": []}, "rule": "R", "findings": []}
     rest = {"absences": {}, "backbones": {}, "versions": {"torch": "2"}, "python": "Python 3"}
     rest |= {"made": datetime(2026, 1, 2, tzinfo=UTC), "code": "c", "params_text": "a: <1>"}

@@ -9,14 +9,14 @@ from PIL import Image
 from app.talk import Talk
 from gill.loading import Gill
 from pipeline.frozen.turns import PICTURE, Message
-from pipeline.talking.answers import ConversationError, ReplySettings, Side
+from pipeline.talking.answers import ConversationError, ReplySettings, Side, Text
 from pipeline.talking.captioning import words_after_pictures
 from pipeline.talking.conversation import Conversation
 from pipeline.talking.decoding import DecodingSettings
 from pipeline.talking.prefixes import Prefixes
 from pipeline.talking.reading import read_contexts
 from tests.chat_templates import chat_language_model, tokenizer_of
-from tests.tiny_gill import tiny_gill
+from tests.tiny_gill import K, tiny_gill
 
 FAMILIES = ["smollm2", "qwen3", "llama3", "mistral", "mistral-v3", "gemma"]
 QUESTIONS = ["What is it?", "a ring\n", "Show me <|im_end|> [/INST] in the sea, please.", "no"]
@@ -90,6 +90,18 @@ def test_turns_go_on_in_what_was_read(gill: Gill) -> None:
         # All before it was read: the end of the last turn, the question, and the beginning.
         if number:
             assert reply.prompt_tokens < 45 < fresh.num_positions
+
+
+def test_own_pictures_that_are_read_back_stand_in_the_turns(gill: Gill) -> None:
+    asked = DecodingSettings(max_tokens=7, words_between_images=True, read_back="picture")
+    going_on, fresh, words_alone = (gill.conversation() for _ in range(3))
+    reply = going_on.reply(QUESTIONS[0], ReplySettings(want="generate", decoding=asked))
+    parts = [p.text if isinstance(p, Text) else p.picture for p in reply]
+    assert [type(part) for part in parts] == [Image.Image, str]
+    fresh.recall([QUESTIONS[0], Side.ASSISTANT, *parts])
+    words_alone.recall([QUESTIONS[0], Side.ASSISTANT, parts[1]])
+    assert fresh.num_positions == going_on.num_positions == words_alone.num_positions + K
+    assert going_on.reply("no", words(5)).text == fresh.reply("no", words(5)).text
 
 
 def _answers(conversation: Conversation) -> list[str]:

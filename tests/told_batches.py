@@ -11,6 +11,7 @@ def batches_of(answers: Answers) -> type:
 
     class ToldBatch:
         speaker = None
+        has_spoken = True
 
         def __init__(self, turns: list[Any]) -> None:
             self._turns = turns

@@ -107,8 +107,7 @@ def create_app(
     """
     worker = Worker(max_waiting=16)
     if settings is None:
-        generation = gill.generation.model_copy(update={"preview_every": 3})
-        settings = gill.reply_settings.model_copy(update={"generation": generation})
+        settings = gill.settings(preview_every=3)
     annotation = AnnotationRoutes(artifacts, gill, worker, hosts)
     blocks = build_page(gill, artifacts, worker, annotation, settings)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

@@ -30,7 +30,8 @@ _CLIENTS_KNOBS: Mapping[type[BaseModel], tuple[str, ...]] = {
     DecodingSettings: (
         *("max_tokens", "max_images", "min_tokens_before_image", "image_bias", "temperature"),
         *("top_k", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-        *("stop", "stop_at_newline", "stop_after_images"),
+        *("stop", "stop_at_newline", "stop_after_images", "words_between_images", "read_back"),
+        *("max_sentences", "finish_sentence"),
     ),
     GenerationSettings: ("steps", "guidance", "scheduler"),
 }
@@ -165,6 +166,7 @@ def _refuse_dear(settings: ReplySettings, limits: RequestLimits) -> None:
     highest: dict[str, tuple[float, float]] = {
         "max_images": (decoding.max_images, limits.max_images),
         "candidates": (settings.candidates, limits.max_candidates),
+        "finish_sentence": (decoding.finish_sentence, limits.max_tokens),
     }
     if generation is not None:
         highest["steps"] = (generation.steps, limits.max_steps)

@@ -120,9 +120,7 @@ class Worker:
                 self._speaking = self._next_batch()
             began, turns = time.monotonic(), len(self._speaking)
             answering = _Answering(self._speaking)
-            batch = answering.batch
-            words = ((batch, index, event) for index, event in batch.speak())
-            self._try_again(_hear_all([answering], words))
+            self._try_again(_hear_all([answering], answering.words()))
             if answering.unfinished:
                 with self._changed:
                     self._unpainted.append(answering)
@@ -143,7 +141,17 @@ class Worker:
             began, turns = time.monotonic(), self.num_painting
             pictures = paint_together([answering.batch for answering in self._painting])
             self._try_again(_hear_all(self._painting, pictures))
+            for answering in self._painting:
+                self._go_on(answering)
             self._note(turns, time.monotonic() - began)
+
+    def _go_on(self, answering: _Answering) -> None:
+        """The words behind pictures that are read back, and what these wait for."""
+        if answering.unfinished and not answering.batch.has_spoken:
+            self._try_again(_hear_all([answering], answering.words()))
+            if answering.unfinished:
+                with self._changed:
+                    self._unpainted.append(answering)
 
     def _note(self, turns: int, seconds: float) -> None:
         self._seconds_per_job += 0.2 * (seconds / turns - self._seconds_per_job)
@@ -181,6 +189,10 @@ class _Answering:
         self.jobs = [job for job, _ in ready]
         self.batch = Batch([turn for _, turn in ready])
         self.unfinished = dict(enumerate(self.jobs))
+
+    def words(self) -> Iterator[tuple[Batch, int, Event]]:
+        """What the batch says until it waits for pictures."""
+        return ((self.batch, index, event) for index, event in self.batch.speak())
 
     def may_paint_with(self, other: _Answering) -> bool:
         """Whether the pictures of both may be made in one go."""

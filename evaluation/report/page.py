@@ -31,6 +31,7 @@ from evaluation.report.differences import draw_differences, measured_parts
 from evaluation.report.figures import figures, training_curves
 from evaluation.report.grids import exchanges, failures, grids, told
 from evaluation.report.tables import absences, paper_tables
+from evaluation.report.told import told_stories
 from evaluation.report.words import METHODS, METRICS, set_name
 from evaluation.results import read_records, read_results
 from gill.artifacts import Artifacts
@@ -83,6 +84,7 @@ def page_content(params: Params, artifacts: Artifacts, metrics: Path) -> dict[st
         "training_curves": training_curves(metrics / "train" / "plots" / "metrics"),
         "exchanges": exchanges(records),
         "grids": grids(records, shown),
+        "told_stories": told_stories(records, shown),
         "captioned": [r for r in records if r.set == "coco_captioning"][:shown],
         "questions": [r for r in records if r.set == "vqa"][:shown],
         "failures": failures(records),

@@ -19,7 +19,14 @@ from pipeline.settings import GenerationSettings
 from pipeline.talking.decoding import DecodingSettings, EndReason
 
 Part = str | Image.Image
-SeenPart = Part | Tensor
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The [IMG] tokens of a picture that was produced here, as part of what is read."""
+
+
+SeenPart = Part | Tensor | ImageTokens
 """A tensor is a picture as the visual encoder has seen it: its pooled vector [d]."""
 
 
@@ -51,7 +58,12 @@ class ReplySettings(Record):
         description="`auto` lets the model choose; `text` forbids pictures; `retrieve` and "
         "`generate` ask for a picture of that kind",
     )
-    decoding: DecodingSettings = DecodingSettings(stop_at_newline=True, stop_after_images=True)
+    decoding: DecodingSettings = DecodingSettings(
+        stop_at_newline=True,
+        stop_after_images=True,
+        words_between_images=True,
+        read_back="nothing",
+    )
     generation: GenerationSettings | None = Field(
         None, description="how pictures are sampled; none: as the run was set up"
     )
@@ -68,7 +80,11 @@ class ReplySettings(Record):
     seed: int = Field(0, ge=0, lt=2**62, description="of sampled text and generated pictures")
 
 
-IN_TURNS = ReplySettings(decoding=DecodingSettings(max_tokens=256, stop_after_images=True))
+IN_TURNS = ReplySettings(
+    decoding=DecodingSettings(
+        max_tokens=256, stop_after_images=True, words_between_images=True, read_back="nothing"
+    )
+)
 """How a model that knows turns answers by default: it ends its turn itself, after any lines."""
 
 

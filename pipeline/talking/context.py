@@ -147,6 +147,19 @@ class Context:
             # The state before the next token is that of a position whose state was not kept.
             self.last_hidden = torch.zeros_like(self.last_hidden)
 
+    def drop(self, row: int, count: int, last_hidden: Float[Tensor, " e"]) -> None:
+        """Forget the last `count` positions of `row`, all of which were read; `last_hidden` is the
+        final hidden state of the position before them."""
+        if self.num_rows == 1 and not self._has_padding:
+            self.rewind(self.lengths[0] - count)
+        else:
+            # They stay where they are and are seen by no later position.
+            self._real = self._real.clone()
+            self._real[row, self._real[row].nonzero()[-count:, 0]] = False
+            self.lengths[row] -= count
+            self._has_padding = True
+        self.last_hidden[row] = last_hidden
+
     def _layer(self, layer: int, like: Context) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer; none, in the shapes of `like`, where nothing was read yet."""
         there: Any = (self if self._cache.layers else like)._cache.layers[layer]

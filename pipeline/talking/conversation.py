@@ -11,11 +11,12 @@ a turn costs its own tokens only. When a turn and the longest answer it may get 
 language model's positions any more, whole exchanges (a turn with its answer) are forgotten, the
 oldest first, until the kept ones take at most half of the positions that turn and answer leave;
 these are then read again, once. `Started.forgotten_turns` and `Reply.forgotten_turns` say how many
-went. Of an answer its words are remembered, its pictures are not: show one in the next turn to go
-on from it. (The 100 held-out stories of the miniature world, told over five turns with two seeds,
-keep 0.75 of the attributes that way and 0.71 with the generated pictures read back, each +- 0.02;
-the real pictures read back give 0.92.) A turn whose answer was broken off (closed, cancelled,
-failed) is forgotten as a whole.
+went. Of an answer its words are remembered; what stands for its pictures `read_back` says: nothing,
+unless the run or the turn says otherwise; then show a picture in the next turn to go on from it.
+(The 100 held-out stories of the miniature world, told over five turns with two seeds, keep 0.75 of
+the attributes that way and 0.71 with the generated pictures read back, each +- 0.02; the real
+pictures read back give 0.92.) A turn whose answer was broken off (closed, cancelled, failed) is
+forgotten as a whole.
 
 Letters: r [IMG] tokens, e language-model width, n positions.
 """
@@ -31,6 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.bridge.heads import HeadSizes
 from pipeline.talking.answers import (
     ContextLengthError,
     ConversationError,
@@ -45,13 +47,14 @@ from pipeline.talking.answers import (
 )
 from pipeline.talking.batch import reply_together, stream_together
 from pipeline.talking.context import Context
+from pipeline.talking.decoding import DecodingSettings, standing_positions
 from pipeline.talking.memory import ChatMemory, Heard, Memory, TextMemory
 from pipeline.talking.prefixes import Prefixes
 from pipeline.talking.reading import parts_of, refuse_broken_text
 from pipeline.talking.speaker import Speaker
 
 # Above any logit of a trained model: an image comes as soon as it is allowed.
-_CERTAIN = 1e4
+CERTAIN = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +196,7 @@ class Conversation:
         elif want != "auto":
             if decoding.max_images == 0:
                 raise ConversationError(f"max_images is 0, but a picture is wanted ({want})")
-            changes["image_bias"] = _CERTAIN
+            changes["image_bias"] = CERTAIN
         if want == "retrieve":
             assert speaker.index is not None
             left = len(speaker.index) - len(self.shown)
@@ -216,7 +219,7 @@ class Conversation:
         self._busy = True
         self._pictures_before = list(self.shown), self.num_generated
         speaker, decoding = self.speaker, turn.settings.decoding
-        longest = decoding.max_tokens + decoding.max_images * (speaker.heads.sizes.r - 1)
+        longest = _longest_answer(decoding, speaker.heads.sizes)
         heard = turn.heard
         free = self._max_positions - self._start() - len(heard.embeddings) - longest
         self._make_room(max(free, 0))
@@ -245,12 +248,13 @@ class Conversation:
         turn: Turn,
         context: Context,
         words: Float[Tensor, "n e"],
-        text: str,
+        told: Sequence[str | Tensor],
         ends_with_text: bool,
     ) -> None:
-        """Remember the turn that was begun, with the words of its answer."""
+        """Remember the turn that was begun, with the words of its answer and what stands for its
+        pictures: as vectors, and with words as text."""
         self._context = context
-        read = self._memory.keep(turn.heard, self._inputs, words, text, ends_with_text)
+        read = self._memory.keep(turn.heard, self._inputs, words, told, ends_with_text)
         # Not a view, which would keep, and copy with a fork, all that it is of.
         self._inputs, self._busy = words.new_zeros(0, words.shape[1]), False
         if self._prefixes is not None:
@@ -264,6 +268,15 @@ class Conversation:
         """The turn that was begun was never said, nor a picture shown in it."""
         self.shown, self.num_generated = self._pictures_before
         self._busy = False
+
+
+def _longest_answer(decoding: DecodingSettings, sizes: HeadSizes) -> int:
+    """Positions that an answer may need: an image is one of its tokens, r while it is produced, and
+    then what stands for it."""
+    standing = standing_positions(decoding.read_back, sizes)
+    produced = max(sizes.r - standing, 0) if decoding.max_images else 0
+    images = decoding.max_images * (max(standing, 1) - 1)
+    return decoding.max_tokens + decoding.finish_sentence + images + max(produced - 1, 0)
 
 
 def _new_memory(speaker: Speaker, system_prompt: str | None) -> Memory:

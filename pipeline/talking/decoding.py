@@ -22,14 +22,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gill_errors import InputError
+from pipeline.bridge.heads import HeadSizes
 from pipeline.bridge.image_tokens import append_image_logits, image_token_ids
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.devices import sent, sent_together
+from pipeline.settings import ReadBack
 from pipeline.talking.context import Context
 from pipeline.talking.sampling import draw_tokens, penalise_presence, penalise_repetition
+from pipeline.talking.sentences import ends_sentence
 from pipeline.talking.spelling import Spelling
 
-EndReason = Literal["stop", "max_tokens", "max_images", "max_positions", "cancelled"]
+EndReason = Literal[
+    "stop", "max_tokens", "max_sentences", "max_images", "max_positions", "cancelled"
+]
+_TAIL = 6  # tokens that show whether a sentence has ended
 ImageLogit = Callable[[Float[Tensor, " B"]], Float[Tensor, " B"]]
 
 
@@ -41,7 +47,31 @@ class DecodingSettings(BaseModel):
     max_tokens: int = Field(
         default=32, ge=1, description="longest answer; an image counts as one token"
     )
+    finish_sentence: int = Field(
+        default=0,
+        ge=0,
+        description="tokens by which an answer may be longer than max_tokens so as to end with a "
+        "sentence",
+    )
+    max_sentences: int | None = Field(
+        default=None,
+        ge=1,
+        description="most sentences of one answer, which ends behind the image of the last one, "
+        "where one comes",
+    )
     max_images: int = Field(default=1, ge=0, description="most images in one answer")
+    words_between_images: bool = Field(
+        default=False,
+        description="no image stands directly behind another, and for all but the first of an "
+        "answer image_bias counts behind the end of a sentence only",
+    )
+    read_back: ReadBack = Field(
+        default="image_tokens",
+        description="what is read in place of an image as the answer goes on. image_tokens: its r "
+        "[IMG] tokens, as released; they are forgotten with the end of the answer. nothing: the "
+        "words alone. picture: the k visual vectors of what was shown, also in later turns. "
+        "image_tokens_and_picture: both",
+    )
     min_tokens_before_image: int = Field(
         default=0, ge=0, description="text tokens of this answer before its first image is allowed"
     )
@@ -121,7 +151,13 @@ class EndPiece:
     reason: EndReason
 
 
-Piece = TextPiece | ImagePiece | EndPiece
+@dataclass(frozen=True)
+class WaitPiece:
+    """All rows that go on read back an image that `shown` does not give yet."""
+
+
+Piece = TextPiece | ImagePiece | EndPiece | WaitPiece
+Shown = Callable[[int], Float[Tensor, "k e"] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +213,7 @@ def decode(
         if isinstance(piece, EndPiece):
             ends[piece.row] = piece
             continue
+        assert not isinstance(piece, WaitPiece), "nothing is waited for without `shown`"
         own = pieces[piece.row]
         last = own[-1] if own else None
         if isinstance(piece, TextPiece) and isinstance(last, TextPiece):
@@ -197,6 +234,7 @@ def stream(
     stop_ids: Sequence[int] | None = None,
     image_logit: ImageLogit | None = None,
     cancelled: Callable[[int], bool] | None = None,
+    shown: Shown | None = None,
 ) -> Iterator[Piece]:
     """Continue every row of `context` with its prompt, and yield the answers as they come.
 
@@ -211,13 +249,16 @@ def stream(
     `image_logit`: replaces the logit [B] of [IMG1], before `settings.image_bias` is added; see
     `released_image_logit`.
     `cancelled(row)` is asked before every token; a row of which it is true ends there.
+    `shown(row)`, needed where `settings.read_back` reads pictures: the visual vectors of the row's
+    last image, or None while there are none yet; then the other rows go on, and WaitPiece comes
+    when all wait.
 
     Raises ValueError for an empty prompt in a fresh row, a prompt beyond the last position, or
     missing seeds.
     """
     if isinstance(settings, DecodingSettings):
         settings = [settings] * len(prompts)
-    _check_request(context, prompts, settings, seeds)
+    _check_request(context, prompts, settings, seeds, shown)
     language_model, tokenizer = model.language_model, model.language_model.tokenizer
     if stop_ids is None:
         stop_ids = language_model.stop_ids
@@ -245,16 +286,27 @@ def stream(
         active = [row for row in active if row.reason is None]
         if not active:
             return
+        if any(row.awaits_picture for row in active):
+            assert shown is not None
+            for row in active:
+                if row.awaits_picture and (vectors := shown(row.index)) is not None:
+                    context.note(row.index, vectors)
+                    row.awaits_picture = False
+            context.read()
+            active = [row for row in active if not row.awaits_picture]
+            if not active:
+                yield WaitPiece()
+                continue
         hidden = context.last_hidden
         if len(active) < len(rows):
             [going_on] = sent_together([[row.index for row in active]], hidden.device)
             hidden = hidden.index_select(0, going_on)
-        logits = _next_logits(model, hidden)
+        logits = next_logits(model, hidden)
         if image_logit is not None:
             logits[:, image_id] = image_logit(logits[:, image_id])
-        allowed = [_image_allowed(row, context, len(image_ids)) for row in active]
+        allowed = [_image_allowed(row, context, model) for row in active]
         bias = torch.tensor(
-            [row.settings.image_bias if may else -torch.inf for row, may in zip(active, allowed)],
+            [row.image_bias if may else -torch.inf for row, may in zip(active, allowed)],
             dtype=logits.dtype,
         )
         logits[:, image_id] += sent(bias, logits.device)
@@ -272,16 +324,22 @@ def stream(
             if token in stop_ids or row.ends_line(token, tokenizer):
                 row.reason = "stop"
                 continue
+            if token != image_id and row.num_sentences == row.settings.max_sentences:
+                row.reason = "max_sentences"
+                continue
             if token == image_id:
                 context.note(row.index, image_embeddings)
                 row.num_images += 1
+                row.before_image = hidden[i].clone()
+                row.words_since_image = False
                 with_image.append(row)
             else:
                 context.note(row.index, embedded[i : i + 1])
                 row.text_ids.append(token)
                 row.spelling.add(token)
+                row.hear(tokenizer)
             row.num_tokens += 1
-            if row.num_tokens == row.settings.max_tokens:
+            if row.num_tokens >= row.settings.max_tokens and not row.may_finish_sentence:
                 row.reason = "max_tokens"
             elif row.ends_with_image(token == image_id):
                 row.reason = "max_images"
@@ -300,7 +358,11 @@ def stream(
         for row in active:
             if row in with_image:
                 assert states is not None
-                yield ImagePiece(row.index, states[row.index, -len(image_ids) :], image_ids)
+                hidden_states = states[row.index, -len(image_ids) :].clone()
+                if row.settings.read_back in ("nothing", "picture"):
+                    context.drop(row.index, len(image_ids), row.before_image)
+                row.awaits_picture = row.settings.read_back.endswith("picture")
+                yield ImagePiece(row.index, hidden_states, image_ids)
             if row.reason is not None:
                 yield EndPiece(row.index, row.reason)
 
@@ -333,8 +395,40 @@ class _Row:
     spelling: Spelling
     num_tokens: int = 0
     num_images: int = 0
+    num_sentences: int = 0
+    in_sentence: bool = False
+    words_since_image: bool = False
+    before_image: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """The hidden state from which the last image was chosen."""
+    awaits_picture: bool = False
     text_ids: list[int] = field(default_factory=list)
     reason: EndReason | None = None
+
+    def hear(self, tokenizer: Any) -> None:
+        """Take note of where a sentence begins and ends."""
+        self.words_since_image = True
+        one = self.settings
+        if not (one.finish_sentence or one.max_sentences or one.max_images > 1):
+            return
+        tail = tokenizer.decode(self.text_ids[-_TAIL:], clean_up_tokenization_spaces=False)
+        if not ends_sentence(tail):
+            self.in_sentence |= any(map(str.isalnum, tokenizer.decode(self.text_ids[-1:])))
+        elif self.in_sentence:
+            self.in_sentence = False
+            self.num_sentences += 1
+
+    @property
+    def image_bias(self) -> float:
+        """What is added to the logit of [IMG1] here."""
+        one = self.settings
+        in_place = not (one.words_between_images and self.num_images and self.in_sentence)
+        return one.image_bias if in_place else min(one.image_bias, 0.0)
+
+    @property
+    def may_finish_sentence(self) -> bool:
+        """Whether the answer, which is long enough, goes on to the end of its sentence."""
+        one = self.settings
+        return self.in_sentence and self.num_tokens < one.max_tokens + one.finish_sentence
 
     def ends_line(self, token: int, tokenizer: Any) -> bool:
         """Whether `token` is a line break at which the answer is to stop."""
@@ -357,6 +451,7 @@ def _check_request(
     prompts: Sequence[Tensor],
     settings: Sequence[DecodingSettings],
     seeds: Sequence[int] | None,
+    shown: Shown | None,
 ) -> None:
     if len(prompts) != context.num_rows:
         raise InputError(f"{len(prompts)} prompts for a context of {context.num_rows} rows")
@@ -365,6 +460,8 @@ def _check_request(
     for row, prompt in enumerate(prompts):
         if len(prompt) + context.lengths[row] == 0:
             raise InputError(f"row {row}: the prompt is empty and nothing was read before it")
+    if shown is None and any(one.read_back.endswith("picture") for one in settings):
+        raise InputError("read_back: to read pictures back takes `shown`, which gives them")
     temperature = max((one.temperature for one in settings), default=0.0)
     if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
         raise InputError(
@@ -373,7 +470,7 @@ def _check_request(
         )
 
 
-def _next_logits(
+def next_logits(
     model: MultimodalLanguageModel, hidden: Float[Tensor, "B e"]
 ) -> Float[Tensor, "B C"]:
     """Logits of the V frozen rows and of [IMG1], float32."""
@@ -381,12 +478,22 @@ def _next_logits(
     return append_image_logits(words, hidden, model.heads.image_embeddings[:1]).float()
 
 
-def _image_allowed(row: _Row, context: Context, r: int) -> bool:
+def _image_allowed(row: _Row, context: Context, model: MultimodalLanguageModel) -> bool:
+    one, sizes = row.settings, model.heads.sizes
+    # A word fits behind it.
+    standing = standing_positions(one.read_back, sizes) if one.read_back.endswith("picture") else 0
     return (
-        row.num_images < row.settings.max_images
-        and len(row.text_ids) >= row.settings.min_tokens_before_image
-        and context.room(row.index) >= r
+        row.num_images < one.max_images
+        and len(row.text_ids) >= one.min_tokens_before_image
+        and (row.words_since_image or row.num_images == 0 or not one.words_between_images)
+        and context.room(row.index) >= max(sizes.r, standing + 1)
     )
+
+
+def standing_positions(read_back: ReadBack, sizes: HeadSizes) -> int:
+    """Positions that an image takes as the answer goes on."""
+    tokens = sizes.r if read_back.startswith("image_tokens") else 0
+    return tokens + (sizes.k if read_back.endswith("picture") else 0)
 
 
 def _choose(logits: Float[Tensor, "B C"], rows: Sequence[_Row]) -> list[int]:

@@ -84,10 +84,10 @@ class TextMemory:
         turn: Heard,
         inputs: Float[Tensor, "n e"],
         words: Float[Tensor, "w e"],
-        text: str,
+        told: Sequence[str | Tensor],
         ends_with_text: bool,
     ) -> Float[Tensor, "all e"]:
-        """Remember a turn and the words of its answer; gives what the context has read by now."""
+        """Remember a turn and its answer; gives what the context has read by now."""
         self._exchanges.append(torch.cat([turn.embeddings, words]))
         self._ends_with_text = ends_with_text
         return torch.cat([inputs, words])
@@ -160,12 +160,12 @@ class ChatMemory:
         turn: Heard,
         inputs: Float[Tensor, "n e"],
         words: Float[Tensor, "w e"],
-        text: str,
+        told: Sequence[str | Tensor],
         ends_with_text: bool,
     ) -> Float[Tensor, "all e"]:
-        """Remember a turn and the words of its answer; gives what the context has read by now."""
+        """Remember a turn and its answer; gives what the context has read by now."""
         assert turn.said is not None
-        self._exchanges.append([turn.said, Said("assistant", (text,))])
+        self._exchanges.append([turn.said, Said("assistant", _joined(told))])
         self._read = torch.cat([inputs, words])
         return self._read
 
@@ -185,6 +185,17 @@ Memory = TextMemory | ChatMemory
 def _said(speaker: Speaker, role: str, parts: Sequence[SeenPart]) -> Said:
     [seen] = see_pictures(speaker.model, speaker.encoder, [parts])
     return Said(role, tuple(join_texts(seen)))  # type: ignore[arg-type]
+
+
+def _joined(told: Sequence[str | Tensor]) -> tuple[str | Tensor, ...]:
+    """Pieces of text that stand together as one; at least an empty one."""
+    parts: list[str | Tensor] = []
+    for piece in told:
+        if isinstance(piece, str) and parts and isinstance(last := parts[-1], str):
+            parts[-1] = last + piece
+        else:
+            parts.append(piece)
+    return tuple(parts) or ("",)
 
 
 def _cat(parts: Sequence[tuple[Tensor | None, Tensor]]) -> Float[Tensor, "n e"]:

@@ -21,7 +21,7 @@ from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.turns import PICTURE, ChatRole, Message, Place, TurnError
 from pipeline.frozen.visual_encoder import VisualEncoder
-from pipeline.talking.answers import ConversationError, SeenPart
+from pipeline.talking.answers import ConversationError, ImageTokens, SeenPart
 
 Embedded = tuple[Int64[Tensor, " _"] | None, Float[Tensor, "_ e"]]
 """A part's ids (None for a picture) and its input vectors, k of them for a picture."""
@@ -105,7 +105,7 @@ def see_pictures(
         next(seen) if isinstance(part, Image.Image) else part
         for context in contexts
         for part in context
-        if not isinstance(part, str)
+        if not isinstance(part, str | ImageTokens)
     ]
     prefixes: Iterator[Tensor] = iter(())
     if pooled:
@@ -119,7 +119,14 @@ def see_pictures(
         vectors = [vector.to(device, torch.float32) for vector in pooled]
         prefixes = iter(model.visual_prefix(torch.stack(vectors)))
     return [
-        [part if isinstance(part, str) else next(prefixes) for part in context]
+        [
+            part
+            if isinstance(part, str)
+            else model.heads.image_embeddings
+            if isinstance(part, ImageTokens)
+            else next(prefixes)
+            for part in context
+        ]
         for context in contexts
     ]
 
@@ -184,7 +191,7 @@ def parts_of(turn: object) -> Sequence[SeenPart]:
     if not isinstance(turn, list | tuple):
         raise ConversationError(f"the turn is {_described(turn)}; give text, a picture or a list")
     for number, part in enumerate(turn, 1):
-        if not isinstance(part, str | Image.Image | Tensor):
+        if not isinstance(part, str | Image.Image | Tensor | ImageTokens):
             raise ConversationError(f"part {number} of the turn is {_described(part)}")
         if isinstance(part, Image.Image):
             _refuse_unreadable(part, f"part {number} of the turn")
