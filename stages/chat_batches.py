@@ -16,7 +16,7 @@ from pipeline.bridge.documents import Document, DocumentBatch
 from pipeline.bridge.mixed_batch import MixedBatch
 from stages.cached_batches import BatchMaker
 from stages.chat_documents import ChatDocuments, usable
-from stages.reply_store import Reply
+from stages.reply_file import Reply
 
 
 class ChatBatches:

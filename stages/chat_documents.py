@@ -17,7 +17,7 @@ from gill_errors import InputError
 from pipeline.bridge.documents import Document, Drawn, Shown, Words
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.turns import PICTURE, Message, Place
-from stages.reply_store import Reply
+from stages.reply_file import Reply
 
 
 class ChatDocuments:

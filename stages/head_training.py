@@ -35,7 +35,7 @@ from stages.chat_batches import ChatBatches, held_out_documents
 from stages.chat_documents import ChatDocuments
 from stages.document_batches import DocumentBatches, DocumentMaker
 from stages.mixed_batches import MixedBatches
-from stages.reply_store import read_replies
+from stages.reply_file import read_replies
 from stages.trained_weights import read_captioning, read_weights
 from stages.validation_rows import contents_of, one_row_per_picture
 

@@ -1,20 +1,10 @@
-"""What the reply store holds: the frozen chat model's own answers to training questions.
-
-One JSON line per answer in replies.jsonl:
-
-    {"messages": [["user", "Why is the sea salty?"]], "row": null, "ids": [504, ...],
-     "text": "The sea is salty because ...", "ended": true}
-
-`row` is the row of the caption table whose picture comes after the words, where one was asked for.
-"""
+"""How the frozen chat model's own answers to training questions are made."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -22,8 +12,6 @@ import numpy as np
 
 from corpora.caption_table import CaptionTable
 from corpora.chat_requests import (
-    Question,
-    Said,
     joined_with,
     own_questions,
     phrasings,
@@ -39,26 +27,10 @@ from pipeline.frozen.turns import Message
 from pipeline.talking.own_words import own_words
 from settings.params import RunParams
 from settings.replies import OWN_QUESTIONS, RepliesParams
+from stages.reply_file import Reply, Request, as_line, read_replies
 
 _BATCH = 16
 """Questions that are answered at once."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be answered in words, and the caption row of the picture that comes then."""
-
-    messages: Question
-    row: int | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The frozen model's own answer to a request: token ids without an end."""
-
-    request: Request
-    ids: tuple[int, ...]
-    ended: bool
 
 
 def training_requests(params: RepliesParams, table: CaptionTable) -> list[Request]:
@@ -111,7 +83,7 @@ def make_replies(
                 replies = answer(language_model, part, params.max_tokens)
                 for reply in replies:
                     text = language_model.tokenizer.decode(reply.ids)
-                    lines.write(_as_line(reply, text) + "\n")
+                    lines.write(as_line(reply, text) + "\n")
                 lines.flush()
                 os.fsync(lines.fileno())
                 ticker.count(start + len(part) - begin, len(requests) - begin)
@@ -132,32 +104,6 @@ def answer(
         prompts.append([id_ for ids in written for id_ in cast("tuple[int, ...]", ids)])
     words = own_words(language_model, prompts, max_tokens)
     return [Reply(r, said.ids, said.ended) for r, said in zip(requests, words, strict=True)]
-
-
-def read_replies(file: Path) -> list[Reply]:
-    """All answers of a finished store."""
-    replies = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        content = json.loads(line)
-        messages = tuple(Said(role, text) for role, text in content["messages"])
-        replies.append(
-            Reply(Request(messages, content["row"]), tuple(content["ids"]), content["ended"])
-        )
-    return replies
-
-
-def _as_line(reply: Reply, text: str) -> str:
-    messages = [list(asdict(said).values()) for said in reply.request.messages]
-    return json.dumps(
-        {
-            "messages": messages,
-            "row": reply.request.row,
-            "ids": reply.ids,
-            "text": text,
-            "ended": reply.ended,
-        },
-        ensure_ascii=False,
-    )
 
 
 def _whole_lines(file: Path) -> int:

@@ -27,7 +27,8 @@ from settings.replies import RepliesParams
 from stages import chat_batches, reply_store
 from stages.chat_batches import ChatBatches
 from stages.chat_documents import ChatDocuments, usable
-from stages.reply_store import Reply, Request, answer, make_replies, read_replies
+from stages.reply_file import Reply, Request, read_replies
+from stages.reply_store import answer, make_replies
 from tests.chat_templates import chat_language_model, tokenizer_of
 from tests.tiny_language_models import tiny_model, tiny_tokenizer
 

@@ -485,7 +485,12 @@ def test_a_backbone_with_a_missing_file_is_one_clear_line(world, tmp_path, monke
 @pytest.mark.parametrize("stage", [name for name in STAGES if not name.startswith("prepare")])
 def test_a_stage_without_its_inputs_says_what_to_run(tmp_path, monkeypatch, stage):
     monkeypatch.chdir(tmp_path)
-    write_params(objective={"diffusion_weight": 1.0})  # so that every stage has something to do
+    # So that every stage has something to do.
+    needed = {
+        "precompute-latents": {"objective": {"diffusion_weight": 1.0}},
+        "precompute-replies": {"model": {"turns": "chat"}},
+    }
+    write_params(**needed.get(stage, {}))
     result = CliRunner().invoke(app, [stage])
     assert result.exit_code == 1
     assert "error: artifacts/" in result.output
