@@ -546,7 +546,7 @@ def _run(runs: int, steps: int) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 def test_nothing_is_lost() -> None:
-    _run(8, 50)
+    _run(5, 50)
 
 
 @pytest.mark.torture

@@ -48,6 +48,8 @@ SETTINGS = ReplySettings(generation=GenerationSettings(steps=2, guidance=2.0))
 class Model:
     """Stands in for the model: `seen` are the turns that it was asked to answer."""
 
+    language_model = SimpleNamespace(turns=None)
+
     def __init__(self) -> None:
         self.seen: list[list[Any]] = []
 

@@ -121,30 +121,41 @@ def test_64_clients_at_once_are_answered_or_told_when_to_come_again(director: Di
     settings = {"max_waiting": 16, "max_batch": 4, "max_requests": 40}
     statuses: list[int] = []
 
-    async def one(client: httpx.AsyncClient, number: int) -> None:
-        body = body_of(f"number {number}", picture)
-        answer = await client.post(CHAT, json=body)
+    async def one(client: httpx.AsyncClient, words: str) -> None:
+        answer = await client.post(CHAT, json=body_of(words, picture))
         statuses.append(answer.status_code)
         if answer.status_code == 200:
-            assert answer.json()["choices"][0]["message"]["content"] == f" number {number}"
+            assert answer.json()["choices"][0]["message"]["content"] == f" {words}"
         else:
             assert answer.status_code == 429
             assert int(answer.headers["Retry-After"]) >= 1
 
-    async def rounds(url: str, number: int) -> None:
-        limits = httpx.Limits(max_connections=64)
+    async def rounds(url: str, number: int, held: bool = False) -> None:
+        limits = httpx.Limits(max_connections=65)
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
             for _ in range(number):
-                await asyncio.gather(*(one(client, number) for number in range(64)))
+                everybody = asyncio.gather(*(one(client, f"number {n}") for n in range(64)))
+                if held:  # until the line is full and the others have been told
+                    while len(statuses) < 64 - 16:
+                        await asyncio.sleep(0.02)
+                    director.go.set()
+                await everybody
+
+    async def first_round(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            first = asyncio.create_task(one(client, "hold"))
+            await asyncio.to_thread(director.holding.acquire)
+            await rounds(url, 1, held=True)
+            await first
 
     with serving(director.gill, **settings) as running:
-        asyncio.run(rounds(running.url, 1))
+        asyncio.run(first_round(running.url))
         gc.collect()
         before = _resident()
         asyncio.run(rounds(running.url, 3))
         gc.collect()
         assert _resident() - before < 60e6  # of the 123 MB that came in
-        assert len(statuses) == 4 * 64
+        assert len(statuses) == 1 + 4 * 64
         assert set(statuses) == {200, 429}
         assert max(director.batches) == 4
         until(lambda: running.service.places == 40)

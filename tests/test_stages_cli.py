@@ -65,8 +65,6 @@ def test_that_setting_comes_before_torch():
 @pytest.mark.parametrize(
     ("module", "needless"),
     [
-        ("feature_store", "diffusers faiss sklearn"),
-        ("target_store", "open_clip faiss sklearn"),
         ("head_training", "diffusers open_clip faiss sklearn"),
         ("candidate_index", "transformers diffusers open_clip sklearn"),
     ],

@@ -135,7 +135,7 @@ def _accumulate(parts: _Parts, objective: Objective, weight: float) -> Losses:
         losses, queries = parts.losses[0]()
         if queries is not None:
             losses = losses.with_retrieval(objective, *parts.contrast(queries))
-        _backward(weight * losses.total)
+        _backward(losses.total if weight == 1 else weight * losses.total)
         return _scaled(losses, weight)
     terms = None
     grads: list[Tensor | None] = [None] * len(parts.losses)
@@ -190,9 +190,11 @@ def _shared_counts(divisors: Divisors) -> Divisors:
 
 
 def _scaled(losses: Losses, weight: float) -> Losses:
-    return replace(
-        losses, **{name: weight * getattr(losses, name).detach() for name in _parts_of(losses)}
-    )
+    """Detached. A corpus alone has the weight 1, which costs no kernels."""
+    parts = {name: getattr(losses, name).detach() for name in _parts_of(losses)}
+    if weight != 1:
+        parts = {name: weight * part for name, part in parts.items()}
+    return replace(losses, **parts)
 
 
 def _sum(shares: list[Losses]) -> Losses:
