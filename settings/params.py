@@ -349,6 +349,12 @@ class TrainingParams(TrainingNumbers):
         "the released layout or of `save_pretrained`, or with backbones.allow_download a hub id",
     )
     start_from: str | None = Field(None, description="the same, with training after it")
+    captioning_from: str | None = Field(
+        None,
+        description="the same, of which W_cap alone is taken and not trained: l_c reaches nothing "
+        "else, so that runs with other [IMG] tokens or mapping networks need not train it again. "
+        "With clip_norm: null the other parts are those of a whole training, bit by bit",
+    )
     mixture: dict[CorpusName, float] = Field(
         {},
         description="weight of each corpus in a step, {captions: 1, documents: 1} for instance: "
@@ -358,7 +364,6 @@ class TrainingParams(TrainingNumbers):
         "model's own words; joined: by such words and a picture. {}: asked 8, shown 3, told 4, "
         "joined 1",
     )
-
     replies: RepliesParams = RepliesParams()
 
     @property
@@ -366,13 +371,6 @@ class TrainingParams(TrainingNumbers):
         """Examples of each corpus in a step."""
         weights = {str(name): weight for name, weight in self.mixture.items()} or {"captions": 1.0}
         return largest_remainder(weights, self.batch_size)
-
-    captioning_from: str | None = Field(
-        None,
-        description="the same, of which W_cap alone is taken and not trained: l_c reaches nothing "
-        "else, so that runs with other [IMG] tokens or mapping networks need not train it again. "
-        "With clip_norm: null the other parts are those of a whole training, bit by bit",
-    )
 
 
 class IndexParams(IndexSettings):

@@ -6,14 +6,14 @@ that costs less than a store of all targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cache import ReadingParams, ShuffledRows, in_background, open_store, read_rows, usable_rows
+from cache import ReadingParams, ShuffledRows, open_store, read_rows, usable_rows
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS, Artifacts
 from gill_errors import StageError
@@ -22,6 +22,7 @@ from pipeline.bridge.documents import Document, DocumentBatch
 from pipeline.devices import sent
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.language_model import LanguageModel
+from stages.made_ahead import MadeAhead
 
 EncodeCaptions = Callable[[Sequence[str]], Conditioning]
 
@@ -112,7 +113,7 @@ class BatchMaker:
         return tensors
 
 
-class CachedBatches:
+class CachedBatches(MadeAhead[CaptionBatch]):
     """Batches of some rows without end, resumable at any step (a `BatchSource` of training).
 
     A thread makes the next batch, and sends it to the device, while this one is in use.
@@ -152,28 +153,11 @@ class CachedBatches:
             )
         self._state = self._rows.state_dict()
 
-    def __iter__(self) -> Iterator[CaptionBatch]:
-        made = in_background(self._made, depth=1)
-        try:
-            for batch, state in made:
-                self._state = state
-                yield batch
-        finally:
-            made.close()
-            self._rows.load_state_dict(self._state)  # what was made ahead is made again
-
-    def _made(self) -> Generator[tuple[CaptionBatch, dict[str, int]]]:
-        """Batches, each with the position after it."""
+    def _made(self) -> Generator[tuple[CaptionBatch, dict[str, Any]]]:
         while True:
             for batch in self._rows:
                 # Each with its own position: this thread is a batch ahead of training.
                 yield self._maker.make(batch.rows, batch.arrays), self._rows.state_dict()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and step after the batch handed out last."""
-        return dict(self._state)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from an earlier position."""
+    def _go_to(self, state: Mapping[str, Any]) -> None:
         self._rows.load_state_dict(state)
-        self._state = dict(state)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from cache import ReadingParams, ShuffledRows, in_background
+from cache import ReadingParams, ShuffledRows
 from corpora.caption_table import CaptionTable
 from gill_errors import StageError
 from pipeline.bridge.batch import CaptionBatch
@@ -16,10 +16,11 @@ from pipeline.bridge.documents import Document, DocumentBatch
 from pipeline.bridge.mixed_batch import MixedBatch
 from stages.cached_batches import BatchMaker
 from stages.chat_documents import ChatDocuments, usable
+from stages.made_ahead import MadeAhead
 from stages.reply_file import Reply
 
 
-class ChatBatches:
+class ChatBatches(MadeAhead[MixedBatch]):
     """Mixed batches without end, of documents alone (a `BatchSource` of training).
 
     Every step has the same number of each stream. The rows of `asked` and `shown` come as those of
@@ -61,8 +62,8 @@ class ChatBatches:
         self._shares, self._seed = dict(shares), seed
         self._rank, self._world_size = rank, world_size
         self._replies = {"told": usable(replies, "told"), "joined": usable(replies, "joined")}
-        for name, found in self._replies.items():
-            if parts[name] and not found:
+        for name, fit in self._replies.items():
+            if parts[name] and not fit:
                 raise StageError(
                     f"training.mixture has {name}, but no reply serves it: set "
                     "training.replies.joined or training.replies.max_tokens higher"
@@ -84,17 +85,7 @@ class ChatBatches:
             )
         self._state = {**self._rows.state_dict(), "taken": 0}
 
-    def __iter__(self) -> Iterator[MixedBatch]:
-        made = in_background(self._made, depth=1)
-        try:
-            for batch, state in made:
-                self._state = state
-                yield batch
-        finally:
-            made.close()
-            self._rows.load_state_dict(self._state)  # what was made ahead is made again
-
-    def _made(self) -> Generator[tuple[MixedBatch, dict[str, int]]]:
+    def _made(self) -> Generator[tuple[MixedBatch, dict[str, Any]]]:
         taken = self._state["taken"]
         while True:
             for batch in self._rows:
@@ -140,14 +131,8 @@ class ChatBatches:
             taken.append(replies[order[index]])
         return taken
 
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the rows, and the steps taken."""
-        return dict(self._state)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from an earlier position."""
+    def _go_to(self, state: Mapping[str, Any]) -> None:
         self._rows.load_state_dict(state)
-        self._state = dict(state)
 
 
 def held_out_documents(

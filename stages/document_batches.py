@@ -8,17 +8,17 @@ the end: words one by one, pictures whole.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cache import in_background
 from corpora.document_table import Parts
 from gill_errors import StageError
 from pipeline.bridge.documents import Document, DocumentBatch, Drawn, Shown, Words
 from pipeline.frozen.language_model import LanguageModel
 from stages.cached_batches import BatchMaker
+from stages.made_ahead import MadeAhead
 
 
 class DocumentMaker:
@@ -77,7 +77,7 @@ def _joined(parts: Sequence[str | int]) -> list[str | int]:
     return joined
 
 
-class DocumentBatches:
+class DocumentBatches(MadeAhead[DocumentBatch]):
     """Batches of documents without end, resumable at any step by any number of processes.
 
     Which documents a step has depends on (seed, epoch, batch size) alone; each process takes an
@@ -121,17 +121,7 @@ class DocumentBatches:
             )
         self._state = {"epoch": 0, "step": 0, "batch_size": batch_size}
 
-    def __iter__(self) -> Iterator[DocumentBatch]:
-        made = in_background(self._made, depth=1)
-        try:
-            for batch, state in made:
-                self._state = state
-                yield batch
-        finally:
-            made.close()
-
-    def _made(self) -> Generator[tuple[DocumentBatch, dict[str, int]]]:
-        """Batches, each with the position after it."""
+    def _made(self) -> Generator[tuple[DocumentBatch, dict[str, Any]]]:
         epoch, step = self._state["epoch"], self._state["step"]
         while True:
             order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
@@ -155,18 +145,12 @@ class DocumentBatches:
         """Documents that did not fit, so far."""
         return self._writer.num_cut
 
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and step after the batch handed out last."""
-        return dict(self._state)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier position."""
+    def _go_to(self, state: Mapping[str, Any]) -> None:
         if state["batch_size"] != self._batch_size:
             raise StageError(
                 f"the place in the documents was saved with {state['batch_size']} a step, not "
                 f"{self._batch_size}: restore training.mixture, or train anew"
             )
-        self._state = dict(state)
 
 
 def with_vectors(maker: BatchMaker, documents: Sequence[Document]) -> DocumentBatch:

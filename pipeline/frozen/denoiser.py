@@ -20,6 +20,7 @@ from torch import Tensor
 from gill_errors import InputError
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.conditioning import Conditioning
+from pipeline.frozen.latent_encoder import latent_shape
 from pipeline.frozen.text_conditioner import load_parts
 
 _PREDICTS = ("epsilon", "v_prediction", "sample")
@@ -128,8 +129,7 @@ def load_denoiser(
         raise BackboneError(f"cannot load the UNet of {source}: {error}") from error
     unet = pipeline.unet.to(device)
     factor = 2 ** (len(autoencoder["block_out_channels"]) - 1)
-    sides = unet.config.sample_size
-    height, width = (sides, sides) if isinstance(sides, int) else sides
+    _, _, height, width = latent_shape(source)
     if empty is not None:
         to = {"device": unet.device, "dtype": torch.float32}
         pooled = None if empty.pooled is None else empty.pooled.to(**to)

@@ -2,9 +2,9 @@
 
 Hidden states stay packed as [1, S, e] through every layer of the language model, whatever its
 architecture. Only inside attention are queries, keys and values laid out per sequence, in a padded
-grid, or on a GPU one after the other (`pipeline.frozen.ragged_attention`). The
-attention function is registered with transformers under `ATTENTION`; a call that carries a
-`packing` keyword is packed, any other is transformers' own scaled-dot-product attention.
+grid, or on a GPU one after the other (`pipeline.frozen.ragged_attention`). The attention function
+is registered with transformers under `ATTENTION`; a call that carries a `packing` keyword is
+packed, any other is transformers' own scaled-dot-product attention.
 
 Legend: S packed tokens of this pass, B sequences, T longest sequence of this pass, P longest
 prefix, H heads, h head width.
@@ -169,7 +169,6 @@ class Packing:
         key: Float[Tensor, "1 H S h"],
         value: Float[Tensor, "1 H S h"],
         layer: int,
-        ragged: RaggedKeys,
     ) -> tuple[Float[Tensor, "K H h"], Float[Tensor, "K H h"]]:
         """Keys and values of each sequence, its prefix's first, one after the other."""
         # [1, H, S, h] -> [S, H, h]
@@ -178,8 +177,10 @@ class Packing:
             return own[0], own[1]
         # [B, H, P, h] -> [B * P, H, h], and the own tokens behind them.
         past = (self.prefix.keys[layer], self.prefix.values[layer])
+        assert self.ragged is not None
+        places = self.ragged.places
         keys, values = (
-            torch.cat([grid.transpose(1, 2).flatten(0, 1), states]).index_select(0, ragged.places)
+            torch.cat([grid.transpose(1, 2).flatten(0, 1), states]).index_select(0, places)
             for grid, states in zip(past, own, strict=True)
         )
         return keys, values
@@ -256,7 +257,7 @@ def packed_attention(
     if ragged is not None:
         # [1, H, S, h] -> [S, H, h]
         rows = query.squeeze(0).transpose(0, 1)
-        keys, values = packing.in_order(key, value, layer, ragged)
+        keys, values = packing.in_order(key, value, layer)
         return ragged_attention.attend(rows, keys, values, ragged, scaling, window)[None], None
     q = packing.unpack(query)
     # Grouped queries: several heads share a key. Recorded above is one key a group, not a head.

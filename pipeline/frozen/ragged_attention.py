@@ -140,5 +140,5 @@ def _plain(
 
 
 def _kernel() -> Any:
-    """torch's own, from 2.15 on with these arguments; ImportError where it is not there."""
+    """torch's own. Raises ImportError where it is not there; older ones take other arguments."""
     return import_module("torch.nn.attention.varlen").varlen_attn

@@ -39,7 +39,7 @@ def log_likelihoods(
 ) -> list[Likelihood]:
     """log p of the words of interleaved sequences after `given`, over the frozen vocabulary.
 
-    Pictures condition what follows and have no likelihood of their own. `given` is read once. For
+    Pictures condition what follows and have no likelihood of their own. `given` is read once.
     A chat model is given its user's turn, and each sequence is an answer of the assistant. For
     VisDial: `given` is picture and dialogue, `sequences` are the 100 answers, and the one with the
     highest `mean` is chosen (the lowest perplexity; section 4.2).
