@@ -36,6 +36,26 @@ def run(
 
     Raises StageError when no cell of these params is finished.
     """
+    scores, cells = finished_cells(params_file, study, artifacts)
+    content = {
+        "cells": cells,
+        "rule": CLAIMED.rule,
+        "findings": [_judged(finding, scores) for finding in CLAIMED.findings],
+        "numbers": _numbers(study, scores),
+    }
+    write(artifacts.findings / "findings.json", content)
+    write(metrics / "findings.json", _short(content))
+    for line in summary(content):
+        print(line)
+
+
+def finished_cells(
+    params_file: Path, study: Study, artifacts: Artifacts
+) -> tuple[CellScores, dict[str, Any]]:
+    """The scores of a study's finished cells, and what was run.
+
+    Raises StageError when no cell of these params is finished.
+    """
     wanted = [cell(name, seed, artifacts) for name in study.variants for seed in study.seeds]
     finished = [one for one in wanted if is_done(params_file, study, one)]
     # There, but of other params or caches: never mixed with the ones of today.
@@ -46,16 +66,7 @@ def run(
             f"{artifacts.findings} has no finished cell{other}: run `stages run-variants`"
         )
     scores = CellScores(finished)
-    content = {
-        "cells": _cells(wanted, finished, stale, scores),
-        "rule": CLAIMED.rule,
-        "findings": [_judged(finding, scores) for finding in CLAIMED.findings],
-        "numbers": _numbers(study, scores),
-    }
-    _write(artifacts.findings / "findings.json", content)
-    _write(metrics / "findings.json", _short(content))
-    for line in summary(content):
-        print(line)
+    return scores, _cells(wanted, finished, stale, scores)
 
 
 def of_main_run(artifacts: Artifacts) -> dict[str, Any]:
@@ -251,6 +262,7 @@ def _short(content: dict[str, Any]) -> dict[str, Any]:
     return short
 
 
-def _write(path: Path, content: Any) -> None:
+def write(path: Path, content: Any) -> None:
+    """Write JSON for people too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

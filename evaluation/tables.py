@@ -19,6 +19,7 @@ from evaluation.ceilings import oracle_ceiling
 from evaluation.decision import table_6
 from evaluation.headline import MAIN, headline, of_every_set
 from evaluation.latency import latency
+from evaluation.memory import fact_scores, memory
 from evaluation.pictures import Method, PictureMaker, opened, picture_crew
 from evaluation.published import published
 from evaluation.results import Record, Result, write_records, write_results
@@ -29,6 +30,7 @@ from evaluation.sources import Sources
 from evaluation.store import EvaluationStore
 from evaluation.texts import captioning, visual_questions
 from evaluation.told_stories import tell_stories
+from evaluation.unseen_prompts import unseen_prompts
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill.loading import Gill
@@ -50,6 +52,7 @@ GENERATED: dict[str, SetsOf] = {
     "table_8": lambda s, p: [sets.table_8(s.coco_2014, p.evaluation)],
     "figure_6": lambda s, p: sets.figure_6(s.stories, p.evaluation.vist.limit),
     "figure_8": lambda s, p: sets.figure_8(s.dialogues, p.evaluation.visdial.limit),
+    "memory": lambda s, p: memory(s.captions, p.evaluation.captions),
 }
 """Tables whose pictures are generated, and from what."""
 
@@ -162,6 +165,14 @@ class _Run:
             return self._table_7()
         if table == "stories_told":
             return self._stories_told(settings)
+        if table == "unseen_prompts":
+            return unseen_prompts(
+                self.gill,
+                self.artifacts.decision,
+                self.artifacts.miniature / "truth.json",
+                section.seed,
+                lambda one: self._maker().make(one, "gill", settings),
+            )
         [example] = sets.caption_set(sources.captions, 1).examples
         return latency(self.gill, example.prompt, settings, section.seed)
 
@@ -172,11 +183,13 @@ class _Run:
         if known in self._measured:
             return self._measured[known]
         section = self.params.evaluation
-        maker = PictureMaker(self.crew, self.store, section.seed, self._read_prompt)
+        maker = self._maker()
         pictures: dict[str, list[Path]] = {
             method: maker.make(one, method, settings) for method in section.methods
         }
         found = self.scorer.score(one, pictures)
+        for method, paths in pictures.items():
+            found[method].values |= fact_scores(one, paths)
         rows = Rows(one.name, one.title, len(one.examples), one.of, section.seed)
         results = [
             replace(row, ceiling=oracle_ceiling(one, method))
@@ -191,15 +204,18 @@ class _Run:
 
     def _stories_told(self, settings: GenerationSettings) -> list[Result]:
         def make(one: EvaluationSet, method: Method, first: int) -> list[Path]:
-            seed = self.params.evaluation.seed + first
-            maker = PictureMaker(self.crew, self.store, seed, self._read_prompt)
-            return maker.make(one, method, settings)
+            return self._maker(first).make(one, method, settings)
 
         told = tell_stories(
             self.gill, self.sources.stories, self.params.evaluation, make, self.scorer
         )
         self.records += told.records
         return told.results
+
+    def _maker(self, first: int = 0) -> PictureMaker:
+        """Makes pictures, the first with this seed above `evaluation.seed`."""
+        seed = self.params.evaluation.seed + first
+        return PictureMaker(self.crew, self.store, seed, self._read_prompt)
 
     def _read_prompt(self, prompt: str) -> list[list[int]]:
         """What the generator's own text side, loaded when it is first asked, reads of a prompt."""

@@ -59,12 +59,28 @@ class Variant(Record):
         return {key: name for key, name in named.items() if name is not None}
 
 
+class StudyTable(Record):
+    """A table of a study that asks what the paper does not: a row per variant, or as `rows` say."""
+
+    title: str = Field(description="what is asked")
+    note: str = Field("", description="what is measured, on what")
+    columns: dict[str, str] = Field(
+        description="title to VARIANT/SET/METHOD/METRIC, or that and /ceiling; * is the row's name"
+    )
+    rows: dict[str, str] = Field(
+        {}, description="title to what * stands for; none: every variant that has numbers"
+    )
+
+
 class Study(Record):
-    """All of findings/variants.yaml."""
+    """All of findings/variants.yaml, or of another file of its kind."""
 
     seeds: tuple[int, ...] = Field(min_length=1)
     common: dict[str, Any] = Field({}, description="laid over params.yaml in every cell")
     variants: dict[str, Variant]
+    tables: tuple[StudyTable, ...] = Field(
+        (), description="beyond the paper; none: the paper's findings are judged"
+    )
 
     def variant(self, name: str) -> Variant:
         """Raises StageError naming those that exist."""

@@ -346,12 +346,18 @@ def ablations(
 def findings(variants: StudyFile = STUDY, params: ParamsFile = PARAMS) -> None:
     """Judge the six findings of the paper from all finished cells; with one seed, numbers alone.
 
-    Reads artifacts/findings/*/*. Writes artifacts/findings/findings.json and metrics/findings.json.
+    Reads artifacts/findings/*/*. Writes artifacts/findings/findings.json and metrics/findings.json;
+    of a study with tables of its own those, to artifacts/findings/tables/.
     """
+    from evaluation import beyond
     from evaluation import findings as stage
     from evaluation.variants import read_study
 
-    stage.run(params, read_study(variants))
+    study = read_study(variants)
+    if study.tables:
+        beyond.run(params, study, variants.stem)
+    else:
+        stage.run(params, study)
 
 
 @app.command()

@@ -28,6 +28,7 @@ from corpora.parti_prompts import (
 )
 from corpora.pictures import open_picture
 from evaluation.metrics.uncertainty import mean_and_deviation
+from evaluation.picture_votes import vote
 from evaluation.published import DECISION_METHODS
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
@@ -114,6 +115,7 @@ def make_decision(params: Params, artifacts: Artifacts, folder: Path, metrics: P
         heads=heads,
     )
     model.save(folder)
+    scores["test_rows"] = [kept[row] for row in scores["test_rows"]]
     scores["over_seeds"] = _over_seeds(
         hidden[kept],
         similarity[kept],
@@ -189,13 +191,7 @@ def _oracle_labels(
     # [N]: attributes shown as the prompt has them, of five.
     gen = (oracle.read_scenes(generated) == codes).sum(1)
     ret = (oracle.read_scenes(retrieved) == codes).sum(1)
-    return [_vote(int(g), int(r), codes.shape[1]) for g, r in zip(gen, ret, strict=True)]
-
-
-def _vote(generated_right: int, retrieved_right: int, attributes: int) -> str:
-    if generated_right == retrieved_right:
-        return "ret" if retrieved_right == attributes else "same"
-    return "gen" if generated_right > retrieved_right else "ret"
+    return [vote(int(g), int(r), codes.shape[1]) for g, r in zip(gen, ret, strict=True)]
 
 
 def _write_metrics(folder: Path, metrics: Path, scores: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page (no script, no font and no picture from outside).
 
-pictures · findings · the paper's tables · figures · failures · what was run
+pictures · findings · the paper's tables · beyond the paper · figures · failures · what was run
 
 Nothing here computes a result: page.html shows what the stages wrote. Pictures become smaller until
 the page is under 10 MB.
@@ -30,7 +30,7 @@ from evaluation.report.curves import draw
 from evaluation.report.differences import draw_differences, measured_parts
 from evaluation.report.figures import figures, training_curves
 from evaluation.report.grids import exchanges, failures, grids, told
-from evaluation.report.tables import absences, paper_tables
+from evaluation.report.tables import Table, absences, paper_tables
 from evaluation.report.told import told_stories
 from evaluation.report.words import METHODS, METRICS, set_name
 from evaluation.results import read_records, read_results
@@ -79,6 +79,12 @@ def page_content(params: Params, artifacts: Artifacts, metrics: Path) -> dict[st
     return {
         "findings": found,
         "tables": paper_tables(results, found),
+        "beyond": [
+            Table(note=f"{' '.join(study['cells']['notes'])} {table.pop('note')}".strip(), **table)
+            for path in sorted((artifacts.findings / "tables").glob("*.json"))
+            for study in [_read_json(path)]
+            for table in study["tables"]
+        ],
         "absences": absences(results),
         "figures": figures(results, found),
         "training_curves": training_curves(metrics / "train" / "plots" / "metrics"),

@@ -66,8 +66,8 @@ def fit_decision(
     always_retrieve, always_generate, random (means over draws, with the 5th and 95th percentile),
     heuristic and linear (at the threshold chosen on the training rows; `test_lowest` and
     `test_highest` are the macro F1 over all thresholds, the paper's way), human where `votes` are
-    given; and the class counts, the choices, and the Brier score of p(generate) beside that of the
-    training frequency.
+    given; and the class counts, the choices, the Brier score of p(generate) beside that of the
+    training frequency, and which rows were test rows.
 
     DecisionError when a label is unknown, a value is not finite, or a class has too few rows.
     """
@@ -137,6 +137,7 @@ def fit_decision(
         "threshold": threshold,
         "cross_validated_macro_f1": quality[strength],
     }
+    metrics["test_rows"] = np.flatnonzero(held_out).tolist()
     return model, metrics
 
 
