@@ -173,11 +173,13 @@ def _judge(gill: Gill, one: EvaluationSet, made: Sequence[Path], threshold: floa
 
 
 def _together(judged: Sequence[_Judged]) -> _Judged:
+    answers = {n: np.concatenate([one.answers[n] for one in judged]) for n in judged[0].answers}
     return _Judged(
-        *(np.concatenate([getattr(one, name) for one in judged])
-          for name in ("generated", "retrieved", "p_generate")),
-        {name: np.concatenate([one.answers[name] for one in judged]) for name in judged[0].answers},
-    )  # fmt: skip
+        np.concatenate([one.generated for one in judged]),
+        np.concatenate([one.retrieved for one in judged]),
+        np.concatenate([one.p_generate for one in judged]),
+        answers,
+    )
 
 
 def _by_distance(judged: _Judged, seed: int) -> list[Result]:

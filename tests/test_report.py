@@ -33,7 +33,7 @@ def _picture(path, side=32):
 def _content(**shown):
     captions = {"source": "a table", "kept": 9, "excluded": 1, "splits": {"train": 9},
                 "fingerprint": "f" * 40, "reasons": {"too long": 1}}  # fmt: skip
-    empty = ("tables", "figures", "training_curves", "exchanges", "grids", "captioned",
+    empty = ("tables", "beyond", "figures", "training_curves", "exchanges", "grids", "captioned",
              "questions", "failures", "told_stories")  # fmt: skip
     findings = {"cells": {"seeds": [0], "notes": []}, "rule": "R", "findings": []}
     rest = {"absences": {}, "backbones": {}, "versions": {"torch": "2"}, "python": "Python 3"}
@@ -56,6 +56,7 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside(tmp_path):
     html = render(
         _content(
             tables=[Table("T <1>", ["a"], cells, "noted `make x`")],
+            beyond=[Table("Memory", ["", "shown"], [["GILL", "0.9 [0.8, 1.0]"]])],
             grids=[Grid("G", [record], names_sets=True)],
             figures=[Figure("F", [Curves("C", "x", "y", [line])], "bands")],
             questions=[record],
@@ -72,6 +73,8 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside(tmp_path):
                   "too long", "e.tsv", "no weights", "bands", "miniature world"):  # fmt: skip
         assert found in html, found
     assert re.search('class="number"[^>]*>0.5 ± 0.1<', html)
+    assert re.search(r'class="number"[^>]*>0.9 \[0.8, 1.0\]<', html)
+    assert '<a href="#beyond">Beyond the paper</a>' in html
     outside = re.findall(r'(?:src|srcset|href)="([^"]{0,40})', html)
     assert all(found.startswith(("data:", "#")) for found in outside)
     assert "<script" not in html
