@@ -29,7 +29,7 @@ from pipeline.talking.reading import Said, embed_turns, see_pictures
 
 ANSWER_TOKENS = 48
 """The answers' first tokens, which are compared."""
-_BATCH = 16
+_BATCH = 32
 _SERVED = IN_TURNS.decoding.model_copy(update={"max_tokens": ANSWER_TOKENS})
 _IN_WORDS = _SERVED.model_copy(update={"max_images": 0})
 
