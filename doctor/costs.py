@@ -219,7 +219,7 @@ def table_8_advice(params: Params, models: Models, machine: Machine) -> list[str
     if generator is not None and machine.card is not None:
         rate = machine.card.rate_of(generator.unet.dtype)
     captions = section.coco_2014.limit
-    chosen = "table_8" in section.chosen(params.is_miniature)
+    chosen = "table_8" in params.evaluation_tables
     if not chosen or generator is None or rate is None or captions is None:
         return []
     settings, few = section.settings_for("table_8", params.generation_settings), 25

@@ -187,6 +187,7 @@ generation.vae_tiling
 talking.read_back
 
 evaluation.captions
+evaluation.chat_turns
 evaluation.check
 evaluation.coco.captions
 evaluation.coco.images
