@@ -50,6 +50,9 @@ class Heads(nn.Module):
     by `mean_image_embeddings` or `word_image_embeddings` once the language model is known.
     """
 
+    state_mean: Tensor
+    state_deviation: Tensor
+
     def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
         self.sizes = s = sizes
