@@ -262,6 +262,12 @@ class ModelParams(Record):
     p: int = Field(256, ge=1, description="width of the retrieval space")
     mapper: MapperSizes = MapperSizes()
     image_token_init: ImageTokenInit = ImageTokenInit()
+    standardizes_states: bool = Field(
+        False,
+        description="ours: mapper and W_t2i read [IMG] states less their mean, by their deviation, "
+        "of each token and dimension, measured on 128 training rows before the first step. For "
+        "language models whose states are nearly constant, as those of chat models are",
+    )
     seed: int = Field(0, description="of the trained parts' first values")
     turns: Literal["plain", "chat"] = Field(
         "plain",

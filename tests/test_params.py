@@ -106,6 +106,7 @@ model.mapper.num_heads
 model.p
 model.r
 model.seed
+model.standardizes_states
 model.system_prompt
 model.template_options
 model.turns
