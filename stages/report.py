@@ -20,6 +20,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     }
     findings = artifacts.findings / "findings.json"
     beyond = sorted((artifacts.findings / "tables").glob("*.json"))
+    presets = sorted(artifacts.presets.glob("*/artifacts/findings/findings.json"))
     work = WorkFolder.open(params.run.work)
     entry = work.entry(
         "report",
@@ -28,6 +29,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
             "decision": content_of(artifacts.decision) if artifacts.decision.is_dir() else None,
             "findings": file_md5(findings) if findings.is_file() else None,
             **({"beyond": [file_md5(path) for path in beyond]} if beyond else {}),
+            **({"presets": {str(path): file_md5(path) for path in presets}} if presets else {}),
             "params": params.model_dump(mode="json", exclude={"run"}),
             "code": code_of("report", work),
         },
