@@ -73,7 +73,8 @@ def _cell(place: list[str], scores: CellScores) -> tuple[str | None, int]:
     values = np.array([one.ceiling if ceiling else one.value for one in results], np.float64)
     if not len(values) or np.isnan(values).any():
         return None, 0
-    mean = f"{values.mean():.3f}"
+    digits = 3 if abs(values.mean()) < 10 else 0  # shares, and counts of prompts
+    mean = f"{values.mean():.{digits}f}"
     if ceiling:  # the same examples for every seed
         return mean, len(values)
     table = scores.per_example([Term(variant, set_, method)], metric)
@@ -83,4 +84,4 @@ def _cell(place: list[str], scores: CellScores) -> tuple[str | None, int]:
         _, low, high = seed_difference(values, np.zeros_like(values))
     else:
         return mean, 1
-    return f"{mean} [{low:.3f}, {high:.3f}]", len(values)
+    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]", len(values)

@@ -143,6 +143,7 @@ def test_a_study_has_a_table_with_intervals_over_seeds_and_examples(tmp_path, mo
         "shown": "*/s/gill/fact_shown",
         "ceiling": "*/s/gill/fact_shown/ceiling",
         "F1": "*/d/linear/macro_f1",
+        "prompts": "*/d/linear/prompts",
         "never measured": "*/d/linear/accuracy",
     }
     study = Study.model_validate(
@@ -166,7 +167,8 @@ def test_a_study_has_a_table_with_intervals_over_seeds_and_examples(tmp_path, mo
         )
         mean = float(shown[seed].mean())
         results = [_result("s", "gill", "fact_shown", mean, 1.0)]
-        write_results(folder / "results.json", [*results, _result("d", "linear", "macro_f1", f1)])
+        results += [_result("d", "linear", "macro_f1", f1), _result("d", "linear", "prompts", 50.0)]
+        write_results(folder / "results.json", results)
         record = {"code": "c", "finished": "2026", "seconds": {}, "versions": {}}
         one.record.write_text(json.dumps(record))
     beyond.run(tmp_path / "params.yaml", study, "mine", artifacts)
@@ -183,7 +185,7 @@ def test_a_study_has_a_table_with_intervals_over_seeds_and_examples(tmp_path, mo
     assert half * 0.8 < mean - low < half * 2.5
     assert half * 0.8 < high - mean < half * 2.5
     # Student's t of three seeds: 4.303 times 0.1 / sqrt(3).
-    assert row[2:] == ["1.000", "0.900 [0.652, 1.148]", None]
+    assert row[2:] == ["1.000", "0.900 [0.652, 1.148]", "50 [50, 50]", None]
 
 
 @pytest.mark.parametrize("name", NAMES)
