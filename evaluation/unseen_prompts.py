@@ -38,6 +38,7 @@ from jaxtyping import Bool, Float, Int
 from corpora.pictures import open_picture
 from corpora.prompts import story_prompt
 from evaluation.picture_votes import vote
+from evaluation.pictures import opened
 from evaluation.results import Result
 from evaluation.scores import Found, Rows
 from evaluation.sets import EvaluationSet, Example
@@ -151,7 +152,7 @@ def unseen_prompts(gill: Gill, folder: Path, truth: Path, seed: int, make: Make)
 def _judge(gill: Gill, one: EvaluationSet, made: Sequence[Path], threshold: float) -> _Judged:
     assert gill.index is not None
     assert gill.decision is not None
-    hidden = read_contexts(gill.model, gill.encoder, [e.context for e in one.examples])
+    hidden = read_contexts(gill.model, gill.encoder, [opened(e.context) for e in one.examples])
     with torch.no_grad():
         queries = gill.model.text_query(hidden).float().cpu()
     nearest = [hits[0] for hits in gill.index.search(queries, 1)]
