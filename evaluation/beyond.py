@@ -51,10 +51,10 @@ def _table(table: StudyTable, study: Study, scores: CellScores) -> dict[str, Any
             seeds |= {number} if shown else set()
         if any(cells):
             rows.append([title, *cells])
-    numbers = " or ".join(map(str, sorted(seeds)))
+    numbers = " or ".join(map(str, sorted(seeds))) + " seed" + "s" * (seeds != {1})
     return {
         "title": table.title,
-        "note": f"{table.note} Mean and 95% interval, {numbers} seeds.".strip(),
+        "note": f"{table.note} Mean and 95% interval, {numbers}.".strip(),
         "columns": list(table.columns),
         "rows": rows,
     }
@@ -73,7 +73,7 @@ def _cell(place: list[str], scores: CellScores) -> tuple[str | None, int]:
     values = np.array([one.ceiling if ceiling else one.value for one in results], np.float64)
     if not len(values) or np.isnan(values).any():
         return None, 0
-    digits = 3 if abs(values.mean()) < 10 else 0  # shares, and counts of prompts
+    digits = 0 if metric == "prompts" else 3
     mean = f"{values.mean():.{digits}f}"
     if ceiling:  # the same examples for every seed
         return mean, len(values)
