@@ -34,7 +34,7 @@ def pick_device(name: str) -> torch.device:
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on its way to `device`: what is computed from it there waits for it, Python does
     not. A GPU copies by itself, out of page-locked memory."""
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     with torch.cuda.device(device):  # threads other than the main one begin with the first GPU
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -46,6 +46,14 @@ def sent_together(
     """Lists of whole numbers as vectors on `device`, in one copy."""
     vectors = [torch.as_tensor(one, dtype=torch.int64) for one in numbers]
     return list(sent(torch.cat(vectors), device).split([len(one) for one in vectors]))
+
+
+def groups_sent_together(
+    groups: Sequence[Sequence[Sequence[int] | Int64[Tensor, " _"]]], device: torch.device
+) -> list[list[Int64[Tensor, " _"]]]:
+    """`sent_together` of several groups of lists, all in one copy."""
+    arrived = iter(sent_together([one for group in groups for one in group], device))
+    return [[next(arrived) for _ in group] for group in groups]
 
 
 class Arriving:
