@@ -7,6 +7,7 @@ to know a number or a shape of the data waits for the device.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -47,7 +48,7 @@ class Counts(TorchDispatchMode):
             self.waits += 1
             return 0
         if on_device and name == "_to_copy" and str(kwargs.get("device")) == "cpu":
-            self.waits += 1
+            self.waits += not kwargs.get("non_blocking")
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         masks = [one for one in tree_leaves(args[1:]) if _is_mask(one)] if "index" in name else []
         if (on_device and name in _SHAPED_BY_DATA) or masks:
@@ -76,18 +77,21 @@ def gill(monkeypatch: pytest.MonkeyPatch) -> MultimodalLanguageModel:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_training_step_waits_once_and_copies_once_a_pass(
-    gill: MultimodalLanguageModel, packed: bool
+def test_a_training_step_waits_for_nothing_and_copies_once_a_pass(
+    monkeypatch: pytest.MonkeyPatch, gill: MultimodalLanguageModel, packed: bool
 ) -> None:
+    # torch has the fused optimiser for devices with contents; counted, it is one kernel a group.
+    optimizer: Any = sys.modules[torch.optim.Optimizer.__module__]
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"])
     batch, draws = batch_of(gill, 6), PackingDraws.same(6, packed)
     stepper = Stepper(gill, Objective.released(), TrainingSettings.released())
     with Counts() as first:  # reads the start ids, makes the optimiser's state
         stepper.take(0, batch, draws)
     with Counts() as counts:
         stepper.take(1, batch, draws)
-    assert counts.waits == first.waits == 1
+    assert counts.waits == first.waits == 0
     assert counts.copies == 2, "one a pass: where tokens go, and how they fall into sequences"
-    assert counts.kernels <= 1322
+    assert counts.kernels <= 954
 
 
 def test_a_pass_over_documents_copies_its_words_and_its_lists(
