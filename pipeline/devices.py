@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -54,6 +54,33 @@ def groups_sent_together(
     """`sent_together` of several groups of lists, all in one copy."""
     arrived = iter(sent_together([one for group in groups for one in group], device))
     return [[next(arrived) for _ in group] for group in groups]
+
+
+def captured(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """`work`, to be done again and again on tensors that stay where they are; its result does too.
+
+    On a GPU as a graph, which is played without Python; `work` is done a few times to make it, must
+    ask for no number and send none. Raises RuntimeError where the device cannot.
+    """
+    if device.type != "cuda":
+        return work
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries choose their kernels before the capture
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on
+            result = work()
+
+    def play() -> Tensor:
+        with torch.cuda.device(device):
+            graph.replay()
+        return result
+
+    return play
 
 
 class Arriving:

@@ -24,6 +24,7 @@ from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.settings import Objective, TrainingSettings
+from pipeline.talking import token_pass
 from pipeline.talking.context import Context
 from pipeline.talking.decoding import DecodingSettings, decode
 from pipeline.training.accumulation import backpropagate
@@ -141,6 +142,27 @@ def test_a_token_waits_once_and_an_answer_never_besides(gill: MultimodalLanguage
         # Its id and position; where prompts were padded also what is padding.
         assert long.copies - short.copies == (3 if rows == 1 else 4)
         assert long.kernels - short.kernels <= (66 if rows == 1 else 79)
+
+
+def test_a_token_of_a_graph_is_two_copies_and_what_chooses_it(
+    monkeypatch: pytest.MonkeyPatch, gill: MultimodalLanguageModel
+) -> None:
+    """On a GPU the pass itself is one launch: what it holds was counted when it was captured."""
+    played = [torch.zeros(1, 1, 32, device="meta")]
+    monkeypatch.setattr(token_pass, "DEVICES", ("meta",))
+    monkeypatch.setattr(token_pass, "captured", lambda work, device: lambda: played[0])
+
+    def counted(tokens: int) -> Counts:
+        settings = DecodingSettings(max_tokens=tokens, max_images=0)
+        prompt = torch.zeros(3, 32, device="meta")
+        with Counts() as counts:
+            decode(gill, Context(gill.language_model), [prompt], settings, stop_ids=())
+        return counts
+
+    short, long = counted(4), counted(5)
+    assert long.waits - short.waits == 1
+    assert long.copies - short.copies == 3
+    assert long.kernels - short.kernels <= 6
 
 
 def test_joining_and_splitting_conversations_waits_for_nothing(
