@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from gill_errors import InputError
+
+Row = TypeVar("Row")
 
 
 def pick_device(name: str) -> torch.device:
@@ -54,6 +56,19 @@ def groups_sent_together(
     """`sent_together` of several groups of lists, all in one copy."""
     arrived = iter(sent_together([one for group in groups for one in group], device))
     return [[next(arrived) for _ in group] for group in groups]
+
+
+SHAPES_COST = ("cuda",)
+"""Devices whose libraries plan anew for a shape that they have not had: more than padding takes."""
+
+
+def filled_up(batch: Sequence[Row], size: int, device: torch.device) -> list[Row]:
+    """A batch of `size` rows where a new shape costs more: behind its own the last one, repeated.
+
+    The end of a shard, or a row that could not be read, else gives a batch of another size.
+    """
+    missing = size - len(batch) if device.type in SHAPES_COST else 0
+    return [*batch, *[batch[-1]] * missing]
 
 
 def captured(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
