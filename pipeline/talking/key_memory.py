@@ -28,7 +28,8 @@ class KeyMemory(DynamicLayer):
         """Write behind what is there; returns all that is there, as views."""
         new = key_states, value_states
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
             return self._take([_owned(states) for states in new], key_states.shape[2])
         assert self._memory is not None
         start = self.keys.shape[2]
