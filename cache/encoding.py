@@ -21,10 +21,9 @@ from cache.checksums import row_checksums
 from cache.codec import encode_into
 from cache.lock import current_run
 from cache.memory import Memory
-from cache.shards import shard_content, shard_path
+from cache.shards import write_shard
 from cache.store import EmbeddingStore, RowStatus, ShardResult
 from gill_errors import InputError, OutOfMemoryError
-from gill_files import explained
 
 CASTS_AHEAD = 8  # batches that wait to be cast
 
@@ -280,13 +279,7 @@ def _write(store: EmbeddingStore, run: str, draft: _Draft) -> ShardResult:
     # wrote, perhaps from another table.
     if current_run(store.location) != run:
         raise SupersededRunError(f"{store.location}: shard {shard} is not written, its run is over")
-    with explained(store.location):
-        for name, stored in draft.stored.items():
-            path = shard_path(store.spec, name, shard)
-            if content := shard_content(store.spec, name, stored):
-                store.location.write_bytes(content, *path)
-            else:
-                store.location.remove(*path)
+    write_shard(store.location, store.spec, shard, draft.stored)
     # Only rows of `positions` are reported: those that were kept keep their status.
     status = np.full(len(draft.task.rows), RowStatus.DONE, np.uint8)
     status[failed] = RowStatus.FAILED

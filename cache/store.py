@@ -322,6 +322,10 @@ class EmbeddingStore:
             texts = [result.reasons.get(int(position), "") for position in result.positions]
             tables["row_reason"] = np.stack([_reason_bytes(text) for text in texts])
         tables["row_status"] = result.status
+        self.record(rows, tables)
+
+    def record(self, rows: NDArray[np.int64], tables: Mapping[str, np.ndarray]) -> None:
+        """Write bookkeeping of rows (int64 [k]), name -> [k, ...], `row_status` the last of it."""
         with explained(self.location):
             # In this order: killed between two, what was pending still is, and is encoded again.
             for name, values in tables.items():
