@@ -115,6 +115,9 @@ def _fill(
     from cache import StoreMismatchError
 
     store = entry.folder / where.name
+    if store.exists() and not entry.finished and where.is_dir() and not where.is_symlink():
+        # Joined of parts, say: as far as that one has come, or further.
+        print(f"{entry.kind}: what was begun is put aside as {entry.put_aside()}, for {where}")
     if not entry.begun:
         if why := entry.explain_absence(where.stem):
             print(f"{entry.kind}: {why}")

@@ -244,6 +244,36 @@ def test_a_store_of_an_earlier_version_is_taken_over(first):
     assert _verified(STORE)
 
 
+def test_parts_of_several_machines_are_joined_and_taken_over(first):
+    _params(features={"shard_rows": 2})
+    run("precompute-features")
+    alone, manifest = STORE.resolve(), MANIFEST.read_bytes()
+    shutil.move(alone.parent, "alone")
+    parts = [f"artifacts/features.part-{number}-of-2.zarr" for number in (1, 2)]
+    assert "2 of 2 rows done" in run("precompute-features", "--part", "1/2")
+    assert "4 of 4 rows done" in run("precompute-features", "--part", "2/2", "--to", "there.zarr")
+    assert not alone.exists()
+    assert "is a link to the store in use" in refusal("join-stores", *parts, "--to", str(STORE))
+    STORE.unlink()
+    assert "no part has shard 1 (rows 2 to 3)" in refusal(
+        "join-stores", parts[0], "--to", str(STORE)
+    )
+    assert "6 rows, 6 done" in run("join-stores", parts[0], "there.zarr", "--to", str(STORE))
+    said = run("precompute-features")
+    assert "is taken over into" in said
+    assert "this run encoded 0 " in said
+    assert STORE.resolve() == alone
+    assert MANIFEST.read_bytes() == manifest
+    assert _verified(STORE)
+    for file in Path("alone/features.zarr").rglob("*"):
+        if file.is_file():
+            assert (STORE / file.relative_to("alone/features.zarr")).read_bytes() == (
+                file.read_bytes()
+            )
+    for options in (["--to", "x"], ["--part", "1/2", "--rebuild"]):
+        assert "--to belongs to --part" in refusal("precompute-features", *options)
+
+
 def test_an_earlier_store_that_was_made_otherwise_is_kept(first):
     before = _values()
     _as_an_earlier_version_left_it(first)
