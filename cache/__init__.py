@@ -26,6 +26,7 @@ is right when it matches its checksum. Shards are written whole, each by one wri
     describe(path), view_row(path, 3), write_page(path, page)  look at it
     export_store(path, out, "parquet")                         hand it on
     verify(path), repair(path)                                 check it; have what is bad redone
+    locate(path)                                               a folder, a URL, or a link to either
 
 This room knows no model, no picture and (but for torch_rows.py) no tensor, and is the only one that
 imports zarr or numcodecs.

@@ -15,7 +15,7 @@ from .inspecting import (
 )
 from .joining import PartsError, join_stores
 from .layout import ArraySpec, StoreSpec
-from .location import StoreUnreachableError
+from .location import StoreUnreachableError, locate
 from .lock import StoreLockedError
 from .manifest import manifest_location, read_manifest
 from .reading import (
@@ -78,6 +78,7 @@ __all__ = [
     "in_background",
     "iterate_blocks",
     "join_stores",
+    "locate",
     "manifest_location",
     "open_store",
     "read_manifest",

@@ -41,4 +41,12 @@ def run(
         fill_part(ARTIFACTS.features, part, to, fill)
         return
     entry = store_entry(work, "features", table, "visual_encoder", params.features)
-    settle(entry, ARTIFACTS.features, table, fill, rebuild=rebuild, again=again)
+    settle(
+        entry,
+        ARTIFACTS.features,
+        table,
+        fill,
+        stores=params.run.stores,
+        rebuild=rebuild,
+        again=again,
+    )

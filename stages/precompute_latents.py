@@ -50,4 +50,12 @@ def run(
         fill_part(artifacts.latents, part, to, fill)
         return
     entry = store_entry(work, "latents", table, "image_generator", latents_layout(params))
-    settle(entry, artifacts.latents, table, fill, rebuild=rebuild, again=again)
+    settle(
+        entry,
+        artifacts.latents,
+        table,
+        fill,
+        stores=params.run.stores,
+        rebuild=rebuild,
+        again=again,
+    )

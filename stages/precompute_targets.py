@@ -37,4 +37,12 @@ def run(
         return
     work, table = WorkFolder.open(params.run.work), ARTIFACTS.captions
     entry = store_entry(work, "targets", table, "image_generator", params.targets)
-    settle(entry, ARTIFACTS.targets, table, fill, rebuild=rebuild, again=again)
+    settle(
+        entry,
+        ARTIFACTS.targets,
+        table,
+        fill,
+        stores=params.run.stores,
+        rebuild=rebuild,
+        again=again,
+    )
