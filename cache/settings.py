@@ -75,7 +75,7 @@ class ReadingParams(ReadingOrder):
     cache_limit: ByteSize | None = Field(
         default=None,
         description="Read whole shards through copies on this machine of at most so many bytes, or "
-        "so much (50 GB), the least recently used making room: for uncompressed stores on a "
+        "so much (50 GB), the least recently used making room: for stores on a "
         "network. Best with block_rows a multiple of the rows of a shard.",
     )
     cache_folder: str | None = Field(
