@@ -19,13 +19,13 @@ Shuffled batches of 200 rows of [77, 768] float16, all files in the page cache, 
   they are stored, each forced to the disk; in pairs. `fill_float32_vs_save`: what comes in float32
   is cast and its error measured.
 
-What bounds reading, in processor time of all threads on a machine of two virtual cores: from the page
-cache `preadv` copies rows at 4.3 GB/s, one memory map that stays copies them at 6 to 7, one that is
-made anew for every window at 4.3 to 4.8; CRC-32C is computed at 5.8. A map that stays would give our
-warm epochs 1.4 times their speed. It is not used: a file that is cut short, or a disk that fails,
-would end the process by a signal, where a read names the shard and the row. Filling from float32
-takes 106 us a row to cast and measure (167 before a row was looked at twice less), 22 to check, 28 to
-write; from float16 29, 22 and 28.
+What bounds reading, in processor time of all threads on a machine of two virtual cores: from the
+page cache `preadv` copies rows at 4.3 GB/s, one memory map that stays copies them at 6 to 7, one
+that is made anew for every window at 4.3 to 4.8; CRC-32C is computed at 5.8. A map that stays would
+copy 1.4 times as fast. It is not used: a file that is cut short, or a disk that fails, would end
+the process by a signal, where a read names the shard and the row. Filling from float32 takes 106 us
+a row to cast and measure (167 before a row was looked at twice less), 22 to check, 28 to write;
+from float16 29, 22 and 28.
 
 `--peers` instead reads the same rows through other libraries (`cache_peers`), in pairs with ours:
 warm, and cold: with the files dropped from the page cache, ours by a new reader, which checks them.

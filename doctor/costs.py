@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from cache import StoreSpec
+from doctor.chat_streams import answering_memory, num_replies
 from doctor.denoising import latents_memory
 from doctor.machine import Machine
 from doctor.memory import (
@@ -50,6 +51,7 @@ def stage_costs(params: Params, models: Models, machine: Machine, rows: Rows) ->
         _features(params, models, machine, rows.number),
         _targets(params, models, machine, rows.number),
         _latents(params, models, machine, rows.number),
+        _replies(params, models, machine),
         _train(params, models, machine, train_rows),
         _index(params, train_rows),
         _generation(params, models, machine),
@@ -161,6 +163,26 @@ def _latents(params: Params, models: Models, machine: Machine, rows: int) -> Sta
     )
 
 
+def _replies(params: Params, models: Models, machine: Machine) -> StageCost | None:
+    language_model, answer = models.language_model, params.training.replies.max_tokens
+    if language_model is None or not params.needs_replies:
+        return None
+    count = num_replies(params)
+    cost = _cost(
+        machine,
+        name="precompute-replies",
+        rows=count,
+        memory=answering_memory(language_model, answer),
+        dtype=language_model.dtype,
+        units=count,
+        share=TRAINING_SHARE,
+        note=f"at most {answer} tokens each",
+    )
+    if cost.hours and count:
+        cost = replace(cost, note=f"{cost.note}, {3600 * cost.hours / count:.2g} s")
+    return cost
+
+
 def _train(params: Params, models: Models, machine: Machine, rows: int) -> StageCost | None:
     language_model, sizes, settings = models.language_model, models.sizes, params.training_settings
     if language_model is None or sizes is None or models.trained is None:
@@ -219,7 +241,7 @@ def table_8_advice(params: Params, models: Models, machine: Machine) -> list[str
     if generator is not None and machine.card is not None:
         rate = machine.card.rate_of(generator.unet.dtype)
     captions = section.coco_2014.limit
-    chosen = "table_8" in section.chosen(params.is_miniature)
+    chosen = "table_8" in params.evaluation_tables
     if not chosen or generator is None or rate is None or captions is None:
         return []
     settings, few = section.settings_for("table_8", params.generation_settings), 25

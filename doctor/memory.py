@@ -38,7 +38,9 @@ from torch import Tensor, nn
 from doctor.blueprints import GeneratorBlueprint, LanguageModelBlueprint
 from doctor.dry_run import DryRun
 from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.document_objective import document_losses, document_queries
 from pipeline.bridge.heads import Heads, HeadSizes
+from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, retrieval_queries, training_losses
 from pipeline.frozen.language_model import LanguageModel
@@ -46,6 +48,8 @@ from pipeline.frozen.visual_encoder import VisualEncoder
 from pipeline.settings import GenerationSettings, Objective, TrainingSettings
 from pipeline.training.accumulation import backpropagate
 from pipeline.training.recomputation import recompute_activations
+
+InTurns = Callable[[CaptionBatch], MixedBatch] | None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def training_memory(
     settings: TrainingSettings,
     *,
     caption_tokens: Sequence[int],
+    turns: InTurns = None,
     draws: PackingDraws | None = None,
     device_type: str = "cuda",
 ) -> Memory:
@@ -94,6 +99,7 @@ def training_memory(
 
     Args:
         caption_tokens: lengths of the captions of a batch, repeated until there are enough.
+        turns: what a chat model reads in place of captions.
         draws: which pairs of the examples that are read at once share sequences; by default what
             the objective makes likely (`likely_draws`).
         device_type: `cpu` or `cuda`; what is thought of, not what is here.
@@ -105,7 +111,10 @@ def training_memory(
     with torch.device("meta"):
         heads = Heads(sizes).to(getattr(torch, objective.trained_dtype))
     trained = sum(parameter.numel() * parameter.element_size() for parameter in heads.parameters())
-    batch, coins = _batch(caption_tokens, part, sizes), draws or likely_draws(part, objective)
+    batch, coins = (
+        _batch(caption_tokens, part, sizes, turns),
+        draws or likely_draws(part, objective),
+    )
 
     def one_part(model: LanguageModel) -> tuple[int, int]:
         run = DryRun(device_type)
@@ -146,12 +155,13 @@ def validation_memory(
     *,
     caption_tokens: Sequence[int],
     rows: int,
+    turns: InTurns = None,
     device_type: str = "cuda",
 ) -> Memory:
     """What held-out rows add: they lie on the device while training, and go through it at once."""
     with torch.device("meta"):
         heads = Heads(sizes).to(getattr(torch, objective.trained_dtype))
-    batch = _batch(caption_tokens, rows, sizes)
+    batch = _batch(caption_tokens, rows, sizes, turns)
 
     def count(model: LanguageModel) -> tuple[int, int]:
         run = DryRun(device_type)
@@ -314,10 +324,12 @@ def _row_bytes(sizes: HeadSizes) -> int:
     return 4 * (sizes.L * sizes.D + sizes.d + (sizes.D_pooled or 0))
 
 
-def _batch(caption_tokens: Sequence[int], rows: int, sizes: HeadSizes) -> CaptionBatch:
-    """A batch of `rows` captions of these lengths, on the meta device."""
+def _batch(
+    caption_tokens: Sequence[int], rows: int, sizes: HeadSizes, turns: InTurns
+) -> CaptionBatch | MixedBatch:
+    """A batch of `rows` captions of these lengths, or of turns with them, on the meta device."""
     lengths = [caption_tokens[i % len(caption_tokens)] for i in range(rows)]
-    return CaptionBatch(
+    captions = CaptionBatch(
         tokens=torch.zeros(sum(lengths), dtype=torch.int64, device="meta"),
         offsets=torch.tensor([0, *lengths]).cumsum(0),
         pooled=torch.zeros(rows, sizes.d, device="meta"),
@@ -327,17 +339,31 @@ def _batch(caption_tokens: Sequence[int], rows: int, sizes: HeadSizes) -> Captio
         if sizes.D_pooled is None
         else torch.zeros(rows, sizes.D_pooled, device="meta"),
     )
+    return captions if turns is None else turns(captions)
 
 
 @torch.no_grad()
 def _queries(
-    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, draws: PackingDraws
+    gill: MultimodalLanguageModel,
+    batch: CaptionBatch | MixedBatch,
+    objective: Objective,
+    draws: PackingDraws,
 ) -> None:
-    retrieval_queries(gill, batch, objective, draws)
+    if isinstance(batch, MixedBatch):
+        assert batch.documents is not None
+        document_queries(gill, batch.documents)
+    else:
+        retrieval_queries(gill, batch, objective, draws)
 
 
 @torch.no_grad()
-def _validate(gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective) -> None:
+def _validate(
+    gill: MultimodalLanguageModel, batch: CaptionBatch | MixedBatch, objective: Objective
+) -> None:
+    if isinstance(batch, MixedBatch):
+        assert batch.documents is not None
+        document_losses(gill, batch.documents, objective)
+        return
     training_losses(gill, batch, objective, PackingDraws.same(len(batch), packed=False))
 
 

@@ -181,6 +181,7 @@ def _check_dimensions(models: Models, params: Params) -> None:
         p=model.p,
         D_pooled=generator.pooled_width,
         mapper=model.mapper,
+        standardizes_states=model.standardizes_states,
     )
     longest = 2 * (params.batches.max_caption_tokens + max(model.k, model.r)) + 1
     if longest > shallow.max_positions:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from doctor.blueprints import LanguageModelBlueprint
+from doctor.chat_streams import chat_step, chat_validation
 from doctor.denoising import denoising_memory, with_denoising, without_denoising
 from doctor.memory import Memory, targets_memory, training_memory, validation_memory
 from doctor.models import Models
@@ -91,12 +93,21 @@ def predict_training(
     }
     parts = (settings.micro_batch_size, settings.recompute_activations)
     sizes, objective = models.sizes, without_denoising(params.objective)
+    turns = held_out = None
+    if params.model.turns == "chat":
+        answer = params.training.replies.max_tokens
+        turns, held_out = (
+            partial(chat_step, shares=params.stream_shares, answer=answer),
+            chat_validation,
+        )
 
     def step() -> Memory:
-        return training_memory(blueprint, sizes, objective, settings, **of_all)
+        return training_memory(blueprint, sizes, objective, settings, turns=turns, **of_all)
 
     def validation() -> Memory:
-        return validation_memory(blueprint, sizes, objective, rows=validation_rows, **of_all)
+        return validation_memory(
+            blueprint, sizes, objective, rows=validation_rows, turns=held_out, **of_all
+        )
 
     of_model = (blueprint.quantization, device_type)
     memory = models.predicted(("step", *of_model, *parts), step)

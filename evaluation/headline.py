@@ -8,7 +8,7 @@ from evaluation.results import Result
 
 MAIN = (
     "oracle_attributes", "clip_similarity", "fid", "recall_at_1", "macro_f1", "bleu_4", "meteor",
-    "vqa_accuracy",
+    "vqa_accuracy", "right_choice", "words_kept", "changed_attribute",
 )  # fmt: skip
 PICTURES = ("oracle_attributes", "clip_similarity")
 COLUMNS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -20,6 +20,8 @@ COLUMNS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("f1", "decision", "linear", ("macro_f1",)),
     ("bleu", "coco_captioning", "gill", ("bleu_4",)),
     ("vqa", "vqa", "gill", ("vqa_accuracy",)),
+    ("choice", "turns", "gill", ("right_choice",)),
+    ("words", "own_words", "gill", ("words_kept",)),
 )
 """Column, set, method, and which metric: the first that there is."""
 

@@ -16,7 +16,10 @@ from pathlib import Path
 
 from evaluation import sets
 from evaluation.ceilings import oracle_ceiling
+from evaluation.chat_answers import ChatAnswers
+from evaluation.chat_turns import asked_set, held_out_turns, measure_turns
 from evaluation.decision import table_6
+from evaluation.follow_ups import measure_follow_ups
 from evaluation.headline import MAIN, headline, of_every_set
 from evaluation.latency import latency
 from evaluation.pictures import Method, PictureMaker, opened, picture_crew
@@ -50,6 +53,7 @@ GENERATED: dict[str, SetsOf] = {
     "table_8": lambda s, p: [sets.table_8(s.coco_2014, p.evaluation)],
     "figure_6": lambda s, p: sets.figure_6(s.stories, p.evaluation.vist.limit),
     "figure_8": lambda s, p: sets.figure_8(s.dialogues, p.evaluation.visdial.limit),
+    "chat": lambda s, p: _chat_sets(s, p),
 }
 """Tables whose pictures are generated, and from what."""
 
@@ -63,7 +67,7 @@ def measure_tables(params: Params, artifacts: Artifacts, work: WorkFolder, folde
     of them, before any model is loaded.
     """
     sources = Sources(params, artifacts)
-    tables = params.evaluation.chosen(sources.is_miniature)
+    tables = params.evaluation_tables
     # Planned and read before any model is loaded: a table that lacks a file is refused at once.
     plan = {name: list(GENERATED[name](sources, params)) for name in tables if name in GENERATED}
     sources.read(tables)
@@ -150,6 +154,8 @@ class _Run:
         """The results of one table."""
         section, sources = self.params.evaluation, self.sources
         settings = section.settings_for(table, self.params.generation_settings)
+        if table == "chat":
+            return self._chat(plan, settings)
         if table in GENERATED:
             return [row for one in plan for row in self._generated(one, settings)]
         if table == "retrieval":
@@ -200,6 +206,27 @@ class _Run:
         )
         self.records += told.records
         return told.results
+
+    def _chat(self, plan: Sequence[EvaluationSet], settings: GenerationSettings) -> list[Result]:
+        """Bare captions, the same asked for in other words, the choice, words kept, follow-ups."""
+        section, [_, asked] = self.params.evaluation, plan
+        maker = PictureMaker(self.crew, self.store, section.seed, self._read_prompt)
+        results = [row for one in plan for row in self._generated(one, settings)]
+        answers = ChatAnswers(self.gill, self.store)
+        for rows, records in (
+            measure_turns(answers, held_out_turns(asked, section), section),
+            measure_follow_ups(
+                self.gill,
+                asked,
+                section,
+                settings,
+                self.store,
+                lambda one, method: maker.make(one, method, settings),
+            ),
+        ):
+            results += rows
+            self.records += records
+        return results
 
     def _read_prompt(self, prompt: str) -> list[list[int]]:
         """What the generator's own text side, loaded when it is first asked, reads of a prompt."""
@@ -258,6 +285,11 @@ class _Run:
             halves.append(visual_questions(self.gill, sources.questions, section, self.store))
         self.records += [record for _, records in halves for record in records]
         return [row for rows, _ in halves for row in rows]
+
+
+def _chat_sets(sources: Sources, params: Params) -> list[EvaluationSet]:
+    bare = sets.caption_set(sources.captions, params.evaluation.captions)
+    return [bare, asked_set(bare)]
 
 
 def _ablation_sets(sources: Sources, params: Params) -> list[EvaluationSet]:

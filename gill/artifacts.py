@@ -109,6 +109,11 @@ class Artifacts:
         return self.root / "findings"
 
     @property
+    def presets(self) -> Path:
+        """Seeds of GILL under other presets: one folder per preset, with artifacts of its own."""
+        return self.root / "presets"
+
+    @property
     def report(self) -> Path:
         """The page to open."""
         return self.root / "report" / "index.html"

@@ -23,6 +23,7 @@ TableName = Literal[
     "figure_6",
     "figure_8",
     "stories_told",
+    "chat",
     "latency",
 ]
 
@@ -113,7 +114,7 @@ class EvaluationParams(Record):
         None,
         description="null: on the miniature world all but the ablations (table_3, table_4), and "
         "table_8 where `generation.table_8` says with how many steps (the paper's 250 take hours "
-        "here); otherwise what the named files allow",
+        "here); otherwise what the named files allow; `chat` of a chat model alone",
     )
     methods: tuple[Literal["generator", "gill"], ...] = Field(
         ("generator", "gill"),
@@ -123,6 +124,11 @@ class EvaluationParams(Record):
     captions: int = Field(100, ge=1, description="test captions of the run's own caption table")
     told_stories: int = Field(
         30, ge=1, description="stories that get pictures behind their sentences (stories_told)"
+    )
+    chat_turns: int = Field(
+        200,
+        ge=2,
+        description="held-out turns of the table chat: half requests for pictures, half questions",
     )
     vist: VistFiles = VistFiles()
     visdial: VisDialFiles = VisDialFiles()
@@ -147,16 +153,18 @@ class EvaluationParams(Record):
     examples_shown: int = Field(12, ge=1, description="rows per grid of the report")
     seed: int = Field(0, ge=0, description="of the pictures: example i has seed + i; and of draws")
 
-    def chosen(self, miniature: bool) -> tuple[TableName, ...]:
-        """The tables to measure."""
+    def chosen(self, miniature: bool, chat: bool = False) -> tuple[TableName, ...]:
+        """The tables to measure, on the miniature world or not, of a chat model or not."""
         if self.tables is not None:
             return tuple(dict.fromkeys(self.tables))
         names: tuple[TableName, ...] = get_args(TableName)
         if miniature:
             left_out = {*_ABLATIONS, *({"table_8"} - set(self.generation))}
+            left_out |= set() if chat else {"chat"}
             return tuple(name for name in names if name not in left_out)
         named = [n for n in names if n in TABLE_FILES and n not in _ABLATIONS]
         own: list[TableName] = ["captions", "retrieval", "table_6", "latency"]
+        own += ["chat"] if chat else []
         own += [n for n in named if any(getattr(self, g).named for g in TABLE_FILES[n])]
         return tuple(name for name in names if name in own)
 

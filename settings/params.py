@@ -43,7 +43,7 @@ from pipeline.settings import (
     TrainingRun,
     TrainingSettings,
 )
-from settings.evaluation import EvaluationParams
+from settings.evaluation import EvaluationParams, TableName
 from settings.replies import CHAT_MIXTURE, RepliesParams
 
 MINIATURE = "miniature"
@@ -268,6 +268,12 @@ class ModelParams(Record):
     p: int = Field(256, ge=1, description="width of the retrieval space")
     mapper: MapperSizes = MapperSizes()
     image_token_init: ImageTokenInit = ImageTokenInit()
+    standardizes_states: bool = Field(
+        False,
+        description="ours: mapper and W_t2i read [IMG] states less their mean, by their deviation, "
+        "of each token and dimension, measured on 128 training rows before the first step. For "
+        "language models whose states are nearly constant, as those of chat models are",
+    )
     seed: int = Field(0, description="of the trained parts' first values")
     turns: Literal["plain", "chat"] = Field(
         "plain",
@@ -463,6 +469,11 @@ class Params(Record):
         return largest_remainder(CHAT_MIXTURE, self.training.batch_size)
 
     @property
+    def evaluation_tables(self) -> tuple[TableName, ...]:
+        """The tables that the stage evaluate measures."""
+        return self.evaluation.chosen(self.is_miniature, self.model.turns == "chat")
+
+    @property
     def needs_replies(self) -> bool:
         """Whether training takes the frozen model's own answers."""
         streams = self.stream_shares
@@ -511,6 +522,8 @@ class Params(Record):
     def contradictions(self) -> list[str]:
         """What two sections say differently, a line each."""
         found = self.evaluation.unnamed_files(self.is_miniature)
+        if "chat" in self.evaluation_tables and self.model.turns == "plain":
+            found.append("evaluation.tables: chat is of a chat model: set model.turns: chat")
         model, lm = self.model, self.backbones
         if self.training.weights and self.training.start_from:
             found.append(

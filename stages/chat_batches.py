@@ -135,10 +135,10 @@ class ChatBatches(MadeAhead[MixedBatch]):
         self._rows.load_state_dict(state)
 
 
-def held_out_documents(
+def asked_and_shown(
     table: CaptionTable, documents: ChatDocuments, seen: CaptionBatch
 ) -> DocumentBatch:
-    """Every held-out row once as a request and once as a picture with a question."""
+    """Every row once as a request and once as a picture with a question."""
     draws = random.Random(0)
     captions = table.captions(seen.rows.cpu().numpy())
     asked = [documents.asked(caption, n, draws) for n, caption in enumerate(captions)]

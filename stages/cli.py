@@ -339,13 +339,22 @@ def run_variants(
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, one thread each.")] = 2,
     seeds: Annotated[list[int] | None, typer.Option(help="Only these seeds.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only these variants.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="GILL under this preset, by findings/PRESET.yaml.")
+    ] = None,
     variants: StudyFile = STUDY,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Train and measure all variants with all seeds, several at a time.
 
-    As run-variant, cell by cell; what each prints is in artifacts/findings/NAME/SEED/log.txt.
+    As run-variant, cell by cell; what each prints is in artifacts/findings/NAME/SEED/log.txt. With
+    --preset all lies in artifacts/presets/PRESET, and the report has a column for it.
     """
+    if preset is not None:
+        from stages import preset_findings
+
+        preset_findings.run(preset, jobs=jobs, seeds=seeds)
+        return
     from stages import run_variants as stage
 
     stage.run(params, variants, jobs=jobs, seeds=seeds, names=only)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from corpora.caption_table import CaptionTable
 from corpora.chat_requests import phrasings
@@ -18,9 +20,11 @@ from gill.frozen import read_backbones
 from gill_errors import StageError
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.checkpoint import CurvePoint
+from pipeline.bridge.document_objective import read_documents
 from pipeline.bridge.documents import DocumentBatch
 from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
+from pipeline.bridge.streams import pair_rows
 from pipeline.devices import quieten_libraries, set_up
 from pipeline.frozen.backbones import Backbone, Backbones
 from pipeline.frozen.language_model import LanguageModel, load_language_model
@@ -29,9 +33,9 @@ from pipeline.training.loggers import Loggers
 from pipeline.training.loop import train
 from pipeline.training.progress import DvcliveLog, TrainingProgress, show_progress
 from pipeline.training.sharding import load_sharded_language_model
-from settings.params import ModelParams, Params
+from settings.params import BatchesParams, ModelParams, Params
 from stages.cached_batches import BatchMaker, CachedBatches, EncodeCaptions
-from stages.chat_batches import ChatBatches, held_out_documents
+from stages.chat_batches import ChatBatches, asked_and_shown
 from stages.chat_documents import ChatDocuments
 from stages.document_batches import DocumentBatches, DocumentMaker
 from stages.mixed_batches import MixedBatches
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from stages.validation_pictures import ValidationPictures
 
 _PICTURES = 8
+_STATES = 128  # training rows whose states say how states are standardised
 
 
 def train_heads(
@@ -88,11 +93,13 @@ def train_heads(
             language_model, phrasings("held_out"), params.batches.max_caption_tokens
         )
         validation = [
-            held_out_documents(table, documents, seen)
+            asked_and_shown(table, documents, seen)
             for seen in validation
             if isinstance(seen, CaptionBatch)
         ]
     model = MultimodalLanguageModel(language_model, heads)
+    if params.model.standardizes_states and params.training.start_from is None:
+        heads.standardize_by(_first_states(model, maker, table, params.batches))
     if objective.diffusion_weight:
         model.denoiser = _denoiser(params, backbones, device)
     with _logging(params, backbones, model, folder, curve, table, held_out) as (log, told):
@@ -220,6 +227,20 @@ def _first_heads(params: Params, backbones: Backbones, language_model: LanguageM
         captioning = read_captioning(params.training.captioning_from, params, backbones)
         heads.caption_projection.load_state_dict(captioning.state_dict())
     return heads
+
+
+@torch.no_grad()
+def _first_states(
+    model: MultimodalLanguageModel, maker: BatchMaker, table: CaptionTable, batches: BatchesParams
+) -> Float[Tensor, "N r e"]:
+    """[IMG] states behind training captions; the same in every process."""
+    rows = maker.usable(table.rows_of_split("train"))
+    seen = maker.read(rows[:: -(-len(rows) // _STATES)])
+    if model.language_model.turns is None:
+        alone = pair_rows(len(seen), [False] * (len(seen) // 2))
+        return model.image_tokens(seen, alone, False, True).hidden
+    documents = ChatDocuments(model.language_model, phrasings("train"), batches.max_caption_tokens)
+    return read_documents(model, asked_and_shown(table, documents, seen)).drawn
 
 
 def _language_model(backbone: Backbone, device: torch.device, sharded: bool) -> LanguageModel:

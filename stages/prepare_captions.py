@@ -74,7 +74,7 @@ def unmet_needs(splits: Mapping[str, int], params: Params) -> list[str]:
             "build-index takes the pictures of the split train, which has no rows: add some, or "
             "name other pictures under index.candidates"
         )
-    reading = sorted(_READ_TEST_ROWS & set(params.evaluation.chosen(params.is_miniature)))
+    reading = sorted(_READ_TEST_ROWS & set(params.evaluation_tables))
     if reading and not splits["test"]:
         lines.append(
             f"evaluate reads the split test for {', '.join(reading)}, which has no rows: set "
@@ -83,7 +83,7 @@ def unmet_needs(splits: Mapping[str, int], params: Params) -> list[str]:
     return lines
 
 
-_READ_TEST_ROWS = {"captions", "retrieval", "latency", "table_3", "table_4"}
+_READ_TEST_ROWS = {"captions", "retrieval", "latency", "chat", "table_3", "table_4"}
 
 
 def check_table(

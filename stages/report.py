@@ -19,6 +19,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         "evaluation": required(artifacts.evaluation, "evaluate"),
     }
     findings = artifacts.findings / "findings.json"
+    presets = sorted(artifacts.presets.glob("*/artifacts/findings/findings.json"))
     work = WorkFolder.open(params.run.work)
     entry = work.entry(
         "report",
@@ -26,6 +27,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
             **{name: content_of(path) for name, path in read.items()},
             "decision": content_of(artifacts.decision) if artifacts.decision.is_dir() else None,
             "findings": file_md5(findings) if findings.is_file() else None,
+            **({"presets": {str(path): file_md5(path) for path in presets}} if presets else {}),
             "params": params.model_dump(mode="json", exclude={"run"}),
             "code": code_of("report", work),
         },

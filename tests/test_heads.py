@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.bridge.heads import Heads, HeadSizes, mean_image_embeddings, word_image_embeddings
+from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.frozen.language_model import LanguageModel
 from tests.tiny_language_models import tiny_model, tiny_tokenizer
 
@@ -75,3 +76,30 @@ def test_image_embeddings_from_words(language_model: LanguageModel) -> None:
 def test_unknown_keys_are_refused() -> None:
     with pytest.raises(ValueError, match="num_img"):
         HeadSizes(d=4, e=8, num_img=3)  # type: ignore[call-arg]
+
+
+def test_states_are_standardised_for_the_mapper_and_the_query_alike(
+    language_model: LanguageModel,
+) -> None:
+    """One constant on all states, however large, changes nothing that is read."""
+    torch.manual_seed(0)
+    sizes = HeadSizes(d=6, e=32, k=1, r=3, L=4, D=8, m=16, p=5, standardizes_states=True)
+    gill = MultimodalLanguageModel(language_model, Heads(sizes).double())
+    heads = gill.heads
+    states = torch.randn(40, 3, 32, dtype=torch.float64) * torch.rand(3, 32) + 0.1
+    states[..., 7] = 1e-6 * torch.randn(40, 3)  # hardly varies
+    heads.standardize_by(states)
+    read = heads.standardized(states)
+    torch.testing.assert_close(read.mean(0), torch.zeros(3, 32, dtype=torch.float64))
+    floor = 0.3 * states.std(0).mean()
+    torch.testing.assert_close(read.std(0), states.std(0) / states.std(0).clamp(min=floor))
+    assert float(read[..., 7].abs().max()) < 1e-4
+    torch.testing.assert_close(heads.standardized(states[:, :1]), read[:, :1])
+    pictures, queries = gill.generation_embedding(states), gill.text_query(states)
+    heads.standardize_by(states + 50)
+    torch.testing.assert_close(gill.generation_embedding(states + 50), pictures)
+    torch.testing.assert_close(gill.text_query(states + 50), queries)
+    assert "state_mean" in heads.state_dict()
+    plain = Heads(sizes.model_copy(update={"standardizes_states": False}))
+    assert "state_mean" not in plain.state_dict()
+    assert plain.standardized(states) is states

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from tiny_language_models import tiny_tokenizer
@@ -9,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from doctor.blueprints import LanguageModelBlueprint
+from doctor.chat_streams import chat_step
 from doctor.dry_run import DryRun, Ledger
 from doctor.memory import likely_draws, training_memory, validation_memory
 from pipeline.bridge.batch import CaptionBatch
@@ -112,6 +115,38 @@ def test_the_step_takes_what_was_predicted(case):
     step()  # the start ids are read once
     gill.heads.zero_grad()
     assert predicted.working == pytest.approx(allocated_at_most(step), rel=0.2)
+
+
+@pytest.mark.parametrize("part", [None, 8])
+def test_a_step_of_turns_takes_what_was_predicted(part):
+    turns = partial(chat_step, shares={"asked": 8, "shown": 3, "told": 4, "joined": 1}, answer=10)
+    objective, settings = Objective(), TrainingSettings(batch_size=32, micro_batch_size=part)
+    predicted = training_memory(
+        blueprint(),
+        SIZES,
+        objective,
+        settings,
+        caption_tokens=LENGTHS,
+        turns=turns,
+        device_type="cpu",
+    )
+    gill, batch = real_gill(torch.float32, "none"), turns(real_batch(32))
+    draws = PackingDraws.same(32, packed=False)
+
+    def step():
+        backpropagate(gill, batch, objective, draws, part)
+
+    step()
+    gill.heads.zero_grad()
+    assert predicted.working == pytest.approx(allocated_at_most(step), rel=0.2)
+
+
+def test_turns_come_in_their_shares():
+    documents = chat_step(real_batch(32), {"asked": 2, "shown": 1, "told": 1}, 30).documents
+    kinds = [tuple(type(part).__name__ for part in document) for document in documents.documents]
+    assert kinds.count(("Words", "Drawn")) == 16
+    assert kinds.count(("Shown", "Words", "Words")) == 8
+    assert kinds.count(("Words", "Words")) == 8
 
 
 def test_weights_are_counted_exactly():

@@ -107,6 +107,7 @@ model.mapper.num_heads
 model.p
 model.r
 model.seed
+model.standardizes_states
 model.system_prompt
 model.template_options
 model.turns
@@ -187,6 +188,7 @@ generation.vae_tiling
 talking.read_back
 
 evaluation.captions
+evaluation.chat_turns
 evaluation.check
 evaluation.coco.captions
 evaluation.coco.images

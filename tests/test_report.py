@@ -284,3 +284,22 @@ def test_the_ceiling_of_a_set_stands_beside_its_score():
     table = compared("T", "no table", numbers, "")
     assert list(table.columns) == ["", "who", "examples", "right attributes", "ceiling"]
     assert table.rows[0][3:] == ["0.700 ± 0.010", "0.820"]
+
+
+def test_other_presets_have_a_column_each_and_rows_of_their_own():
+    theirs = [
+        _number("gill", "story_5", "oracle_attributes", 0.6),
+        _number("gill", "turns", "right_choice", 0.97) | {"table": "chat", "title": "All turns"},
+        _number("gill", "turns", "f1_gen", 0.5) | {"table": "chat"},
+    ]
+    presets = {"smollm2": {"numbers": theirs}, "untouched": {"numbers": []}}
+    tables = paper_tables([_result("oracle_attributes", 0.8)], {}, presets)
+    stories = next(table for table in tables if table.title.startswith("Table 1"))
+    assert list(stories.columns[3:5]) == ["right attributes", "smollm2"]
+    row = next(row for row in stories.rows if row[1] == "GILL" and row[3] is not None)
+    assert row[3:5] == ["0.800 ± 0.010", "0.600"]
+    assert "smollm2: under presets/smollm2.yaml, seeds: 1." in stories.note
+    assert "untouched" not in stories.note
+    chat = next(table for table in tables if table.title.startswith("A chat model"))
+    assert list(chat.columns) == ["", "who", "examples", "right choice", "smollm2"]
+    assert chat.rows == [["All turns", "GILL", "5", None, "0.970"]]

@@ -2,6 +2,7 @@
 killed cell, stale cells, verdicts on what came out, and the report on them."""
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -15,7 +16,7 @@ from stage_runs import ROOT, run, write_params
 from evaluation.variants import cell, read_study
 from gill.artifacts import Artifacts
 from gill_errors import StageError
-from stages import ablations, run_variant, run_variants
+from stages import ablations, preset_findings, run_variant, run_variants
 
 STUDY = {
     "seeds": [0, 1],
@@ -224,3 +225,33 @@ def test_a_cell_waits_for_the_process_that_runs_it(cells, monkeypatch):
         order.append("first")
     waiting.join(timeout=60)
     assert order == ["first", "second"]
+
+
+def test_a_preset_runs_in_a_folder_of_its_own_on_the_same_work_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GILL_WORK", raising=False)
+    shutil.copytree(ROOT / "findings", "findings")
+    seen = []
+
+    def watched(name):
+        def look(*given, **_):
+            seen.append((name, Path.cwd().relative_to(tmp_path), os.environ["GILL_WORK"], given))
+
+        return look
+
+    for stage in preset_findings._SHARED:
+        monkeypatch.setattr(f"stages.{stage}.run", watched(stage))
+    monkeypatch.setattr(run_variants, "run", watched("cells"))
+    monkeypatch.setattr(preset_findings.findings, "run", watched("findings"))
+    preset_findings.run("smollm2", jobs=2, seeds=[1])
+    assert [name for name, *_ in seen] == [*preset_findings._SHARED, "cells", "findings"]
+    own = Path("artifacts/presets/smollm2")
+    assert {folder for _, folder, *_ in seen} == {own}
+    assert {work for _, _, work, _ in seen} == {str(tmp_path / "work")}
+    assert "GILL_WORK" not in os.environ
+    assert Path.cwd() == tmp_path
+    assert (own / "params.yaml").read_text() == (ROOT / "presets/smollm2.yaml").read_text()
+    assert seen[0][3][0].model.turns == "chat"
+    assert read_study(tmp_path / "findings/smollm2.yaml").variants.keys() == {"gill"}
+    with pytest.raises(StageError, match=r"findings/paper\.yaml is missing"):
+        preset_findings.run("paper", jobs=2)

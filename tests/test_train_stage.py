@@ -175,6 +175,31 @@ def test_a_killed_training_goes_on_to_the_same_bytes(steps, given):
     assert json.loads(CURVE.read_text()) == given.curve
 
 
+def test_states_are_standardised_by_those_before_the_first_step(steps):
+    """Measured once: a killed training goes on with what it had, to the same bytes."""
+    measured = []
+    measure = Heads.standardize_by
+
+    def noted(self, states):
+        measured.append(states)
+        return measure(self, states)
+
+    _params(model={"standardizes_states": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Heads, "standardize_by", noted)
+        run("train")
+    [states] = measured
+    tensors, whole = load_file(HEADS), HEADS.read_bytes()
+    assert states.shape[1:] == tensors["state_mean"].shape
+    torch.testing.assert_close(tensors["state_mean"], states.mean(0))
+    assert float(states.std(0).mean()) > 0.01, "states of many captions"
+    shutil.rmtree("work/training")
+    shutil.rmtree("artifacts/model")
+    _killed_after_the_third_step()
+    assert "going on from the last state" in run("train")
+    assert HEADS.read_bytes() == whole
+
+
 def test_it_goes_on_in_micro_batches_too(steps, given):
     """Sums are then taken in another order: equal to within a hundredth of one step's change."""
     _killed_after_the_third_step()

@@ -147,7 +147,9 @@ def test_a_broken_file_is_refused(exported, content):
 
 
 def test_heads_that_the_format_cannot_hold_are_refused(tmp_path):
-    sizes = SIZES.model_copy(update={"mapper": MapperSizes(kind="mlp"), "L": 6})
+    sizes = SIZES.model_copy(
+        update={"mapper": MapperSizes(kind="mlp"), "L": 6, "standardizes_states": True}
+    )
     arguments = released_arguments(
         SIZES, language_model="lm", visual_encoder="clip", num_tokens=600
     )
@@ -155,6 +157,7 @@ def test_heads_that_the_format_cannot_hold_are_refused(tmp_path):
         export_heads(Heads(sizes), arguments, tmp_path)
     assert "not mlp" in str(refusal.value)
     assert "reads hidden state + embedding, these heads the hidden state" in str(refusal.value)
+    assert "read the hidden states as they are" in str(refusal.value)
     assert "num_clip_tokens is 5 in the arguments and 6 in the heads" in str(refusal.value)
     assert not list(tmp_path.iterdir())
 

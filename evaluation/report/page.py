@@ -78,7 +78,7 @@ def page_content(params: Params, artifacts: Artifacts, metrics: Path) -> dict[st
     shown = params.evaluation.examples_shown
     return {
         "findings": found,
-        "tables": paper_tables(results, found),
+        "tables": paper_tables(results, found, _presets(artifacts)),
         "absences": absences(results),
         "figures": figures(results, found),
         "training_curves": training_curves(metrics / "train" / "plots" / "metrics"),
@@ -171,6 +171,12 @@ def _opened(reference: str) -> Image.Image:
     picture = open_picture(reference)
     picture.thumbnail((320, 320))  # hundreds of photographs fit in memory
     return picture
+
+
+def _presets(artifacts: Artifacts) -> dict[str, dict[str, Any]]:
+    """The numbers of GILL under other presets, by their names."""
+    files = sorted(artifacts.presets.glob("*/artifacts/findings/findings.json"))
+    return {path.relative_to(artifacts.presets).parts[0]: _read_json(path) for path in files}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -92,8 +92,13 @@ def over_seeds(row: Mapping[str, Any]) -> Number:
     )  # fmt: skip
 
 
-def paper_tables(results: Sequence[Result], findings: Mapping[str, Any]) -> list[Table]:
-    """Tables 1 to 8, section 5, the latency and what has no number in the paper."""
+def paper_tables(
+    results: Sequence[Result],
+    findings: Mapping[str, Any],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Table]:
+    """Tables 1 to 8, section 5, the latency and what has no number in the paper; `presets` are the
+    findings of GILL under other params, each a column."""
     tables = []
     for name, words in TABLES.items():
         if "variants" in words:
@@ -101,23 +106,43 @@ def paper_tables(results: Sequence[Result], findings: Mapping[str, Any]) -> list
             continue
         numbers = [n for n in numbers_of(name, results, findings) if n.metric not in _HIDDEN]
         note = words.get("note", "")
-        if numbers:
-            tables.append(compared(words["title"], name, numbers, note))
+        beside = {
+            preset: [
+                over_seeds(row)
+                for row in found["numbers"]
+                if row["table"] == name and row["metric"] not in _HIDDEN
+            ]
+            for preset, found in (presets or {}).items()
+        }
+        if numbers or any(beside.values()):
+            tables.append(compared(words["title"], name, numbers, note, beside))
         elif name.startswith("table_"):
             why = "not measured in this run: see the section on the real sets"
             tables.append(compared(words["title"], name, [], f"{note} Ours: {why}."))
     return tables
 
 
-def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Table:
-    """One row per context and method; per metric ours and, where it is printed, the paper's."""
+def compared(
+    title: str,
+    table: str,
+    numbers: Sequence[Number],
+    note: str,
+    presets: Mapping[str, Sequence[Number]] | None = None,
+) -> Table:
+    """One row per context and method; per metric ours, those of other presets and, where it is
+    printed, the paper's."""
     printed = _printed(table)
     ours = {(one.set, one.method, one.metric): one.shown for one in numbers}
+    beside = {
+        preset: {(n.set, n.method, n.metric): n.shown for n in of_preset if n.value is not None}
+        for preset, of_preset in (presets or {}).items()
+    }
+    theirs = dict.fromkeys(place for places in beside.values() for place in places)
     metrics = [
         metric
-        for metric in _ordered((key[2] for key in (*ours, *printed)), METRICS)
+        for metric in _ordered((key[2] for key in (*ours, *theirs, *printed)), METRICS)
         if any(n.value is not None and n.metric == metric for n in numbers)
-        or any(key[2] == metric for key in printed)
+        or any(key[2] == metric for key in (*theirs, *printed))
     ]
     with_paper = {metric for _, _, metric in printed}
     ceilings = {
@@ -126,24 +151,36 @@ def compared(title: str, table: str, numbers: Sequence[Number], note: str) -> Ta
         if one.ceiling is not None
     }
     with_ceiling = {metric for _, _, metric in ceilings}
+    with_preset = {preset: {metric for *_, metric in places} for preset, places in beside.items()}
     columns = ["", "who", "examples"]
     for metric in metrics:
         columns += [METRICS.get(metric, metric), *["ceiling"] * (metric in with_ceiling)]
+        columns += [preset for preset in beside if metric in with_preset[preset]]
         columns += ["paper"] * (metric in with_paper)
-    titles = {one.set: one.title for one in numbers}
+    everything = [*numbers, *(n for of_preset in (presets or {}).values() for n in of_preset)]
+    titles = {one.set: one.title for one in reversed(everything)}
     rows = []
-    for set_, method in _pairs(ours, printed):
+    for set_, method in _pairs((*ours, *theirs), printed):
         row: list[str | None] = [titles.get(set_, set_name(set_)), METHODS.get(method, method)]
-        row.append(_examples([n for n in numbers if (n.set, n.method) == (set_, method)]))
+        row.append(_examples([n for n in everything if (n.set, n.method) == (set_, method)]))
         for metric in metrics:
             row.append(ours.get((set_, method, metric)))
             if metric in with_ceiling:
                 row.append(ceilings.get((set_, method, metric)))
+            row += [
+                places.get((set_, method, metric))
+                for preset, places in beside.items()
+                if metric in with_preset[preset]
+            ]
             if metric in with_paper:
                 row.append(printed.get((set_, method, metric)))
         rows.append(row)
     noted = f"{note} {spread_note(numbers)}".strip()
-    return Table(title, columns, rows, noted, is_measured=bool(numbers))
+    for preset, of_preset in (presets or {}).items():
+        if of_preset:
+            seeds = max(one.seeds for one in of_preset)
+            noted += f" {preset}: under presets/{preset}.yaml, seeds: {seeds}."
+    return Table(title, columns, rows, noted.strip(), is_measured=bool(everything))
 
 
 def _ablation(table: str, findings: Mapping[str, Any]) -> Table:

@@ -37,6 +37,9 @@ class HeadSizes(Record):
         description="width of the pooled text vector, for generators that need one",
     )
     mapper: MapperSizes = Field(default_factory=MapperSizes, description="the mapping network")
+    standardizes_states: bool = Field(
+        default=False, description="[IMG] hidden states are standardised before they are read"
+    )
 
 
 class Heads(nn.Module):
@@ -46,6 +49,9 @@ class Heads(nn.Module):
     maps; `logit_scale` starts at log(1/0.07) (UPSTREAM 8); `E_img` as N(0, 0.02^2), to be replaced
     by `mean_image_embeddings` or `word_image_embeddings` once the language model is known.
     """
+
+    state_mean: Tensor
+    state_deviation: Tensor
 
     def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
@@ -59,11 +65,34 @@ class Heads(nn.Module):
         self.mapper = MAPPERS[s.mapper.kind](s.e, s.r, s.L, s.D, s.m, s.mapper)
         self.pooled_projection = None if s.D_pooled is None else nn.Linear(s.e, s.D_pooled)
         self.image_embeddings = nn.Parameter(torch.randn(s.r, s.e) * 0.02)
+        if s.standardizes_states:
+            self.register_buffer("state_mean", torch.zeros(s.r, s.e))
+            self.register_buffer("state_deviation", torch.ones(s.r, s.e))
 
     @torch.no_grad()
     def set_image_embeddings(self, rows: Float[Tensor, "r e"]) -> None:
         """Start `E_img` from `rows`."""
         self.image_embeddings.copy_(rows)
+
+    @torch.no_grad()
+    def standardize_by(self, states: Float[Tensor, "N r e"]) -> None:
+        """Standardise as these [IMG] states need it, before the first step.
+
+        Of a chat model's states some 98% of the variance are one constant, with single dimensions
+        of 100 deviations, behind which mapper and W_t2i learn several times more slowly.
+        """
+        states = states.to(self.image_embeddings.dtype)
+        deviation = states.std(0)
+        self.state_mean.copy_(states.mean(0))
+        # What hardly varies would be noise: it is stretched no further than this.
+        self.state_deviation.copy_(deviation.clamp(min=0.3 * float(deviation.mean())))
+
+    def standardized(self, hidden: Float[Tensor, "B n e"]) -> Float[Tensor, "B n e"]:
+        """States of [IMG1..n] as mapper and W_t2i read them."""
+        if not self.sizes.standardizes_states:
+            return hidden
+        count = hidden.shape[1]
+        return (hidden - self.state_mean[:count]) / self.state_deviation[:count]
 
 
 def mean_image_embeddings(

@@ -90,7 +90,7 @@ class MultimodalLanguageModel(nn.Module):
     def generation_embedding(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B L D"]:
         """f_omega: the [IMG] hidden states in the generator's text space, at least float32."""
         with self._compute():
-            out = self.heads.mapper(self._as_parameters(hidden), self.heads.image_embeddings)
+            out = self.heads.mapper(self._states(hidden), self.heads.image_embeddings)
         return at_least_float32(out)
 
     def generation_pooled(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B D_pooled"]:
@@ -98,7 +98,7 @@ class MultimodalLanguageModel(nn.Module):
         if self.heads.pooled_projection is None:
             raise InputError("these heads have no pooled projection: D_pooled is not set")
         with self._compute():
-            out = self.heads.pooled_projection(self._as_parameters(hidden.mean(dim=1)))
+            out = self.heads.pooled_projection(self._states(hidden).mean(dim=1))
         return at_least_float32(out)
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class MultimodalLanguageModel(nn.Module):
     def text_query(self, hidden: Float[Tensor, "B r e"]) -> Float[Tensor, "B p"]:
         """The retrieval query: W_t2i on the hidden state of [IMG1], normalised."""
         with self._compute():
-            out = self.heads.text_to_image(self._as_parameters(hidden[:, 0]))
+            out = self.heads.text_to_image(self._states(hidden[:, :1])[:, 0])
         return F.normalize(at_least_float32(out), dim=-1)
 
     def image_key(self, pooled: Float[Tensor, "B d"]) -> Float[Tensor, "B p"]:
@@ -235,6 +235,9 @@ class MultimodalLanguageModel(nn.Module):
     def _as_parameters(self, x: Tensor) -> Tensor:
         """`x` in the heads' own dtype; autocast takes it from there."""
         return x.to(self.heads.image_embeddings.dtype)
+
+    def _states(self, hidden: Float[Tensor, "B n e"]) -> Float[Tensor, "B n e"]:
+        return self.heads.standardized(self._as_parameters(hidden))
 
     def words(self, tokens: Int64[Tensor, " S"]) -> Int64[Tensor, " words"]:
         """Start ids, the tokens of all texts, and the id of [IMG1], as streams index them."""

@@ -308,6 +308,8 @@ def _check_expressible(sizes: HeadSizes, arguments: ReleasedArguments) -> None:
         problems.append(f"its mapper has 4 attention heads, these heads {sizes.mapper.num_heads}")
     if sizes.D_pooled is not None:
         problems.append("it has no pooled projection")
+    if sizes.standardizes_states:
+        problems.append("its mapper and W_t2i read the hidden states as they are")
     problems += [
         f"{theirs} is {getattr(arguments, theirs)} in the arguments and {getattr(sizes, ours)} in "
         "the heads"
