@@ -173,10 +173,9 @@ def locate(where: str | Path | Location) -> Location:
     if isinstance(where, Location):
         return where
     text = str(where)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
     if "://" not in text and os.path.islink(text) and "://" in (link := os.readlink(text)):
         text = link
+    text = text.removeprefix("file://")
     if "://" in text:
         try:
             fsspec.get_filesystem_class(text.partition("://")[0])

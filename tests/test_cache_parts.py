@@ -56,7 +56,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A store in three parts, float16."""
     folder = tmp_path_factory.mktemp("parts")
     for number in (1, 2, 3):
-        report = fill_sample(folder / f"{number}.zarr", ROWS, part=Part(number, 3))
+        where = {"scheduler": "threads", "num_workers": 2} if number == 2 else {}
+        report = fill_sample(folder / f"{number}.zarr", ROWS, part=Part(number, 3), **where)
         assert (report.num_rows, report.encoded) == [(16, 16), (16, 16), (13, 13)][number - 1]
         assert list(report.failed) == ([13] if number == 1 else [])
         assert not manifest_location(folder / f"{number}.zarr").exists()
