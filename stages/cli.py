@@ -160,7 +160,7 @@ def precompute_features(
     """Run the visual encoder once over every picture.
 
     Reads artifacts/captions and the pictures. Writes artifacts/features.zarr and its manifest
-    artifacts/features.manifest.json; with --part artifacts/features.part-3-of-8.zarr, or --to.
+    artifacts/features.manifest.json; with --part that part alone, beside it or at --to.
     """
     _precompute("precompute_features", params, rebuild, part, to)
 
@@ -175,7 +175,7 @@ def precompute_targets(
     """Run the generator's text encoder once over every caption: T_psi(y), the targets of Eq. 3.
 
     Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest
-    artifacts/targets.manifest.json; with --part artifacts/targets.part-3-of-8.zarr, or --to.
+    artifacts/targets.manifest.json; with --part that part alone, beside it or at --to.
     """
     _precompute("precompute_targets", params, rebuild, part, to)
 
@@ -191,8 +191,8 @@ def precompute_latents(
     is above 0; otherwise do nothing.
 
     Reads artifacts/captions and the pictures. Writes artifacts/latents.zarr and its manifest
-    artifacts/latents.manifest.json; without a denoising loss a manifest that says so. With --part
-    artifacts/latents.part-3-of-8.zarr, or --to.
+    artifacts/latents.manifest.json; without a denoising loss a manifest that says so. With
+    --part that part alone, beside it or at --to.
     """
     _precompute("precompute_latents", params, rebuild, part, to)
 
