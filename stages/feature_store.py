@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cache import FillReport, Roles
+from cache import FillReport, Part, Roles
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from gill.artifacts import ARTIFACTS
@@ -20,7 +20,9 @@ from settings.params import Params, RunParams
 from stages.caption_rows import KeyedRow, KeyedRows, fill_store
 
 
-def fill_features(store: Path, table: CaptionTable, params: Params) -> FillReport:
+def fill_features(
+    store: str | Path, table: CaptionTable, params: Params, part: Part | None = None
+) -> FillReport:
     """Fill any feature store from any caption table: the training pictures, or other candidates."""
     encoder = read_backbones(ARTIFACTS).visual_encoder
     return fill_store(
@@ -32,6 +34,7 @@ def fill_features(store: Path, table: CaptionTable, params: Params) -> FillRepor
         params.run,
         params.run.batch_sizes.features,
         libraries=("open_clip_torch", "pillow"),
+        part=part,
         vector="pooled vector before the projection",
     )
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cache import FillReport, Roles
+from cache import FillReport, Part, Roles
 from corpora.caption_table import CaptionTable
 from corpora.pictures import open_picture
 from gill.artifacts import Artifacts
@@ -20,7 +20,9 @@ from settings.params import Params, RunParams
 from stages.caption_rows import KeyedRow, KeyedRows, fill_store
 
 
-def fill_latents(store: Path, params: Params, artifacts: Artifacts) -> FillReport:
+def fill_latents(
+    store: str | Path, params: Params, artifacts: Artifacts, part: Part | None = None
+) -> FillReport:
     """Fill the store with the pictures of the checked table that are not in it yet."""
     generator = read_backbones(artifacts).image_generator
     return fill_store(
@@ -32,6 +34,7 @@ def fill_latents(store: Path, params: Params, artifacts: Artifacts) -> FillRepor
         params.run,
         params.run.batch_sizes.pictures,
         libraries=("diffusers", "pillow"),
+        part=part,
         vector="mean and deviation of the latents, not scaled",
     )
 

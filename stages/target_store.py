@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import Codec, FillReport, Roles
+from cache import Codec, FillReport, Part, Roles
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
@@ -23,7 +23,7 @@ from settings.params import Params, RunParams
 from stages.caption_rows import KeyedRow, KeyedRows, fill_store
 
 
-def fill_targets(store: Path, params: Params) -> FillReport:
+def fill_targets(store: str | Path, params: Params, part: Part | None = None) -> FillReport:
     """Fill the store with the captions of the checked table that are not in it yet."""
     generator = read_backbones(ARTIFACTS).image_generator
     widths = generator.widths
@@ -40,6 +40,7 @@ def fill_targets(store: Path, params: Params) -> FillReport:
         params.run,
         params.run.batch_sizes.targets,
         libraries=("diffusers", "transformers"),
+        part=part,
     )
 
 
