@@ -13,7 +13,7 @@ from corpora.pictures import open_picture
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill.store_specs import features_spec
-from pipeline.devices import Arriving, multiply_in_tf32, set_up
+from pipeline.devices import Arriving, filled_up, multiply_in_tf32, set_up
 from pipeline.frozen.backbones import Backbone
 from pipeline.frozen.visual_encoder import load_visual_encoder
 from settings.params import Params, RunParams
@@ -49,6 +49,7 @@ def make_roles(encoder: Backbone, run: RunParams) -> Roles:
         return model.preprocess(open_picture(row.value))
 
     def encode(pixels: list[Any]) -> Mapping[str, Any]:
-        return {"pooled": Arriving(model.pooled_of(pixels))}
+        whole = filled_up(pixels, run.batch_sizes.features, device)
+        return {"pooled": Arriving(model.pooled_of(whole)[: len(pixels)])}
 
     return Roles(read=read, encode=encode)

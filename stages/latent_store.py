@@ -13,7 +13,7 @@ from corpora.pictures import open_picture
 from gill.artifacts import Artifacts
 from gill.frozen import read_backbones
 from gill.latent_specs import latents_spec
-from pipeline.devices import Arriving, multiply_in_tf32, set_up
+from pipeline.devices import Arriving, filled_up, multiply_in_tf32, set_up
 from pipeline.frozen.backbones import Backbone
 from pipeline.frozen.latent_encoder import latent_shape, load_latent_encoder
 from settings.params import Params, RunParams
@@ -49,6 +49,7 @@ def make_roles(generator: Backbone, run: RunParams) -> Roles:
         return encoder.preprocess(open_picture(row.value))
 
     def encode(pixels: list[Any]) -> Mapping[str, Any]:
-        return {"posterior": Arriving(encoder.encode(pixels))}
+        whole = filled_up(pixels, run.batch_sizes.pictures, device)
+        return {"posterior": Arriving(encoder.encode(whole)[: len(pixels)])}
 
     return Roles(read=read, encode=encode)

@@ -15,7 +15,7 @@ from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill.store_specs import targets_spec
-from pipeline.devices import Arriving, set_up
+from pipeline.devices import Arriving, filled_up, set_up
 from pipeline.frozen.backbones import Backbone
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.text_conditioner import load_text_conditioner
@@ -55,7 +55,8 @@ def make_roles(generator: Backbone, run: RunParams, codec: Codec) -> Roles:
     narrowed = torch.float16 if codec.dtype == "float16" else torch.float32
 
     def encode(captions: list[str]) -> Mapping[str, Any]:
-        return _arrays(conditioner.encode(captions), narrowed)
+        whole = conditioner.encode(filled_up(captions, run.batch_sizes.targets, device))
+        return _arrays(whole.part(slice(len(captions))), narrowed)
 
     def constants() -> Mapping[str, np.ndarray]:
         empty = _arrays(conditioner.unconditional(), torch.float32)
