@@ -80,8 +80,10 @@ class Location:
             fs.get_file(path, str(target))
 
     @contextmanager
-    def reached(self, *inside: str) -> Iterator[None]:
+    def reached(self, *inside: str, writing: bool = False) -> Iterator[None]:
         """Say which object cannot be had from an object store, and that no row is to blame.
+
+        writing: what the operating system says of a write is left to `explained`.
 
         The file system's library has tried several times by then (s3fs: five times, waiting from
         0.1 to 1 s, each of up to five requests).
@@ -96,10 +98,12 @@ class Location:
         except Exception as error:
             if self.is_local or getattr(error, "errno", None) in OWN_DISK:
                 raise
+            if writing and isinstance(error, OSError):
+                raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise StoreUnreachableError(
-                f"{'/'.join([self.url, *inside])} cannot be read ({reason}): nothing is damaged by "
-                "that; see that the store answers, and run again"
+                f"{'/'.join([self.url, *inside])} cannot be {'written' if writing else 'read'} "
+                f"({reason}): nothing is damaged by that; see that the store answers, and run again"
             ) from error
 
     def write_text(self, text: str) -> None:
@@ -125,7 +129,7 @@ class Location:
     def create_text(self, text: str) -> None:
         """Write this file; raises FileExistsError where it exists already."""
         fs, path = self._fs()
-        with self.reached(), fs.open(path, "xb") as f:
+        with self.reached(writing=True), fs.open(path, "xb") as f:
             f.write(text.encode())
 
     def remove(self, *inside: str) -> None:
