@@ -38,7 +38,7 @@ def run(params: Params) -> None:
     captions = required(ARTIFACTS.captions, "prepare-captions")
     decided_by = {
         "language_model": frozen_in_use(ARTIFACTS)["language_model"],
-        "replies": section.model_dump(mode="json"),
+        "replies": section.model_dump(mode="json", exclude={"held_out"} if own else set()),
         # Rows count only where pictures of theirs are asked for.
         "captions": file_md5(captions) if section.joined else None,
         "questions": None if own else file_md5(Path(section.questions)),
