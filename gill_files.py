@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gill_errors import WriteFailedError
+from gill_errors import GillError, WriteFailedError
 
 PARTIAL_SUFFIX = ".partial"  # as zarr's local store calls what is not yet renamed into place
 
@@ -70,7 +70,7 @@ def explained(where: object) -> Iterator[None]:
     """Say what it is that the operating system does not let us write, and what to do about it."""
     try:
         yield
-    except (WriteFailedError, FileExistsError):
+    except (GillError, FileExistsError):
         raise
     except OSError as error:
         raise WriteFailedError(

@@ -19,6 +19,14 @@ Shuffled batches of 200 rows of [77, 768] float16, all files in the page cache, 
   they are stored, each forced to the disk; in pairs. `fill_float32_vs_save`: what comes in float32
   is cast and its error measured.
 
+What bounds reading, in processor time of all threads on a machine of two virtual cores: from the
+page cache `preadv` copies rows at 4.3 GB/s, one memory map that stays copies them at 6 to 7, one
+that is made anew for every window at 4.3 to 4.8; CRC-32C is computed at 5.8. A map that stays would
+copy 1.4 times as fast. It is not used: a file that is cut short, or a disk that fails, would end
+the process by a signal, where a read names the shard and the row. Filling from float32 takes 106 us
+a row to cast and measure (167 before a row was looked at twice less), 22 to check, 28 to write;
+from float16 29, 22 and 28.
+
 `--peers` instead reads the same rows through other libraries (`cache_peers`), in pairs with ours:
 warm, and cold: with the files dropped from the page cache, ours by a new reader, which checks them.
 
@@ -215,9 +223,9 @@ def save_shards(folder: Path, num_rows: int) -> float:
 def fill_store(path: Path, num_rows: int, dtype: str = "float32", codec: Codec = HALF) -> float:
     """Make a store, with an encoder that costs nothing; returns MB/s of float16 values."""
     params = FillingParams(batch_size=64)
-    # A few different values in turn, so that making them does not dominate.
+    # A few different values in turn, and no copy of them: batches begin at multiples of 64.
     values = _values().astype(dtype)
-    roles = Roles(read=int, encode=lambda rows: {"embedding": values[np.array(rows) % 64]})
+    roles = Roles(read=int, encode=lambda rows: {"embedding": values[: len(rows)]})
     report = fill(path, range(num_rows), spec(codec), lambda: roles, provenance={}, params=params)
     return report.rows_per_second * ROW_BYTES / 1e6
 

@@ -79,7 +79,12 @@ def training(
         gill = opt_gill(size, device, number_type, quantization)
         stepper, batch = Stepper(gill, objective, how), batch_of(gill, batch_size)
         draws = PackingDraws.same(batch_size, packed)
-        return lambda: [stepper.take(number, batch, draws) for number in range(2)]
+
+        def steps() -> None:
+            for number in range(2):
+                stepper.take(number, batch, draws)
+
+        return steps
 
     return predicted.peak, build
 

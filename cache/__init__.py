@@ -17,6 +17,7 @@ A store is a Zarr v3 group (cache/layout.py draws it) with a manifest beside it.
 is right when it matches its checksum. Shards are written whole, each by one writer, then recorded.
 
     fill(path, rows, spec, make_roles, provenance={})          make it, resume it, update it
+    fill(..., part=Part(3, 8)); join_stores(paths, new)        by machines that share no disk
     copy_rows(path, new, [5, 3])                               a store of some rows, in their order
     drop_rows(path, [5]), compact(path, new)                   rows that are gone from the table
     ShuffledRows({name: (path, array)}, batch_size=200, seed=0)    train from it
@@ -25,6 +26,7 @@ is right when it matches its checksum. Shards are written whole, each by one wri
     describe(path), view_row(path, 3), write_page(path, page)  look at it
     export_store(path, out, "parquet")                         hand it on
     verify(path), repair(path)                                 check it; have what is bad redone
+    locate(path)                                               a folder, a URL, or a link to either
 
 This room knows no model, no picture and (but for torch_rows.py) no tensor, and is the only one that
 imports zarr or numcodecs.

@@ -13,8 +13,9 @@ from .inspecting import (
     view_row,
     write_page,
 )
+from .joining import PartsError, join_stores
 from .layout import ArraySpec, StoreSpec
-from .location import StoreUnreachableError
+from .location import StoreUnreachableError, locate
 from .lock import StoreLockedError
 from .manifest import manifest_location, read_manifest
 from .reading import (
@@ -24,7 +25,7 @@ from .reading import (
     iterate_blocks,
     read_rows,
 )
-from .settings import FillingParams, ReadingOrder, ReadingParams
+from .settings import FillingParams, Part, ReadingOrder, ReadingParams
 from .sharing import begin_with_rows, share_store
 from .shuffled_rows import ShuffledRows, StoresDifferError, in_background, usable_rows
 from .store import (
@@ -48,6 +49,8 @@ __all__ = [
     "FillingParams",
     "FirstPositionVariesError",
     "NotAStoreError",
+    "Part",
+    "PartsError",
     "ReadingOrder",
     "ReadingParams",
     "Roles",
@@ -74,6 +77,8 @@ __all__ = [
     "fill",
     "in_background",
     "iterate_blocks",
+    "join_stores",
+    "locate",
     "manifest_location",
     "open_store",
     "read_manifest",

@@ -7,7 +7,6 @@ is used here, and it is imported when there is something to cast.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 CAST_AT_ONCE = 2**15  # more, and torch starts threads of its own, in each of ours
 
@@ -25,10 +24,3 @@ def cast(values: np.ndarray, out: np.ndarray) -> None:
     source, target = torch.from_numpy(values).view(-1), torch.from_numpy(out).view(-1)
     for start in range(0, len(source), CAST_AT_ONCE):
         target[start : start + CAST_AT_ONCE].copy_(source[start : start + CAST_AT_ONCE])
-
-
-def widened(half: np.ndarray) -> NDArray[np.float32]:
-    """float16 as float32, exactly."""
-    wide = np.empty(half.shape, np.float32)
-    cast(half, wide)
-    return wide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,12 +12,11 @@ from numpy.typing import NDArray
 from cache.layout import checksum_name, error_name
 from cache.location import Location, locate
 from cache.lock import run_lock
-from cache.manifest import manifest_location, measure, write_manifest
+from cache.manifest import manifest_location, settle
 from cache.reading import RowsUnavailableError, read_sorted
-from cache.shards import shard_content, shard_path
+from cache.shards import shard_path, write_shard
 from cache.store import EmbeddingStore, RowStatus, ShardResult, open_for_writing, open_store
 from gill_errors import InputError
-from gill_files import explained, link_or_copy
 
 DROPPED = "dropped: gone from the table"
 
@@ -46,16 +46,7 @@ def copy_rows(
     keys[there] = store.read_table("row_key")[numbers[there]]
     tables = _tables(store)
     with run_lock(location):
-        copy = open_for_writing(location, store.spec, store.provenance, store.meta["versions"][-1])
-        if copy.meta.get("prepared", False):
-            _refuse_other_fits(store, copy)
-        copy.match_rows(keys)
-        manifest_location(location).remove()
-        if not copy.meta.get("prepared", False) and store.meta.get("prepared", False):
-            copy.write_constants({name: store.constant(name) for name in store.spec.constants})
-            copy.write_fitted({name: store.fitted(name) for name in store.spec.arrays})
-            kept = {key: store.meta[key] for key in ("fitted", "prepared") if key in store.meta}
-            copy.update_meta(**kept)
+        copy = begin_copy(store, location, keys)
         pending = copy.status() == RowStatus.PENDING
         for shard in range(store.spec.num_shards(len(numbers))):
             span = store.spec.shard_range(shard, len(numbers))
@@ -65,7 +56,7 @@ def copy_rows(
                 taken = np.flatnonzero(available[here])
                 sound = _copy_shard(store, copy, tables, shard, numbers[here], taken)
                 copy.commit(_result(store, tables, shard, numbers[here], sound))
-        _settle(copy)
+        settle(copy)
     return copy
 
 
@@ -83,7 +74,7 @@ def drop_rows(where: str | Path, rows: Iterable[int]) -> None:
         numbers = _row_numbers(store, rows)
         manifest_location(location).remove()
         store.mark_failed(numbers, DROPPED)
-        _settle(store)
+        settle(store)
 
 
 def compact(source: str | Path, target: str | Path) -> EmbeddingStore:
@@ -110,22 +101,36 @@ def _row_numbers(
     return numbers
 
 
-def _settle(store: EmbeddingStore) -> None:
-    """Write the manifest of a store in which no row is pending."""
-    if not (store.status() == RowStatus.PENDING).any():
-        store.update_meta(measured=measure(store))
-        write_manifest(store)
+def begin_copy(
+    store: EmbeddingStore, location: Location, keys: NDArray[np.uint64]
+) -> EmbeddingStore:
+    """Open, or begin, a store for rows of these keys (uint64 [N]) whose bytes mean what those of
+    `store` do. Under the run lock.
+
+    Raises InputError where there is one in which they mean other numbers.
+    """
+    copy = open_for_writing(location, store.spec, store.provenance, store.meta["versions"][-1])
+    prepared = copy.meta.get("prepared", False)
+    if prepared and (name := unlike_fit(store, copy)):
+        raise InputError(
+            f"{location} was filled from other rows: its {name} is not that of {store.location}, "
+            "so that its bytes mean other numbers; name a new path"
+        )
+    copy.match_rows(keys)
+    manifest_location(location).remove()
+    if not prepared and store.meta.get("prepared", False):
+        copy.write_constants({name: store.constant(name) for name in store.spec.constants})
+        copy.write_fitted({name: store.fitted(name) for name in store.spec.arrays})
+        kept = {key: store.meta[key] for key in ("fitted", "prepared") if key in store.meta}
+        copy.update_meta(**kept)
+    return copy
 
 
-def _refuse_other_fits(store: EmbeddingStore, copy: EmbeddingStore) -> None:
-    """Raises InputError where the copy's bytes mean other numbers than the store's."""
-    ours = _fits(copy)
-    for name, numbers in _fits(store).items():
-        if not np.array_equal(numbers, ours[name]):
-            raise InputError(
-                f"{copy.location} was filled from other rows: its {name} is not that of "
-                f"{store.location}, so that its bytes mean other numbers; name a new path"
-            )
+def unlike_fit(store: EmbeddingStore, other: EmbeddingStore) -> str | None:
+    """By what the same bytes mean other numbers in two stores of one spec, if they do."""
+    theirs = _fits(other)
+    unlike = (name for name, it in _fits(store).items() if not np.array_equal(it, theirs[name]))
+    return next(unlike, None)
 
 
 def _fits(store: EmbeddingStore) -> dict[str, np.ndarray]:
@@ -144,16 +149,24 @@ def _tables(store: EmbeddingStore) -> dict[str, np.ndarray]:
     return {name: store.read_table(name) for name in names}
 
 
-def _link_shard(store: EmbeddingStore, copy: EmbeddingStore, shard: int) -> None:
-    """Give the copy the same files. Whoever writes a shard replaces it, so neither changes both."""
-    with explained(copy.location):
-        for name in store.spec.arrays:
-            path = shard_path(store.spec, name, shard)
-            source, target = (s.location.path.joinpath(*path) for s in (store, copy))
+def link_shard(store: EmbeddingStore, copy: EmbeddingStore, shard: int) -> bool:
+    """Give the copy the same files, where both lie on one file system with links; else False.
+
+    Whoever writes a shard replaces it, so neither changes both.
+    """
+    if not (store.location.is_local and copy.location.is_local):
+        return False
+    for name in store.spec.arrays:
+        path = shard_path(store.spec, name, shard)
+        source, target = (s.location.path.joinpath(*path) for s in (store, copy))
+        try:
             target.unlink(missing_ok=True)  # of a copy that was killed before it was recorded
             if source.exists():  # one of zeros does not
                 target.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(source, target)
+                os.link(source, target)
+        except OSError:
+            return False
+    return True
 
 
 def _copy_shard(
@@ -178,17 +191,9 @@ def _copy_shard(
         contents[name][taken] = sorted_rows[back]
     sound = taken[~np.isin(numbers[taken], list(damaged))]
     here = store.spec.shard_range(shard, store.num_rows)
-    both_local = store.location.is_local and copy.location.is_local
-    if both_local and len(sound) == store.spec.shard_rows and np.array_equal(numbers, here):
-        _link_shard(store, copy, shard)
-        return sound
-    with explained(copy.location):
-        for name, stored in contents.items():
-            path = shard_path(copy.spec, name, shard)
-            if content := shard_content(copy.spec, name, stored):
-                copy.location.write_bytes(content, *path)
-            else:
-                copy.location.remove(*path)
+    unchanged = len(sound) == store.spec.shard_rows and np.array_equal(numbers, here)
+    if not (unchanged and link_shard(store, copy, shard)):
+        write_shard(copy.location, copy.spec, shard, contents)
     return sound
 
 

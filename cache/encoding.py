@@ -21,10 +21,9 @@ from cache.checksums import row_checksums
 from cache.codec import encode_into
 from cache.lock import current_run
 from cache.memory import Memory
-from cache.shards import shard_content, shard_path
+from cache.shards import write_shard
 from cache.store import EmbeddingStore, RowStatus, ShardResult
 from gill_errors import InputError, OutOfMemoryError
-from gill_files import explained
 
 CASTS_AHEAD = 8  # batches that wait to be cast
 
@@ -164,6 +163,7 @@ class _Draft:
     helping: ThreadPoolExecutor
     positions: NDArray[np.int64]
     stored: dict[str, np.ndarray]
+    checksums: dict[str, NDArray[np.uint32]]
     errors: dict[str, NDArray[np.float32]]
     reasons: dict[int, str] = field(default_factory=dict)
     waiting: dict[Hashable, list[tuple[int, Any]]] = field(default_factory=dict)
@@ -180,9 +180,10 @@ def _drafts(
     for task in tasks:
         n, todo = len(task.rows), task.todo.copy()
         start = task.shard * store.spec.shard_rows
-        stored, errors = {}, {}
+        stored, checksums, errors = {}, {}, {}
         for name, array in store.spec.arrays.items():
             stored[name] = memory[name].empty(n)
+            checksums[name] = np.zeros(n, np.uint32)
             if array.codec.is_lossy:
                 errors[name] = np.zeros(n, np.float32)
             # A shard is written whole, so rows that stay are read back; those that no longer match
@@ -191,7 +192,8 @@ def _drafts(
                 sums = task.checksums[name]
                 bad = store.read_checked(name, start, sums, task.kept, stored[name])
                 todo[list(bad)] = True
-        yield _Draft(task, store, helping, np.flatnonzero(todo), stored, errors)
+        positions = np.flatnonzero(todo)
+        yield _Draft(task, store, helping, positions, stored, checksums, errors)
 
 
 def _jobs(positions: NDArray[np.int64], size: int) -> Iterator[list[int]]:
@@ -259,6 +261,8 @@ def _cast(draft: _Draft, name: str, index: NDArray[np.int64], values: ArrayLike)
     # Into the shard itself. Other casts write other rows: no lock.
     rows = [draft.stored[name][position] for position in index]
     error, refused = encode_into(draft.store.fitted(name), np.asarray(values), rows)
+    # While the rows are in the processor's cache, and not in the one thread that writes.
+    draft.checksums[name][index] = row_checksums(draft.stored[name], index.tolist())
     if name in draft.errors:
         draft.errors[name][index] = error
     for i, reason in refused.items():
@@ -272,23 +276,17 @@ def _write(store: EmbeddingStore, run: str, draft: _Draft) -> ShardResult:
     for cast in draft.casts:
         cast.result()
     failed = list(draft.reasons)
-    checksums = {}
     for name, stored in draft.stored.items():
         stored[failed] = 0
-        checksums[name] = row_checksums(stored)[positions]
+        draft.checksums[name][failed] = row_checksums(stored, failed)
     # Asked as late as can be. A worker whose run was given up must not overwrite what the next run
     # wrote, perhaps from another table.
     if current_run(store.location) != run:
         raise SupersededRunError(f"{store.location}: shard {shard} is not written, its run is over")
-    with explained(store.location):
-        for name, stored in draft.stored.items():
-            path = shard_path(store.spec, name, shard)
-            if content := shard_content(store.spec, name, stored):
-                store.location.write_bytes(content, *path)
-            else:
-                store.location.remove(*path)
+    write_shard(store.location, store.spec, shard, draft.stored)
     # Only rows of `positions` are reported: those that were kept keep their status.
     status = np.full(len(draft.task.rows), RowStatus.DONE, np.uint8)
     status[failed] = RowStatus.FAILED
+    checksums = {name: sums[positions] for name, sums in draft.checksums.items()}
     errors = {name: error[positions] for name, error in draft.errors.items()}
     return ShardResult(shard, positions, status[positions], checksums, errors, draft.reasons)

@@ -19,8 +19,8 @@ from cache.encoding import Roles, ShardTask, encode_shards, sample_values
 from cache.layout import StoreSpec, checksum_name, fitted_name
 from cache.location import Location, locate
 from cache.lock import run_lock
-from cache.manifest import manifest_location, measure, write_manifest
-from cache.settings import FillingParams
+from cache.manifest import manifest_location, measure, settle
+from cache.settings import FillingParams, Part
 from cache.store import (
     EmbeddingStore,
     RowStatus,
@@ -91,6 +91,7 @@ def fill(
     rebuild: bool = False,
     retry_failed: bool = False,
     progress: OnProgress | None = None,
+    part: Part | None = None,
 ) -> FillReport:
     """Fill the store at `where` from a table: create it, resume it or bring it up to date.
 
@@ -104,6 +105,8 @@ def fill(
         cluster must have the same.
     rebuild: remove the store first.
     retry_failed: encode failed rows again.
+    part: encode the rows of these shards alone, in a store of their own: `join_stores` makes one of
+        such parts, which several machines fill that share no disk. The report counts its rows.
 
     Raises StoreMismatchError (other provenance or spec), StoreLockedError (another run),
     NotAStoreError (something else is there), WriteFailedError (full disk, read-only),
@@ -126,24 +129,25 @@ def fill(
             failed = np.flatnonzero(status == RowStatus.FAILED)
             store.mark_pending(failed)
             status[failed] = RowStatus.PENDING
-        pending = int(np.count_nonzero(status == RowStatus.PENDING))
+        shards = range(spec.num_shards(len(rows)))
+        if part is not None:
+            shards = part.shards(len(shards))
+        mine = range(shards.start * spec.shard_rows, min(shards.stop * spec.shard_rows, len(rows)))
+        pending = int(np.count_nonzero(status[mine.start : mine.stop] == RowStatus.PENDING))
         prepared = store.meta.get("prepared", False)
         if pending or not prepared:
             manifest_location(location).remove()  # whatever it says will not be true
             make = partial(_Encoder, location, run, make_roles, params)
-            _fill_pending(store, rows, status, make, crew, progress)
-        measured = measure(store)
-        store.update_meta(measured=measured)
-        write_manifest(store)
-        counts = store.status_counts()
+            _fill_pending(store, rows, status, shards, pending, make, crew, progress)
+        settle(store)
         return FillReport(
-            num_rows=len(rows),
-            done=counts["done"],
+            num_rows=len(mine),
+            done=int(np.count_nonzero(store.status()[mine.start : mine.stop] == RowStatus.DONE)),
             encoded=pending,
-            skipped=len(rows) - pending,
-            failed=store.failures(),
+            skipped=len(mine) - pending,
+            failed={row: why for row, why in store.failures().items() if row in mine},
             seconds=time.monotonic() - started,
-            measured=measured,
+            measured=measure(store),
             notes=notes,
         )
 
@@ -202,14 +206,16 @@ def _fill_pending(
     store: EmbeddingStore,
     rows: Sequence[Any],
     status: np.ndarray,
+    shards: range,
+    total: int,
     make: Callable[[], _Encoder],
     crew: OpenCrew | None,
     progress: OnProgress | None,
 ) -> None:
-    total = int(np.count_nonzero(status == RowStatus.PENDING))
+    """Encode the rows that are pending in these shards, `total` of them."""
     settled, failed = 0, 0
 
-    def settle(result: ShardResult) -> None:
+    def commit(result: ShardResult) -> None:
         nonlocal settled, failed
         # The only writer of the tables: workers write shard files alone, and no file has two.
         store.commit(result)
@@ -223,14 +229,14 @@ def _fill_pending(
         encoder = make()
         if not prepared:
             _prepare(store, encoder.prepare, rows)
-        for result in encoder.encode(_tasks(store, rows, status)):
-            settle(result)
+        for result in encoder.encode(_tasks(store, rows, status, shards)):
+            commit(result)
         return
     try:
         with crew(make) as run:
             if not prepared:
                 _prepare(store, partial(_prepare_there, run), rows)
-            run(_tasks(store, rows, status), settle)
+            run(_tasks(store, rows, status, shards), commit)
     except TasksLostError as e:
         raise ShardsLostError(
             f"{store.location}: {total - settled:,} rows are still pending; run again to do them. "
@@ -245,12 +251,14 @@ def _prepare_there(run: DoTasks, sample: list[Any]) -> Any:
     return answers[0]
 
 
-def _tasks(store: EmbeddingStore, rows: Sequence[Any], status: np.ndarray) -> Iterator[ShardTask]:
+def _tasks(
+    store: EmbeddingStore, rows: Sequence[Any], status: np.ndarray, shards: range
+) -> Iterator[ShardTask]:
     """One task per shard with a pending row."""
     # By the status at the start: shards share no row, so none is stale when its turn comes.
     todo = status == RowStatus.PENDING
     sums = {name: store.read_table(checksum_name(name)) for name in store.spec.arrays}
-    for shard in range(store.spec.num_shards(len(rows))):
+    for shard in shards:
         span = store.spec.shard_range(shard, len(rows))
         here = slice(span.start, span.stop)
         if todo[here].any():

@@ -61,7 +61,8 @@ class Location:
         """The text of this file; None where there is none."""
         fs, path = self._fs()
         try:
-            return fs.cat_file(path).decode()
+            with self.reached():
+                return fs.cat_file(path).decode()
         except FileNotFoundError:
             return None
 
@@ -88,7 +89,9 @@ class Location:
         try:
             yield
         # What Zarr raises where bytes are there and wrong is left to who knows the rows.
-        except (GillError, FileNotFoundError, ValueError, RuntimeError, MemoryError):
+        except (GillError, FileNotFoundError, FileExistsError):
+            raise
+        except (ValueError, RuntimeError, MemoryError):
             raise
         except Exception as error:
             if self.is_local or getattr(error, "errno", None) in OWN_DISK:
@@ -122,7 +125,7 @@ class Location:
     def create_text(self, text: str) -> None:
         """Write this file; raises FileExistsError where it exists already."""
         fs, path = self._fs()
-        with fs.open(path, "xb") as f:
+        with self.reached(), fs.open(path, "xb") as f:
             f.write(text.encode())
 
     def remove(self, *inside: str) -> None:
@@ -134,9 +137,11 @@ class Location:
     def children(self) -> list[str]:
         """Names of what lies directly in this folder, sorted; of a file its own."""
         fs, path = self._fs()
-        if not fs.exists(path):
-            return []
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+        with self.reached():
+            if not fs.exists(path):
+                return []
+            names = fs.ls(path, detail=False)
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in names)
 
     def bytes_stored(self, *inside: str) -> tuple[int, int]:
         """Bytes and number of files under the folder named `inside` this one."""
@@ -161,12 +166,20 @@ class Location:
 
 
 def locate(where: str | Path | Location) -> Location:
-    """`artifacts/targets.zarr`, `file:///data/targets.zarr`, `s3://bucket/targets.zarr`, ..."""
+    """`artifacts/targets.zarr`, `file:///data/targets.zarr`, `s3://bucket/targets.zarr`, ...
+
+    A symbolic link may lead to a URL. Raises InputError where nothing installed speaks its scheme.
+    """
     if isinstance(where, Location):
         return where
     text = str(where)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+    if "://" not in text and os.path.islink(text) and "://" in (link := os.readlink(text)):
+        text = link
+    text = text.removeprefix("file://")
     if "://" in text:
+        try:
+            fsspec.get_filesystem_class(text.partition("://")[0])
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{text} cannot be reached from here: {error}") from None
         return Location(text.rstrip("/"), is_local=False)
     return Location(os.path.abspath(text), is_local=True)

@@ -77,6 +77,13 @@ def write_manifest(store: EmbeddingStore) -> None:
             where.write_text(text)
 
 
+def settle(store: EmbeddingStore) -> None:
+    """Write the manifest of a store in which no row is pending. Under the run lock."""
+    if not (store.status() == RowStatus.PENDING).any():
+        store.update_meta(measured=measure(store))
+        write_manifest(store)
+
+
 def read_manifest(store: str | Path | Location) -> dict[str, Any]:
     """Raises FileNotFoundError for an unfinished store: only a settled one has a manifest."""
     where = manifest_location(store)

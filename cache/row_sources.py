@@ -142,25 +142,31 @@ class StraightSource(_Source):
     ) -> dict[int, str]:
         """Read rows into out [k, bytes of a row]; returns the damaged ones."""
         bad, size = {}, self.store.spec.shard_rows
-        for row, checksum, into in zip(rows.tolist(), self.checksums[rows].tolist(), out):
+        length, address, target = out.shape[1], out.ctypes.data, out.reshape(-1).data
+        numbers, inside = np.divmod(rows, size)
+        for i, (shard, row, checked) in enumerate(
+            zip(numbers.tolist(), inside.tolist(), self._checked[rows].tolist())
+        ):
             # Its file could not be opened: `_open` has told of these rows.
-            if row // size not in files:
-                into[...] = 0
+            if shard not in files:
+                out[i] = 0
                 continue
             try:
-                files[row // size].read_row(row % size, into.data)
+                files[shard].read_row(row, target[i * length : (i + 1) * length])
             except DamagedShardError as e:
-                into[...] = 0
-                bad[row] = f"unreadable: {e}"
-                continue
-            if self._checked[row]:
+                out[i] = 0
+                bad[int(rows[i])] = f"unreadable: {e}"
                 continue
             # Row by row, while the row is still in the processor's cache.
-            if bytes_checksum(into) != checksum:
-                bad[row] = "checksum differs"
-            else:
-                self._checked[row] = True
+            if not checked and self._is_sound(int(rows[i]), address + i * length, length, bad):
+                self._checked[rows[i]] = True
         return bad
+
+    def _is_sound(self, row: int, address: int, length: int, bad: dict[int, str]) -> bool:
+        if bytes_checksum(address, length) == self.checksums[row]:
+            return True
+        bad[row] = "checksum differs"
+        return False
 
 
 class BufferedSource(_Source):

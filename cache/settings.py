@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import ByteSize, Field
 
+from gill_errors import InputError
 from gill_records import Record
 
 
@@ -21,6 +24,29 @@ class FillingParams(Record):
         ge=1,
         description="Threads that read and decode rows; None: as many as there are cores.",
     )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a store's shards, for one of several machines: neighbours, as equal as can be."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """`3/8`: the third of eight."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(f"{text!r} is no part: write 3/8 for the third of eight")
+        return cls(int(found[1]), int(found[2]))
+
+    def shards(self, num_shards: int) -> range:
+        """Which of them; none where there are fewer shards than parts."""
+        return range(num_shards * (self.number - 1) // self.of, num_shards * self.number // self.of)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
 
 
 class ReadingOrder(Record):
@@ -49,7 +75,7 @@ class ReadingParams(ReadingOrder):
     cache_limit: ByteSize | None = Field(
         default=None,
         description="Read whole shards through copies on this machine of at most so many bytes, or "
-        "so much (50 GB), the least recently used making room: for uncompressed stores on a "
+        "so much (50 GB), the least recently used making room: for stores on a "
         "network. Best with block_rows a multiple of the rows of a shard.",
     )
     cache_folder: str | None = Field(

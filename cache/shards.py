@@ -10,7 +10,7 @@ then an index of their places (offset, bytes), then the CRC-32C of the index.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self, TypeAlias
 
 import google_crc32c
@@ -20,7 +20,9 @@ from zarr.storage import MemoryStore
 
 from cache.codec import zarr_compressors
 from cache.layout import StoreSpec
+from cache.location import Location
 from gill_errors import InputError
+from gill_files import explained
 
 INDEX_ENTRY = np.dtype([("offset", "<u8"), ("nbytes", "<u8")])
 NOT_STORED = 2**64 - 1  # an inner chunk of zeros has no bytes
@@ -56,11 +58,14 @@ def shard_path(spec: StoreSpec, name: str, shard: int) -> tuple[str, ...]:
 
 
 def max_shard_bytes(spec: StoreSpec, name: str) -> int:
-    """What an uncompressed shard file takes at most: its inner chunks, index and checksum."""
+    """What a shard file takes at most: its inner chunks, index and checksum."""
     inner = spec.inner_rows(name)
     num_inner = spec.shard_rows // inner
-    data = num_inner * inner * spec.arrays[name].stored_row_bytes
-    return data + num_inner * INDEX_ENTRY.itemsize + 4
+    chunk_bytes = inner * spec.arrays[name].stored_row_bytes
+    if spec.arrays[name].codec.compressor != "none":
+        # What does not shrink grows a little: Zstandard by 1/256 and 64 bytes at most, Blosc by 32.
+        chunk_bytes += chunk_bytes // 256 + 128
+    return num_inner * (chunk_bytes + INDEX_ENTRY.itemsize) + 4
 
 
 def shard_content(spec: StoreSpec, name: str, stored: np.ndarray) -> list[Buffer]:
@@ -91,6 +96,19 @@ def shard_content(spec: StoreSpec, name: str, stored: np.ndarray) -> list[Buffer
         return []
     checksum = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
     return [*pieces, index.tobytes(), checksum]
+
+
+def write_shard(
+    location: Location, spec: StoreSpec, shard: int, contents: Mapping[str, np.ndarray]
+) -> None:
+    """Put a shard's files in place, each whole or not at all: name -> [n, *stored_row_shape]."""
+    with explained(location):
+        for name, stored in contents.items():
+            path = shard_path(spec, name, shard)
+            if content := shard_content(spec, name, stored):
+                location.write_bytes(content, *path)
+            else:
+                location.remove(*path)
 
 
 def _through_zarr(spec: StoreSpec, name: str, stored: np.ndarray) -> list[Buffer]:

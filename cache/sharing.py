@@ -16,13 +16,14 @@ from cache.store import RowStatus, open_store
 from gill_files import PARTIAL_SUFFIX, link_or_copy
 
 
-def begin_with_rows(source: Path, target: Path, keys: Iterable[str]) -> int:
-    """Begin a store at `target`, on this machine, with what `source` has of a table's rows.
+def begin_with_rows(source: str | Path, target: str | Path, keys: Iterable[str]) -> int:
+    """Begin a store at `target` with what `source` has of a table's rows.
 
     keys: the fingerprint of every row of the table, as `fill` asks `key` for it. Gives how many
     rows are kept, and makes no store where there is none. Where every kept row stays at its place
     this is `share_store`; else rows are copied to their new places (`copy_rows`). Killed before it
-    is whole, there is no `target` yet, and the next call begins anew.
+    is whole, there is no `target` yet, and the next call begins anew; at a URL, where nothing can
+    be renamed, there is one with the rows that were copied.
     """
     store = open_store(source)
     done = np.flatnonzero(store.status() == RowStatus.DONE)
@@ -36,8 +37,12 @@ def begin_with_rows(source: Path, target: Path, keys: Iterable[str]) -> int:
     kept = row_of_place >= 0
     if not kept.any():
         return 0
-    if (row_of_place[kept] == np.flatnonzero(kept)).all():
-        share_store(source, target)
+    if not locate(target).is_local:
+        copy_rows(store, target, row_of_place.tolist())
+        return int(kept.sum())
+    target = Path(target)
+    if store.location.is_local and (row_of_place[kept] == np.flatnonzero(kept)).all():
+        share_store(store.location.path, target)
         return int(kept.sum())
     part = target.with_name(f"{target.stem}.part.zarr")
     shutil.rmtree(part, ignore_errors=True)  # of a killed call

@@ -20,6 +20,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cache.checksums import digest, row_checksums
 from cache.codec import FittedCodec
+from cache.copied_shards import CopiedShards
 from cache.layout import (
     REASON_BYTES,
     ArraySpec,
@@ -81,7 +82,7 @@ class EmbeddingStore:
     def __init__(
         self, location: Location, group: zarr.Group, copies: LocalCopies | None = None
     ) -> None:
-        """copies: through which shards that nothing compresses are read."""
+        """copies: through which shards are read."""
         self.location = location
         self.group = group
         self._copies = copies
@@ -229,12 +230,12 @@ class EmbeddingStore:
 
         asked_ns: since when it is wanted, by `time.time_ns`; None: since now.
         """
-        if self._copies is not None and self.reads_straight(name):
+        if self._copies is not None:
             self._copies.fetch(self._shard_source(name, shard), asked_ns)
 
     def discard_copy(self, name: str, shard: int) -> None:
         """Have a shard with damaged rows fetched anew when it is read next."""
-        if self._copies is not None and self.reads_straight(name):
+        if self._copies is not None:
             self._copies.discard(self._shard_source(name, shard))
 
     def _shard_source(self, name: str, shard: int) -> ShardSource:
@@ -322,6 +323,10 @@ class EmbeddingStore:
             texts = [result.reasons.get(int(position), "") for position in result.positions]
             tables["row_reason"] = np.stack([_reason_bytes(text) for text in texts])
         tables["row_status"] = result.status
+        self.record(rows, tables)
+
+    def record(self, rows: NDArray[np.int64], tables: Mapping[str, np.ndarray]) -> None:
+        """Write bookkeeping of rows (int64 [k]), name -> [k, ...], `row_status` the last of it."""
         with explained(self.location):
             # In this order: killed between two, what was pending still is, and is encoded again.
             for name, values in tables.items():
@@ -423,13 +428,26 @@ class EmbeddingStore:
         array[...] = values
         self._arrays[name] = array
 
+    def _group_of_copies(self, name: str) -> zarr.Group:
+        """The store as Zarr sees it when the shards of an array are read from local copies."""
+        copies = self._copies
+        assert copies is not None
+        store = CopiedShards(
+            self.location.zarr_store(read_only=True),
+            name,
+            lambda shard: copies.open(self._shard_source(name, shard)),
+        )
+        return zarr.open_group(store, mode="r", zarr_format=3)
+
     def _open(self, name: str) -> zarr.Array:
         if name not in self._arrays:
             pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+            copied = self._copies is not None and name in self.spec.arrays
             # zarrs decompresses on all cores; it reads local stores only.
-            fast = self.location.is_local and name in self.spec.arrays
+            fast = self.location.is_local and name in self.spec.arrays and not copied
             with zarr.config.set(pipeline if fast else {}), self.location.reached(name):
-                array = self.group.get(name)
+                group = self._group_of_copies(name) if copied else self.group
+                array = group.get(name)
             if not isinstance(array, zarr.Array):
                 raise NotAStoreError(
                     f"{self.location} has no array {name!r}: its making was interrupted; "
@@ -448,7 +466,7 @@ def open_store(
     """Open a store, for reading or (under the run lock) for writing; one that is open is itself.
 
     Reads the attributes only, however many rows there are. Of a store read through local copies,
-    shards that nothing compresses are fetched whole. Raises NotAStoreError where there is none,
+    shards are fetched whole. Raises NotAStoreError where there is none,
     StoreUnreachableError where an object store does not answer.
     """
     if isinstance(where, EmbeddingStore):

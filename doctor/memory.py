@@ -137,7 +137,6 @@ def training_memory(
     moments = [
         step,
         8 * whole.num_rows * sizes.e,  # the mean norm of the rows, in float64
-        trained + _optimiser_bytes(heads, device_type),
     ]
     return Memory(
         weights=weight_bytes(whole.model),
@@ -365,10 +364,3 @@ def _validate(
         document_losses(gill, batch.documents, objective)
         return
     training_losses(gill, batch, objective, PackingDraws.same(len(batch), packed=False))
-
-
-def _optimiser_bytes(heads: Heads, device_type: str) -> int:
-    """What AdamW holds besides its state: on a GPU the roots of all second moments at once, on a
-    CPU those of one tensor and their quotient."""
-    sizes = [parameter.numel() * parameter.element_size() for parameter in heads.parameters()]
-    return sum(sizes) if device_type == "cuda" else 2 * max(sizes)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from cache import open_store
+from cache import locate, open_store
 from gill.artifacts import Artifacts
 from gill_errors import GillError
 from pipeline.frozen.backbones import Backbone, Backbones
@@ -94,7 +94,7 @@ def _unlike_store(
     where: Path, places: Mapping[str, tuple[str, str]], model: Backbone, backbones: Backbones
 ) -> Iterator[str]:
     """A store against the frozen model that should have made it: its (array, axis) by width."""
-    if not where.exists():
+    if locate(where).is_local and not where.exists():
         return
     store, again = open_store(where), f"stages precompute-{where.stem} --rebuild"
     maker = store.provenance.get("model", "an unknown model")

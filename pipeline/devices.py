@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from gill_errors import InputError
+
+Row = TypeVar("Row")
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,7 +36,7 @@ def pick_device(name: str) -> torch.device:
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on its way to `device`: what is computed from it there waits for it, Python does
     not. A GPU copies by itself, out of page-locked memory."""
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     with torch.cuda.device(device):  # threads other than the main one begin with the first GPU
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -46,6 +48,54 @@ def sent_together(
     """Lists of whole numbers as vectors on `device`, in one copy."""
     vectors = [torch.as_tensor(one, dtype=torch.int64) for one in numbers]
     return list(sent(torch.cat(vectors), device).split([len(one) for one in vectors]))
+
+
+def groups_sent_together(
+    groups: Sequence[Sequence[Sequence[int] | Int64[Tensor, " _"]]], device: torch.device
+) -> list[list[Int64[Tensor, " _"]]]:
+    """`sent_together` of several groups of lists, all in one copy."""
+    arrived = iter(sent_together([one for group in groups for one in group], device))
+    return [[next(arrived) for _ in group] for group in groups]
+
+
+SHAPES_COST = ("cuda",)
+"""Devices whose libraries plan anew for a shape that they have not had: more than padding takes."""
+
+
+def filled_up(batch: Sequence[Row], size: int, device: torch.device) -> list[Row]:
+    """A batch of `size` rows where a new shape costs more: behind its own the last one, repeated.
+
+    The end of a shard, or a row that could not be read, else gives a batch of another size.
+    """
+    missing = size - len(batch) if device.type in SHAPES_COST else 0
+    return [*batch, *[batch[-1]] * missing]
+
+
+def captured(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """`work`, to be done again and again on tensors that stay where they are; its result does too.
+
+    On a GPU as a graph, which is played without Python; `work` is done a few times to make it, must
+    ask for no number and send none. Raises RuntimeError where the device cannot.
+    """
+    if device.type != "cuda":
+        return work
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries choose their kernels before the capture
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on
+            result = work()
+
+    def play() -> Tensor:
+        with torch.cuda.device(device):
+            graph.replay()
+        return result
+
+    return play
 
 
 class Arriving:

@@ -109,6 +109,12 @@ class RunParams(TrainingRun, GenerationRun):
         description="the folder of all that is expensive, for any number of workspaces; null: "
         "`work` in the repository. The environment variable GILL_WORK goes before it",
     )
+    stores: str | None = Field(
+        None,
+        pattern="^[a-z0-9+]+://.*[^/]$",
+        description="where features, targets and latents lie: a URL that fsspec reads and writes "
+        "(s3://bucket/gill); null: in the work folder. artifacts/ has links to them either way",
+    )
     scheduler: SchedulerName = Field(
         "single", description=ScaleOutParams.model_fields["scheduler"].description
     )

@@ -80,11 +80,18 @@ def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebu
         for note in watch_table(INPUTS / "candidates", report.files, table):
             print(f"  {note}")
 
-    def fill(store: Path) -> FillReport:
+    def fill(store: str | Path) -> FillReport:
         from stages.feature_store import fill_features
 
         return fill_features(store, table, params)
 
     entry = store_entry(work, "candidates", artifacts.candidates, "visual_encoder", params.features)
-    settle(entry, artifacts.candidate_features, artifacts.candidates, fill, rebuild=rebuild)
+    settle(
+        entry,
+        artifacts.candidate_features,
+        artifacts.candidates,
+        fill,
+        stores=params.run.stores,
+        rebuild=rebuild,
+    )
     return True

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, overload
 
 import numpy as np
 
-from cache import FillReport, Roles, StoreSpec, fill
+from cache import FillReport, Part, Roles, StoreSpec, fill
 from cluster import crew_for
 from cluster.versions import library_versions
 from corpora.caption_table import CaptionTable
@@ -67,7 +67,7 @@ def _as_text(key: np.ndarray) -> str:
 
 
 def fill_store(
-    store: Path,
+    store: str | Path,
     rows: Sequence[KeyedRow],
     spec: StoreSpec,
     make_roles: Callable[[], Roles],
@@ -76,6 +76,7 @@ def fill_store(
     batch_size: int,
     *,
     libraries: Sequence[str],
+    part: Part | None = None,
     **provenance: str,
 ) -> FillReport:
     """Fill a store with what a frozen model makes of rows, wherever `run.scheduler` says.
@@ -83,7 +84,7 @@ def fill_store(
     libraries: distributions of which workers must have the same versions, besides torch and zarr.
     """
     versions = library_versions("torch", "zarr", *libraries)
-    with Ticker(store.stem) as ticker:
+    with Ticker(Path(store).stem) as ticker:
         return fill(
             store,
             rows,
@@ -102,4 +103,5 @@ def fill_store(
             versions=versions,
             retry_failed=True,  # whoever runs again may have mended a picture
             progress=ticker.count,
+            part=part,
         )

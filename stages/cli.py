@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gill_errors import InputError
 from stages.command_line import CommandLine, OneLineErrors
 
 
@@ -133,44 +134,67 @@ def prepare_backbones(
     _run("prepare_backbones", params, retrain=retrain)
 
 
+PartOption = Annotated[
+    str | None,
+    typer.Option("--part", help="Fill the third of eight parts alone (3/8): join-stores joins."),
+]
+PartStore = Annotated[
+    str | None, typer.Option("--to", help="Where that part lies: a folder, or an fsspec URL.")
+]
+
+
+def _precompute(stage: str, params: Path, rebuild: bool, part: str | None, to: str | None) -> None:
+    """Run a stage that fills a store, or one part of it."""
+    if (part is None and to is not None) or (part is not None and rebuild):
+        raise InputError("--to belongs to --part, and --rebuild to a whole store")
+    _run(stage, params, rebuild=rebuild, part=part, to=to)
+
+
 @app.command()
 def precompute_features(
     params: ParamsFile = PARAMS,
     rebuild: Annotated[bool, typer.Option(help="Start the store over on purpose.")] = False,
+    part: PartOption = None,
+    to: PartStore = None,
 ) -> None:
     """Run the visual encoder once over every picture.
 
     Reads artifacts/captions and the pictures. Writes artifacts/features.zarr and its manifest
-    artifacts/features.manifest.json.
+    artifacts/features.manifest.json; with --part that part alone, beside it or at --to.
     """
-    _run("precompute_features", params, rebuild=rebuild)
+    _precompute("precompute_features", params, rebuild, part, to)
 
 
 @app.command()
 def precompute_targets(
     params: ParamsFile = PARAMS,
     rebuild: Annotated[bool, typer.Option(help="Start the store over on purpose.")] = False,
+    part: PartOption = None,
+    to: PartStore = None,
 ) -> None:
     """Run the generator's text encoder once over every caption: T_psi(y), the targets of Eq. 3.
 
     Reads artifacts/captions. Writes artifacts/targets.zarr and its manifest
-    artifacts/targets.manifest.json.
+    artifacts/targets.manifest.json; with --part that part alone, beside it or at --to.
     """
-    _run("precompute_targets", params, rebuild=rebuild)
+    _precompute("precompute_targets", params, rebuild, part, to)
 
 
 @app.command()
 def precompute_latents(
     params: ParamsFile = PARAMS,
     rebuild: Annotated[bool, typer.Option(help="Start the store over on purpose.")] = False,
+    part: PartOption = None,
+    to: PartStore = None,
 ) -> None:
     """Run the generator's autoencoder once over every picture, where `objective.diffusion_weight`
     is above 0; otherwise do nothing.
 
     Reads artifacts/captions and the pictures. Writes artifacts/latents.zarr and its manifest
-    artifacts/latents.manifest.json; without a denoising loss a manifest that says so.
+    artifacts/latents.manifest.json; without a denoising loss a manifest that says so. With
+    --part that part alone, beside it or at --to.
     """
-    _run("precompute_latents", params, rebuild=rebuild)
+    _precompute("precompute_latents", params, rebuild, part, to)
 
 
 @app.command()
@@ -400,6 +424,21 @@ def verify_cache(
 
     if not command.check(store, read_params(params), mend=repair):
         raise typer.Exit(1)
+
+
+@app.command()
+def join_stores(
+    parts: Annotated[list[str], typer.Argument(help="The parts: folders, or fsspec URLs.")],
+    to: Annotated[str, typer.Option(help="The store to make: a folder, or an fsspec URL.")],
+) -> None:
+    """Make one store of the parts that machines without a common disk have filled.
+
+    Reads the parts, and compares every row with its checksum. Writes the store --to; killed, the
+    same line goes on. At artifacts/features.zarr, `stages precompute-features` then takes it over.
+    """
+    from stages import parts as command
+
+    command.join(parts, to)
 
 
 @app.command()

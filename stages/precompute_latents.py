@@ -11,6 +11,7 @@ from gill.dimensions import check_dimensions
 from gill.latent_specs import latents_layout
 from gill.world import have_world
 from settings.params import Params
+from stages.parts import fill_part
 from stages.stores import settle, store_entry
 from workfolder import WorkFolder, write_json
 
@@ -21,8 +22,13 @@ def run(
     *,
     rebuild: bool = False,
     again: bool = False,
+    part: str | None = None,
+    to: str | None = None,
 ) -> None:
-    """Make latents.zarr, unless exactly this store is in the work folder, or nobody reads it."""
+    """Make latents.zarr, unless exactly this store is in the work folder, or nobody reads it.
+
+    part: `3/8`, to fill that part alone, at `to`.
+    """
     if not params.objective.diffusion_weight:
         # DVC expects the file of every stage: this one says that there is no store.
         write_json(artifacts.latents.with_suffix(".manifest.json"), {"content": None})
@@ -32,13 +38,24 @@ def run(
         return
     check_dimensions(artifacts, (), params)
 
-    def fill(store: Path) -> Any:
+    def fill(store: str | Path, part: Any = None) -> Any:
         from stages.latent_store import fill_latents
 
         if params.is_miniature:  # pulled, or used with another work folder before
             have_world(work, artifacts.miniature, params.captions.miniature.model_dump())
-        return fill_latents(store, params, artifacts)
+        return fill_latents(store, params, artifacts, part)
 
     work, table = WorkFolder.open(params.run.work), artifacts.captions
+    if part is not None:
+        fill_part(artifacts.latents, part, to, fill)
+        return
     entry = store_entry(work, "latents", table, "image_generator", latents_layout(params))
-    settle(entry, artifacts.latents, table, fill, rebuild=rebuild, again=again)
+    settle(
+        entry,
+        artifacts.latents,
+        table,
+        fill,
+        stores=params.run.stores,
+        rebuild=rebuild,
+        again=again,
+    )

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import Codec, FillReport, Roles
+from cache import Codec, FillReport, Part, Roles
 from corpora.caption_table import CaptionTable
 from gill.artifacts import ARTIFACTS
 from gill.frozen import read_backbones
 from gill.store_specs import targets_spec
-from pipeline.devices import Arriving, set_up
+from pipeline.devices import Arriving, filled_up, set_up
 from pipeline.frozen.backbones import Backbone
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.text_conditioner import load_text_conditioner
@@ -23,7 +23,7 @@ from settings.params import Params, RunParams
 from stages.caption_rows import KeyedRow, KeyedRows, fill_store
 
 
-def fill_targets(store: Path, params: Params) -> FillReport:
+def fill_targets(store: str | Path, params: Params, part: Part | None = None) -> FillReport:
     """Fill the store with the captions of the checked table that are not in it yet."""
     generator = read_backbones(ARTIFACTS).image_generator
     widths = generator.widths
@@ -40,6 +40,7 @@ def fill_targets(store: Path, params: Params) -> FillReport:
         params.run,
         params.run.batch_sizes.targets,
         libraries=("diffusers", "transformers"),
+        part=part,
     )
 
 
@@ -54,7 +55,8 @@ def make_roles(generator: Backbone, run: RunParams, codec: Codec) -> Roles:
     narrowed = torch.float16 if codec.dtype == "float16" else torch.float32
 
     def encode(captions: list[str]) -> Mapping[str, Any]:
-        return _arrays(conditioner.encode(captions), narrowed)
+        whole = conditioner.encode(filled_up(captions, run.batch_sizes.targets, device))
+        return _arrays(whole.part(slice(len(captions))), narrowed)
 
     def constants() -> Mapping[str, np.ndarray]:
         empty = _arrays(conditioner.unconditional(), torch.float32)

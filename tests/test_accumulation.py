@@ -206,10 +206,12 @@ def test_a_step_with_micro_batches_is_the_step(monkeypatch: pytest.MonkeyPatch) 
         return once(self, batch, *args, **kwargs)
 
     monkeypatch.setattr(MultimodalLanguageModel, "image_tokens", counted)
-    expected = Stepper(whole, objective, settings).take(0, batch, draws)
+    steppers = Stepper(whole, objective, settings), Stepper(parted, objective, micro)
+    steppers[0].take(0, batch, draws)
     assert read == [11]
-    report = Stepper(parted, objective, micro).take(0, batch, draws)
+    steppers[1].take(0, batch, draws)
     assert read == [11, *[4, 4, 3] * 2]
+    expected, report = (stepper.settle() for stepper in steppers)
     assert report == pytest.approx(expected, rel=1e-5)
 
 

@@ -30,6 +30,7 @@ KEYS = {
         *("first_piece_passes", "retrieval_ms_100k", "turn_20_over_turn_2", "batch_8_speedup"),
     ],
     "memory": ["worst"],
+    "loading": ["fed_vs_memory"],
     "generation": [],
     "attention": [],
 }
@@ -58,7 +59,8 @@ def parts(results):
 
 
 @pytest.mark.parametrize(
-    "name", ["yardstick", "attention", "cache", "captions", "precompute", "generation"]
+    "name",
+    ["yardstick", "attention", "cache", "captions", "loading", "precompute", "generation"],
 )
 def test_every_part_gives_positive_numbers(run, name):
     results = run(name)
@@ -221,6 +223,24 @@ def test_what_one_benchmark_found_is_kept_where_another_fails(monkeypatch, tmp_p
     assert found["no_such_benchmark"]["status"] == "failed"
     assert found["yardstick"]["status"] == "done"
     assert found["yardstick"]["results"]["large product"]["tflop_per_s"] > 0
+
+
+def test_all_are_run_within_eight_minutes_and_what_one_leaves_the_next_have(monkeypatch):
+    assert set(runner.LIMITS) == set(KEYS)
+    assert sum(runner.LIMITS.values()) <= 480
+    now, given = [100.0], []
+
+    def taking(name, options, limit):
+        given.append(limit)
+        now[0] += limit if name == "slow" else 1.0
+        return {"status": "done", "seconds": 1.0, "results": {}}
+
+    monkeypatch.setattr(sys, "argv", ["all", "--device", "cuda"])
+    monkeypatch.setattr(runner, "LIMITS", {"fast": 10.0, "slow": 5.0, "last": 7.0})
+    monkeypatch.setattr(runner, "run", taking)
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    runner.main()
+    assert given == [10, 14, 7]
 
 
 def test_a_benchmark_that_takes_too_long_is_ended(monkeypatch):

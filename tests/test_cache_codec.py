@@ -1,12 +1,17 @@
 """What storing costs, and what it refuses."""
 
+import ctypes
+import threading
+import time
+
+import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cache import casting
+from cache import casting, checksums
 from cache.codec import (
     Codec,
     FirstPositionVariesError,
@@ -158,7 +163,8 @@ def test_values_in_the_stored_type_are_kept_as_they_came_beside_a_shared_first(o
 def test_every_float16_is_widened_exactly() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = halves[np.isfinite(halves)]
-    widened = casting.widened(finite)
+    widened = np.empty(finite.shape, np.float32)
+    casting.cast(finite, widened)
     assert widened.tobytes() == finite.astype(np.float32).tobytes()
 
 
@@ -189,3 +195,42 @@ def test_rows_are_stored_where_they_are_wanted(dtype: str) -> None:
     assert (shard[[1, 3, 4]] == 7).all()
     np.testing.assert_array_equal(error, error_there)
     assert list(refused) == list(refused_there) == [1]
+
+
+def test_checksums_are_googles_with_and_without_its_c_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (5, 3, 1001), np.uint8)
+    want = [google_crc32c.value(row.tobytes()) for row in rows]
+    assert checksums.row_checksums(rows).tolist() == want
+    assert checksums.row_checksums(rows[::-1], [4, 0]).tolist() == [want[0], want[4]]
+    assert checksums.row_checksums(rows[:, ::2]).tolist() != want
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: object())
+    slow = checksums._bytes_checksum()
+    assert slow(rows[1].ctypes.data, rows[1].nbytes) == want[1]
+
+
+def test_other_threads_run_while_rows_are_checked() -> None:
+    """It would be one row after the other in all threads of a reader."""
+    row, ran = np.zeros(1 << 28, np.uint8), []
+    checking = threading.Thread(target=lambda: ran.append(checksums.row_checksums(row[None])))
+    checking.start()
+    turns = 0
+    while not ran:
+        turns += 1
+        time.sleep(0)
+    assert turns > 100
+
+
+def test_halves_and_errors_are_those_of_the_plain_formula() -> None:
+    """Bit by bit: an error is stored, and one unit of it would make another store."""
+    values = normal(20, scale=300.0)
+    values[3, 2, 1], values[5, 1, 1], values[7, 0, 0], values[9] = np.nan, np.inf, 7e4, 0
+    stored, error, refused = encode(FittedCodec("float16"), values)
+    assert list(refused) == [3, 5, 7]
+    for row in set(range(20)) - set(refused):
+        gap = (values[row] - values[row].astype(np.float16).astype(np.float32)).reshape(-1)
+        energy = np.einsum("i,i->", values[row].reshape(-1), values[row].reshape(-1))
+        want = float(np.einsum("i,i->", gap, gap)) / max(float(energy), 1e-38)
+        assert error[row] == np.float32(want)
+        assert stored[row].tobytes() == values[row].astype(np.float16).tobytes()

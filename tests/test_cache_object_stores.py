@@ -2,7 +2,6 @@
 
 import os
 import uuid
-from collections.abc import Iterator
 
 import fsspec
 import numpy as np
@@ -86,23 +85,6 @@ def test_the_lock_of_an_object_store() -> None:
     with run_lock(location):  # who takes over a lock that seems dead keeps it
         lock.write_text('{"host": "elsewhere", "pid": 1, "started": 1.0, "run": "x"}')
     assert "elsewhere" in (lock.read_text() or "")
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    running = server.ThreadedMotoServer(port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps that of another server
-    fsspec.filesystem("s3").mkdir("corpus")
-    yield "s3://corpus"
-    running.stop()
 
 
 def test_s3(bucket: str) -> None:

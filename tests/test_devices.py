@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from gill_errors import GillError
-from pipeline.devices import Arriving, multiply_in_tf32, pick_device, sent
+from pipeline.devices import (
+    Arriving,
+    groups_sent_together,
+    multiply_in_tf32,
+    pick_device,
+    sent,
+)
 
 
 def test_a_name_is_a_device_and_auto_is_what_there_is():
@@ -22,6 +28,12 @@ def test_what_is_sent_to_the_cpu_is_what_it_was():
     there = sent(values, torch.device("cpu"))
     assert there.dtype == torch.float16
     assert torch.equal(there, values)
+
+
+def test_groups_that_are_sent_together_arrive_as_they_were():
+    groups = [[[3, 1], torch.tensor([4])], [], [[]]]
+    there = groups_sent_together(groups, torch.device("cpu"))
+    assert [[one.tolist() for one in group] for group in there] == [[[3, 1], [4]], [], [[]]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -106,15 +106,17 @@ def test_rows_of_pictures_with_bad_numbers_are_named() -> None:
     captions.pooled[1] = float("inf")
     mixed = MixedBatch(captions, batch)
     stepper = Stepper(gill, objective, TrainingSettings(batch_size=10))
+    stepper.take(0, mixed, PackingDraws.same(2, False))
     with pytest.raises(NonFiniteStepError):
-        stepper.take(0, mixed, PackingDraws.same(2, False))
+        stepper.settle()
     assert guilty_rows(gill, mixed, objective) == [1, 14]
 
 
 def step(gill: MultimodalLanguageModel, batch: DocumentBatch) -> dict[str, float]:
     settings = TrainingSettings(batch_size=8, learning_rate=1e-2, clip_norm=1.0)
     stepper = Stepper(gill, Objective.paper(), settings)
-    return stepper.take(0, MixedBatch(None, batch), NO_DRAWS)
+    stepper.take(0, MixedBatch(None, batch), NO_DRAWS)
+    return stepper.settle()
 
 
 def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:

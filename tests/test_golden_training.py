@@ -100,7 +100,10 @@ def test_three_released_steps(golden):
     frozen = gill.language_model.input_rows.clone()
     stepper = Stepper(gill, Objective.released(), settings)
     draws = released_draws(expected["concat_draws"], len(batch) // 2)
-    reports = [stepper.take(step, batch, drawn) for step, drawn in enumerate(draws)]
+    reports = []
+    for step, drawn in enumerate(draws):
+        stepper.take(step, batch, drawn)
+        reports.append(stepper.settle())
     for report, rate, norm in zip(reports, expected["lr_used"], expected["grad_norm_before_clip"]):
         assert report["learning_rate"] == pytest.approx(rate)
         assert report["gradient_norm"] == pytest.approx(norm, rel=1e-4)

@@ -37,3 +37,8 @@ def test_rescaling_keeps_directions() -> None:
     images = torch.tensor([[3.0, 4.0], [0.0, 0.5]])
     rescale_image_rows(images, mean_row_norm=10.0)
     torch.testing.assert_close(images, torch.tensor([[6.0, 8.0], [0.0, 10.0]]))
+    before = images.clone()
+    rescale_image_rows(images, mean_row_norm=1.0, unless=torch.tensor(True))
+    assert torch.equal(images, before)
+    rescale_image_rows(images, mean_row_norm=1.0, unless=torch.tensor(False))
+    torch.testing.assert_close(images, before / 10)

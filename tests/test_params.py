@@ -39,6 +39,7 @@ run.readers
 run.recompute_activations
 run.scheduler
 run.shard_language_model
+run.stores
 run.threads
 run.vae_slicing
 run.work

@@ -85,10 +85,17 @@ def bytes_in(folder: Path) -> int:
     return total
 
 
-def test_an_epoch_through_a_small_disk_gets_every_object_once(start_server: StartServer) -> None:
+@pytest.mark.parametrize("compressor", ["none", "blosc-zstd"])
+def test_an_epoch_through_a_small_disk_gets_every_object_once(
+    start_server: StartServer, compressor: str
+) -> None:
     folder = start_server()
-    path, rows, shard = "s3://corpus/s.zarr", captions(40), max_shard_bytes(SPEC, "pooled")
-    fill_sample(path, rows, spec=SPEC)
+    pooled = ArraySpec(dims={"channel": 6}, codec=Codec(dtype="float32", compressor=compressor))
+    spec = StoreSpec(arrays={"pooled": pooled}, shard_rows=4)
+    path, rows, shard = "s3://corpus/s.zarr", captions(40), max_shard_bytes(spec, "pooled")
+    fill_sample(path, rows, spec=spec)
+    largest = max(fsspec.filesystem("s3").du("corpus/s.zarr/pooled/c", total=False).values())
+    assert largest <= shard
     params = ReadingParams(
         block_rows=4, buffer_rows=4, cache_limit=4 * shard, cache_folder=str(folder / "copies")
     )

@@ -54,9 +54,9 @@ def one_step(
     rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own = (BATCH // count * rank, BATCH // count * (rank + 1))
     draws = draw_packing(BATCH, objective, torch.Generator().manual_seed(4))
-    report = stepper.take(1, take_examples(example_batch(BATCH, dtype), *own), draws.part(*own))
+    stepper.take(1, take_examples(example_batch(BATCH, dtype), *own), draws.part(*own))
     gradients = {n: p.grad for n, p in gill.heads.named_parameters() if p.grad is not None}
-    return {"loss": torch.tensor(report["loss"]), **gradients}
+    return {"loss": torch.tensor(stepper.settle()["loss"]), **gradients}
 
 
 @pytest.fixture(scope="module")

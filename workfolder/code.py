@@ -24,8 +24,8 @@ DOES_NOT_DECIDE = (
     # Where and how work runs, what is shown of it, how it is found again.
     "gill_errors", "gill_files", "gill_progress", "gill_records", "workfolder", "cluster", "doctor",
     "app",
-    "cache.copying", "cache.exporting", "cache.inspecting", "cache.location", "cache.lock",
-    "cache.manifest", "cache.memory", "cache.sharing", "cache.verifying",
+    "cache.copying", "cache.exporting", "cache.inspecting", "cache.joining", "cache.location",
+    "cache.lock", "cache.manifest", "cache.memory", "cache.sharing", "cache.verifying",
     "gill.artifacts", "gill.diffusers_pipeline", "gill.dimensions", "gill.frozen", "gill.hub",
     "gill.model_card", "gill.world",
     "pipeline.devices", "pipeline.frozen.provenance", "pipeline.training.loggers",

@@ -300,8 +300,8 @@ def _put_file(source: str | Path, target: str | Path) -> None:
     (link_or_copy if is_large else shutil.copy2)(source, target)
 
 
-def place_link(source: Path, target: Path) -> None:
-    """Make `target` a symbolic link to `source`, in one step.
+def place_link(source: str | Path, target: Path) -> None:
+    """Make `target` a symbolic link to `source`, a path or (as text) a URL, in one step.
 
     Raises WorkFolderError where something that is no link lies there, or there are no links.
     """
@@ -317,11 +317,11 @@ def place_link(source: Path, target: Path) -> None:
         if owner == str(os.getpid()) or not psutil.pid_exists(int(owner)):
             left.unlink(missing_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.link")
-    make_link(part, source.resolve())
+    make_link(part, source.resolve() if isinstance(source, Path) else source)
     os.replace(part, target)
 
 
-def make_link(place: Path, source: Path) -> None:
+def make_link(place: Path, source: str | Path) -> None:
     """Make `place` a symbolic link. Raises WorkFolderError where there are none."""
     try:
         place.symlink_to(source)

@@ -12,6 +12,8 @@ _SHOWN = (
     "story_5_pictures", "dialogue_10", "story_5", "story_1", "dialogue_5", "dialogue_1", "captions",
 )  # fmt: skip
 _CONVERSATIONS = {
+    "asked": "A picture that is asked for",
+    "follow_ups": "The same, changed",
     "story_5_pictures": "A story, told and shown",
     "dialogue_10": "A dialogue, in words",
     "captions": "A caption",
@@ -62,7 +64,10 @@ def told(record: Record) -> list[tuple[str, str | None]]:
 
 def exchanges(records: Sequence[Record]) -> list[Exchange]:
     """The first example of each kind of conversation that was evaluated, as a conversation."""
-    shown = []
+    shown = [
+        Exchange("A question in words", told(record), words=record.texts["gill"])
+        for record in [r for r in records if r.set == "questions"][:1]
+    ]
     for name, title in _CONVERSATIONS.items():
         record = next((r for r in records if r.set == name and "gill" in r.pictures), None)
         if record is None:

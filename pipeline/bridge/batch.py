@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gill_errors import InputError
+from pipeline.devices import sent
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class CaptionBatch:
     def to(self, device: torch.device | str) -> "CaptionBatch":
         """The same batch with every tensor but `offsets` on `device`."""
         moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            field.name: sent(getattr(self, field.name), torch.device(device))
             for field in fields(self)
             if field.name != "offsets" and getattr(self, field.name) is not None
         }

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gill_errors import InputError
-from pipeline.bridge.document_streams import Predictions, document_streams, prediction_counts
+from pipeline.bridge.document_streams import document_streams, prediction_counts
 from pipeline.bridge.documents import DocumentBatch, Words
 from pipeline.bridge.losses import constant_cross_entropy_sum, cross_entropy_sum
 from pipeline.bridge.multimodal_language_model import (
@@ -35,7 +35,7 @@ from pipeline.bridge.objective import (
     contrastive_losses,
     refuse_float16,
 )
-from pipeline.devices import sent_together
+from pipeline.devices import groups_sent_together, sent_together
 from pipeline.frozen.packing import Packing
 from pipeline.settings import Objective
 
@@ -153,15 +153,39 @@ def read_documents(gill: MultimodalLanguageModel, batch: DocumentBatch) -> Docum
     start = model.read_start()
     parts = [model.embed(words[:0]) if start is None else start.hidden[-1:]]
     before = None if start is None else start.prefix.repeat(len(streams.suffix.lengths))
+    begun = 0 if start is None else len(start.hidden)
+    read = [begun + length for length in streams.prefix.lengths]
+    # What each pass follows.
+    starts = [
+        (streams.prefix, [begun] * len(read)),
+        (streams.suffix, [begun if i < 0 else read[i] for i in streams.follows]),
+    ]
+    predictions = [*streams.words, *streams.image_token]
+    # Both passes in one copy, before the first.
+    first, first_sequences, second, second_sequences, [shown], *predicted = groups_sent_together(
+        [
+            *(
+                lists
+                for stream, past in starts
+                for lists in (
+                    Places.lists(stream),
+                    Packing.lists(stream.lengths, past, words.device) if past else [],
+                )
+            ),
+            [streams.shown],
+            *([p.predictors, p.targets] for p in predictions),
+        ],
+        words.device,
+    )
     if streams.prefix.lengths:
         with torch.no_grad():
-            inputs = gill.inputs(Places.of(streams.prefix, words.device), words, None)
-            count = len(streams.prefix.lengths)
+            inputs = gill.inputs(Places(*first), words, None)
             packing = Packing.of(
                 streams.prefix.lengths,
                 inputs.device,
-                prefix=None if start is None else start.prefix.repeat(count),
+                prefix=None if start is None else start.prefix.repeat(len(read)),
                 record=bool(streams.suffix.lengths),
+                sent=first_sequences,
             )
             parts.append(model.hidden_states(inputs, packing))
         if packing.recorded is not None:
@@ -171,33 +195,29 @@ def read_documents(gill: MultimodalLanguageModel, batch: DocumentBatch) -> Docum
             )
     drawn = words.new_zeros(0)
     if streams.suffix.lengths:
-        places = Places.of(streams.suffix, words.device)
-        [shown] = sent_together([streams.shown], words.device)
+        places = Places(*second)
         visual = gill.visual_prefix(batch.pooled[shown]).flatten(0, 1)
         # One row of E_img per use, in its own dtype: their gradients are summed in that dtype.
         images = gill.heads.image_embeddings.expand(len(streams.drawn), -1, -1).flatten(0, 1)
         filling = torch.cat([visual, images.to(visual.dtype)])
-        packing = Packing.of(streams.suffix.lengths, words.device, prefix=before)
+        packing = Packing.of(
+            streams.suffix.lengths, words.device, prefix=before, sent=second_sequences
+        )
         hidden = model.hidden_states(gill.inputs(places, words, filling), packing)
         drawn = places.filled[len(visual) :] + sum(map(len, parts))
         parts.append(hidden)
     # [S, e] over start, prefixes and suffixes, as `Predictions` count places.
     states = torch.cat(parts)
-
-    def supervised(pair: tuple[Predictions, Predictions]) -> tuple[Supervised, Supervised]:
-        constant, dependent = (
-            Supervised(from_states.index_select(0, predictors), words[targets])
-            for from_states, (predictors, targets) in zip(
-                (states.detach(), states),
-                (sent_together([p.predictors, p.targets], words.device) for p in pair),
-            )
+    constant_words, dependent_words, constant_image, dependent_image = (
+        Supervised(from_states.index_select(0, predictors), words[targets])
+        for from_states, (predictors, targets) in zip(
+            (states.detach(), states) * 2, predicted, strict=True
         )
-        return constant, dependent
-
+    )
     return DocumentStates(
         drawn=states.index_select(0, drawn).unflatten(0, (len(streams.drawn), sizes.r)),
-        words=supervised(streams.words),
-        image_token=supervised(streams.image_token),
+        words=(constant_words, dependent_words),
+        image_token=(constant_image, dependent_image),
     )
 
 

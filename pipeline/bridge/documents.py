@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gill_errors import InputError
+from pipeline.devices import sent
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ class DocumentBatch:
 
     def to(self, device: torch.device | str) -> DocumentBatch:
         """The same batch with every tensor on `device`."""
-        return replace(
-            self, **{n: t.to(device, non_blocking=True) for n, t in self._tensors().items()}
-        )
+        there = torch.device(device)
+        moved: dict[str, Any] = {n: sent(t, there) for n, t in self._tensors().items()}
+        return replace(self, **moved)
 
     def part(self, start: int, stop: int) -> DocumentBatch:
         """Documents `start` to `stop`, with their own pictures alone."""

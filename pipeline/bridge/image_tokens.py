@@ -9,7 +9,7 @@ the [IMG] tokens the ids n, n + 1, ..., n + r - 1:
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -46,10 +46,16 @@ def append_image_logits(
 
 
 @torch.no_grad()
-def rescale_image_rows(image_embeddings: Float[Tensor, "r e"], mean_row_norm: float) -> None:
+def rescale_image_rows(
+    image_embeddings: Float[Tensor, "r e"],
+    mean_row_norm: float,
+    unless: Bool[Tensor, ""] | None = None,
+) -> None:
     """Scale each row of `E_img`, in place, to the mean norm of the frozen rows (UPSTREAM 31).
 
-    The released code does this after every optimiser step; the paper does not mention it.
+    The released code does this after every optimiser step; the paper does not mention it. Where
+    `unless`, on the device, is true every row stays what it is.
     """
     norms = torch.linalg.vector_norm(image_embeddings, dim=-1, keepdim=True)
-    image_embeddings.mul_(mean_row_norm / norms)
+    factors = mean_row_norm / norms
+    image_embeddings.mul_(factors if unless is None else factors.masked_fill(unless, 1.0))

@@ -24,7 +24,7 @@ from pipeline.bridge.heads import Heads
 from pipeline.bridge.image_tokens import embed_with_image_tokens
 from pipeline.bridge.losses import at_least_float32
 from pipeline.bridge.streams import FILLED, Row, Stream, captioning_stream, image_streams
-from pipeline.devices import sent_together
+from pipeline.devices import groups_sent_together
 from pipeline.frozen.conditioning import Conditioning
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.packing import Packing
@@ -136,11 +136,16 @@ class MultimodalLanguageModel(nn.Module):
         start_ids, k = self.language_model.start_ids, self.heads.sizes.k
         stream = captioning_stream(batch.lengths, rows, k, len(start_ids), supervise_start)
         words = self.words(batch.tokens)
-        places = Places.of(stream, words.device)
+        none_before = [0] * len(stream.lengths)
+        own, sequences = groups_sent_together(
+            [Places.lists(stream), Packing.lists(stream.lengths, none_before, words.device)],
+            words.device,
+        )
+        places = Places(*own)
         # [B * k, e], in the order of the stream's filled places.
         visual = self.visual_prefix(batch.pooled).flatten(0, 1)
         inputs = self.inputs(places, words, visual)
-        packing = Packing.of(stream.lengths, inputs.device)
+        packing = Packing.of(stream.lengths, inputs.device, sent=sequences)
         return places.supervised(words, self.language_model.hidden_states(inputs, packing))
 
     def image_tokens(
@@ -160,18 +165,29 @@ class MultimodalLanguageModel(nn.Module):
             batch.lengths, rows, r, len(model.start_ids), supervise_captions, supervise_second
         )
         words = self.words(batch.tokens)
-        constant, dependent = (
-            Places.of(stream, words.device) for stream in (streams.prefix, streams.suffix)
+        # Read once per model; for the rows its keys are repeated as views, not copies.
+        start = model.read_start()
+        begun = [0 if start is None else len(start.hidden)] * len(rows)
+        read = [a + b for a, b in zip(begun, streams.prefix.lengths, strict=True)]
+        # Both passes in one copy, before the first.
+        *places, before_first, before_second = groups_sent_together(
+            [
+                Places.lists(streams.prefix),
+                Places.lists(streams.suffix),
+                Packing.lists(streams.prefix.lengths, begun, words.device),
+                Packing.lists(streams.suffix.lengths, read, words.device),
+            ],
+            words.device,
         )
+        constant, dependent = (Places(*lists) for lists in places)
         with torch.no_grad():
             inputs = self.inputs(constant, words, None)
-            # Read once per model; for the rows its keys are repeated as views, not copies.
-            start = model.read_start()
             packing = Packing.of(
                 streams.prefix.lengths,
                 inputs.device,
                 prefix=None if start is None else start.prefix.repeat(len(rows)),
                 record=True,
+                sent=before_first,
             )
             before = model.hidden_states(inputs, packing)
             if start is not None:
@@ -182,7 +198,9 @@ class MultimodalLanguageModel(nn.Module):
         images = self.heads.image_embeddings.expand(len(batch), -1, -1).flatten(0, 1)
         inputs = self.inputs(dependent, words, images.to(model.dtype))
         # The recorded keys and values are constants: the backward pass ends at E_img's places.
-        after = Packing.of(streams.suffix.lengths, inputs.device, prefix=packing.recorded)
+        after = Packing.of(
+            streams.suffix.lengths, inputs.device, prefix=packing.recorded, sent=before_second
+        )
         hidden = model.hidden_states(inputs, after)
         # [S, e] -> [B * r, e] -> [B, r, e]: the r [IMG] states of each caption, in order.
         return ImageTokens(
@@ -279,14 +297,12 @@ class Places:
     predictors: Int64[Tensor, " P"]
     targets: Int64[Tensor, " P"]
 
-    @classmethod
-    def of(cls, stream: Stream, device: torch.device) -> "Places":
-        """Send a stream there, in one copy."""
+    @staticmethod
+    def lists(stream: Stream) -> list[Sequence[int] | Int64[Tensor, " _"]]:
+        """The fields, in their order, still on the CPU: to be sent with others in one copy."""
         source = torch.tensor(stream.source, dtype=torch.int64)
         source = source.masked_fill(source == FILLED, 0)
-        return cls(
-            *sent_together([source, stream.filled, stream.predictors, stream.targets], device)
-        )
+        return [source, stream.filled, stream.predictors, stream.targets]
 
     def supervised(
         self, words: Int64[Tensor, " words"], hidden: Float[Tensor, "S e"]

@@ -102,8 +102,12 @@ class Packing:
         device: torch.device,
         prefix: Prefix | None = None,
         record: bool = False,
+        sent: Sequence[Int64[Tensor, " _"]] | None = None,
     ) -> "Packing":
         """The packing of sequences of these lengths (at least 1), each following its prefix.
+
+        Args:
+            sent: `lists`, where they are on the device already.
 
         Raises:
             ValueError: keys and values are to be recorded after prefixes of different lengths.
@@ -114,28 +118,36 @@ class Packing:
         # per sequence cannot hide it.
         if record and min(before) < max(before):
             raise InputError(f"cannot record after prefixes of different lengths: {before}")
-        longest = max(lengths)
-        counts = torch.tensor(lengths)
-        # [B, T]: as many places in each row as the longest sequence has; `inside`: with a token.
-        grid = torch.arange(longest).expand(len(lengths), longest)
-        inside = grid < counts[:, None]
-        starts = torch.tensor(before)
-        # One copy; what is larger than its lengths is made on the device.
-        parts = [(grid + starts[:, None])[inside], inside.flatten().nonzero()[:, 0], starts]
-        if device.type in ragged_attention.DEVICES:
-            parts += RaggedKeys.lists(lengths, before)
-        positions, slots, starts, *lists = sent_together(parts, device)
+        if sent is None:
+            sent = sent_together(cls.lists(lengths, before, device), device)
+        positions, slots, starts, *ragged = sent
         return cls(
             lengths=lengths,
             positions=positions,
-            slots=slots if min(lengths) < longest else None,
+            slots=slots if min(lengths) < max(lengths) else None,
             starts=starts,
-            ragged=RaggedKeys.of(lists, lengths, before) if lists else None,
+            ragged=RaggedKeys.of(ragged, lengths, before) if ragged else None,
             prefix=prefix,
             recorded=Prefix([a + b for a, b in zip(before, lengths, strict=True)], {}, {})
             if record
             else None,
         )
+
+    @staticmethod
+    def lists(
+        lengths: Sequence[int], before: Sequence[int], device: torch.device
+    ) -> list[Int64[Tensor, " _"]]:
+        """What `of` needs on the device of sequences of these lengths after prefixes of `before`,
+        still on the CPU: to be sent with others in one copy. All that is larger is made there."""
+        longest = max(lengths)
+        counts, starts = torch.tensor(lengths), torch.tensor(before)
+        # [B, T]: as many places in each row as the longest sequence has; `inside`: with a token.
+        grid = torch.arange(longest).expand(len(lengths), longest)
+        inside = grid < counts[:, None]
+        parts = [(grid + starts[:, None])[inside], inside.flatten().nonzero()[:, 0], starts]
+        if device.type in ragged_attention.DEVICES:
+            parts += RaggedKeys.lists(lengths, before)
+        return parts
 
     @cached_property
     def mask(self) -> Bool[Tensor, "B 1 T K"] | None:

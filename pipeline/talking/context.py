@@ -9,17 +9,22 @@ left, no later position attends to the padding, and positions count real tokens 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import DynamicCache
 
 from gill_errors import InputError
 from pipeline.devices import sent, sent_together
 from pipeline.frozen.language_model import LanguageModel
+from pipeline.talking.key_memory import key_memory
+from pipeline.talking.token_pass import TokenPass, borrow, give_back
+
+States = list[tuple[Float[Tensor, "B H S h"], Float[Tensor, "B H S h"]]]
+"""Keys and values of every layer."""
 
 
 class Context:
@@ -30,8 +35,11 @@ class Context:
 
     def __init__(self, language_model: LanguageModel, num_rows: int = 1) -> None:
         self._language_model = language_model
-        # Without the configuration: layers with a sliding window would drop what masks still count.
-        self._cache = DynamicCache()
+        # Whatever the configuration says: layers with a sliding window would drop what masks count.
+        self._memory = key_memory()
+        self._token_pass: TokenPass | None = None
+        """Has the keys and values in place of `_memory`, from one token to the next."""
+        self._by_token = False
         window = getattr(language_model.model.config, "sliding_window", None)
         self.max_positions = min(
             language_model.max_positions, window or language_model.max_positions
@@ -68,11 +76,15 @@ class Context:
         joined._pending = [list(parts) for context in contexts for parts in context._pending]
         joined.lengths = [length for context in contexts for length in context.lengths]
         joined.last_hidden = torch.cat([context.last_hidden for context in contexts])
-        like = next((context for context in contexts if context._cache.layers), None)
-        for layer in range(len(like._cache.layers) if like else 0):
-            assert like is not None
-            parts = [context._layer(layer, like) for context in contexts]
-            joined._cache.update(
+        of_each = [context._states() for context in contexts]
+        like = next((states for states in of_each if states), [])
+        for layer, (keys, values) in enumerate(like):
+            nothing = (keys[:1, :, :0], values[:1, :, :0])
+            parts = [
+                states[layer] if states else tuple(x.expand(n, -1, -1, -1) for x in nothing)
+                for states, n in zip(of_each, (context.num_rows for context in contexts))
+            ]
+            joined._memory.update(
                 torch.cat([padded(keys, 2) for keys, _ in parts]),
                 torch.cat([padded(values, 2) for _, values in parts]),
                 layer,
@@ -89,12 +101,11 @@ class Context:
             context._pending = [list(self._pending[row])]
             context.lengths = [self.lengths[row]]
             context.last_hidden = self.last_hidden[row : row + 1].clone()
-            layers: list[Any] = list(self._cache.layers)
             [kept] = sent_together([real.nonzero()[:, 0]], self.last_hidden.device)
-            for layer, states in enumerate(layers):
-                context._cache.update(
-                    states.keys[row : row + 1].index_select(2, kept),
-                    states.values[row : row + 1].index_select(2, kept),
+            for layer, (keys, values) in enumerate(self._states()):
+                context._memory.update(
+                    keys[row : row + 1].index_select(2, kept),
+                    values[row : row + 1].index_select(2, kept),
                     layer,
                 )
             alone.append(context)
@@ -108,8 +119,7 @@ class Context:
     @property
     def num_bytes(self) -> int:
         """Memory of the keys and values."""
-        layers: list[Any] = list(self._cache.layers)
-        return sum(t.nbytes for states in layers for t in (states.keys, states.values))
+        return sum(states.nbytes for pair in self._states() for states in pair)
 
     def beginning(self, length: int) -> Context:
         """The first `length` positions that a context of one row has read, as a new context.
@@ -123,9 +133,8 @@ class Context:
         context.lengths = [length]
         if length == self.lengths[0]:
             context.last_hidden = self.last_hidden.clone()
-        layers: list[Any] = list(self._cache.layers)
-        for layer, states in enumerate(layers):
-            context._cache.update(states.keys[:, :, :length], states.values[:, :, :length], layer)
+        for layer, (keys, values) in enumerate(self._states()):
+            context._memory.update(keys[:, :, :length], values[:, :, :length], layer)
         return context
 
     def rewind(self, length: int) -> None:
@@ -142,7 +151,8 @@ class Context:
         self._pending[0] = [pending[: max(length - was_read, 0)]]
         self.lengths[0] = length
         if length < was_read:
-            self._cache.crop(length - was_read)
+            self._states()  # back in `_memory`
+            self._memory.crop(length - was_read)
             self._real = self._real[:, :length]
             # The state before the next token is that of a position whose state was not kept.
             self.last_hidden = torch.zeros_like(self.last_hidden)
@@ -150,6 +160,7 @@ class Context:
     def drop(self, row: int, count: int, last_hidden: Float[Tensor, " e"]) -> None:
         """Forget the last `count` positions of `row`, all of which were read; `last_hidden` is the
         final hidden state of the position before them."""
+        self._states()  # what is dropped is still shown elsewhere than in `_memory`
         if self.num_rows == 1 and not self._has_padding:
             self.rewind(self.lengths[0] - count)
         else:
@@ -160,16 +171,40 @@ class Context:
             self._has_padding = True
         self.last_hidden[row] = last_hidden
 
-    def _layer(self, layer: int, like: Context) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer; none, in the shapes of `like`, where nothing was read yet."""
-        there: Any = (self if self._cache.layers else like)._cache.layers[layer]
-        if self._cache.layers:
-            return there.keys, there.values
-        keys, values = (
-            states.new_zeros(self.num_rows, states.shape[1], 0, states.shape[3])
-            for states in (there.keys, there.values)
-        )
-        return keys, values
+    @contextmanager
+    def by_token(self) -> Iterator[None]:
+        """Within, an answer is decoded: on a GPU tokens are read by a captured graph."""
+        self._by_token = True
+        try:
+            yield
+        finally:
+            self._by_token = False
+            self._states()
+
+    def _states(self) -> States:
+        """All keys and values, back in `_memory`; none where nothing was read yet."""
+        if self._token_pass is not None:
+            token_pass, self._token_pass = self._token_pass, None
+            for layer, (keys, values) in enumerate(token_pass.states(self._real.shape[1])):
+                self._memory.update(keys, values, layer)
+            give_back(self._language_model, token_pass)
+        layers: list[Any] = list(self._memory.layers)
+        return [(layer.keys, layer.values) for layer in layers]
+
+    def _pass_with_room(self) -> TokenPass | None:
+        """What reads the next token, with what was read so far; None: it is read eagerly."""
+        length = self._real.shape[1]
+        token_pass = self._token_pass
+        if token_pass is not None and length < token_pass.capacity:
+            return token_pass
+        states = self._states()
+        if not self._by_token or not states:
+            return None
+        token_pass = borrow(self._language_model, states, length)
+        if token_pass is not None:
+            token_pass.load(states, self._real)
+            self._token_pass, self._memory = token_pass, key_memory()
+        return token_pass
 
     def room(self, row: int) -> int:
         """Positions left in `row`."""
@@ -215,15 +250,21 @@ class Context:
         before = torch.tensor(self.lengths)[:, None] - share
         positions = (before + column - padding).clamp(min=0)
         self._has_padding |= min(counts) < width
-        self._real = torch.cat([self._real, real], dim=1)
-        output = language_model.model.base_model(
-            inputs_embeds=embeddings,
-            position_ids=sent(positions, device),
-            attention_mask=self._mask(width, embeddings.dtype) if self._has_padding else None,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        hidden = output.last_hidden_state
+        token_pass = self._pass_with_room() if width == 1 else None
+        if token_pass is not None:
+            at = self._real.shape[1]
+            self._real = torch.cat([self._real, real], dim=1)
+            hidden = token_pass.read(embeddings, positions, real, at)
+        else:
+            self._states()  # back in `_memory`
+            self._real = torch.cat([self._real, real], dim=1)
+            hidden = language_model.model.base_model(
+                inputs_embeds=embeddings,
+                position_ids=sent(positions, device),
+                attention_mask=self._mask(width, embeddings.dtype) if self._has_padding else None,
+                past_key_values=self._memory,
+                use_cache=True,
+            ).last_hidden_state
         last = hidden[:, -1].clone()  # not a view that keeps the whole read
         if min(counts) == 0:
             last = torch.where(sent(share > 0, device), last, self.last_hidden)

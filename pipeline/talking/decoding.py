@@ -259,6 +259,24 @@ def stream(
     if isinstance(settings, DecodingSettings):
         settings = [settings] * len(prompts)
     _check_request(context, prompts, settings, seeds, shown)
+    with context.by_token():
+        yield from _pieces(
+            model, context, prompts, settings, seeds, stop_ids, image_logit, cancelled, shown
+        )
+
+
+def _pieces(
+    model: MultimodalLanguageModel,
+    context: Context,
+    prompts: Sequence[Float[Tensor, "_ e"]],
+    settings: Sequence[DecodingSettings],
+    seeds: Sequence[int] | None,
+    stop_ids: Sequence[int] | None,
+    image_logit: ImageLogit | None,
+    cancelled: Callable[[int], bool] | None,
+    shown: Shown | None,
+) -> Iterator[Piece]:
+    """Those of `stream`."""
     language_model, tokenizer = model.language_model, model.language_model.tokenizer
     if stop_ids is None:
         stop_ids = language_model.stop_ids

@@ -15,6 +15,7 @@ randomness is in generators whose state is saved, and the source of batches says
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -169,10 +170,11 @@ def train(
     while run.step < settings.steps:
         with clock.waiting():
             batch = run.next_batch(iterator)
-        report = run.advance(batch)
+        run.advance(batch)
         clock.count(batch)
         done = run.step == settings.steps
         if run.step % settings.log_every == 0 or done:
+            report = run.settle()
             write(run.note("train", report))
             if on_progress is not None and rank() == 0:
                 on_progress(clock.progress(run.step, report))
@@ -180,9 +182,11 @@ def train(
         # writes. Before the state, so that a state holds the validation of its own step and
         # resuming skips it.
         if validation and (run.step % settings.validate_every == 0 or done):
+            run.settle()
             write(run.note("validation", validate(gill, validation, objective, contents)))
             run.keep_best()
         if run.step % settings.checkpoint_every == 0 or done:
+            run.settle()  # nothing is saved behind a step that was none
             run.save()
     return TrainingResult(run.step, run.curve, run.metrics, run.best_step)
 
@@ -249,21 +253,32 @@ class _Run:
             )
         return batch.to(self.gill.language_model.device)
 
-    def advance(self, batch: CaptionBatch | MixedBatch) -> dict[str, float]:
+    def advance(self, batch: CaptionBatch | MixedBatch) -> None:
+        """Take a step, whose numbers may be known with the next one's only (`settle`)."""
         captions = num_captions(batch) * num_processes()
         draws = draw_packing(captions, self.objective, self.coins)
         if self.objective.diffusion_weight:
             draws = replace(draws, noise=draw_seeds(captions, self.noise))
         draws = _own_draws(draws)
+        with self._naming_rows():
+            self.stepper.take(self.step, batch, draws)
+        self.step += 1
+
+    def settle(self) -> dict[str, float]:
+        """The numbers of the last step. In every process: a bad one is told to all."""
+        with self._naming_rows():
+            return self.stepper.settle()
+
+    @contextmanager
+    def _naming_rows(self) -> Iterator[None]:
         try:
-            report = self.stepper.take(self.step, batch, draws)
+            yield
         except NonFiniteStepError as error:
+            batch = error.batch
             guilty = of_all_processes(guilty_rows(self.gill, batch, self.objective))
             # Where no row is bad alone (only their contrast is), all of the batch are named.
             rows = guilty or of_all_processes(batch.rows.tolist())
-            raise NonFiniteLossError(self.step, error.values, rows, str(self.directory)) from None
-        self.step += 1
-        return report
+            raise NonFiniteLossError(error.step, error.values, rows, str(self.directory)) from None
 
     def note(self, kind: str, values: Mapping[str, float]) -> CurvePoint:
         row: CurvePoint = {

@@ -1,10 +1,19 @@
-"""One optimiser step on the heads: gradients of all micro-batches and processes, clip, AdamW."""
+"""One optimiser step on the heads: gradients of all micro-batches and processes, clip, AdamW.
+
+No step waits for the device. Whether its numbers are finite is decided there, where a step that is
+not changes nothing; here they are read when the next step has been asked for, or earlier by who
+wants to know them or is about to save the heads (`settle`).
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from gill_errors import InputError
 from pipeline.bridge.batch import CaptionBatch
@@ -12,6 +21,7 @@ from pipeline.bridge.image_tokens import rescale_image_rows
 from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws
+from pipeline.devices import Arriving
 from pipeline.settings import Objective, TrainingSettings
 from pipeline.training.accumulation import backpropagate
 from pipeline.training.distribution import (
@@ -25,15 +35,36 @@ from pipeline.training.validation import loss_values
 
 
 class NonFiniteStepError(Exception):
-    """A step whose loss or gradient is not finite; `values` are its numbers."""
+    """A step, from 0, whose loss or gradient is not finite: its numbers, and what it was given."""
 
-    def __init__(self, values: dict[str, float]) -> None:
-        super().__init__(f"not finite: {values}")
-        self.values = values
+    def __init__(
+        self, step: int, values: dict[str, float], batch: CaptionBatch | MixedBatch
+    ) -> None:
+        super().__init__(f"step {step}: not finite: {values}")
+        self.step, self.values, self.batch = step, values, batch
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step whose numbers were not looked at yet."""
+
+    step: int
+    batch: CaptionBatch | MixedBatch
+    names: list[str]
+    numbers: Arriving
+    rate: float
+
+    def values(self) -> dict[str, float]:
+        values = dict(zip(self.names, np.asarray(self.numbers).tolist(), strict=True))
+        if not all(map(math.isfinite, values.values())):
+            raise NonFiniteStepError(self.step, values, self.batch)
+        return values | {"learning_rate": self.rate}
 
 
 class Stepper:
     """Optimiser steps on one model: AdamW over every trained tensor, `E_img` at a rate of its own.
+
+    AdamW is torch's fused one: one kernel, which the device itself can tell to do nothing.
 
     The heads are put into the objective's `trained_dtype`; the language model recomputes its
     activations from now on, where `settings` say so.
@@ -63,18 +94,31 @@ class Stepper:
             betas=settings.betas,
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
+        self._taken: _Taken | None = None
+        self._values: dict[str, float] = {}
         self._mean_row_norm = gill.language_model.mean_row_norm()
 
-    def take(
-        self, step: int, batch: CaptionBatch | MixedBatch, draws: PackingDraws
-    ) -> dict[str, float]:
-        """Step number `step`, from 0; returns loss, parts, gradient norm before clipping, rate.
+    def settle(self) -> dict[str, float]:
+        """Wait for the last step: its loss, parts, gradient norm before clipping, rate.
+
+        Under several processes the same in all.
+
+        Raises NonFiniteStepError for a step that therefore changed nothing.
+        """
+        if self._taken is not None:
+            taken, self._taken = self._taken, None
+            self._values = taken.values()
+        return self._values
+
+    def take(self, step: int, batch: CaptionBatch | MixedBatch, draws: PackingDraws) -> None:
+        """Step number `step`, from 0; `settle` has its numbers.
 
         Under several processes `batch` and `draws` are this process's part and the step is that of
-        the global batch: all return the same and change their heads alike.
+        the global batch: all change their heads alike.
 
-        Raises NonFiniteStepError before anything is changed.
+        Raises NonFiniteStepError for the step before, with the heads as that one found them.
         """
         settings = self.settings
         # None, not zero: AdamW leaves alone what no loss reaches, decay included.
@@ -90,19 +134,26 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         parts = loss_values(losses)
         means = mean_over_processes(torch.stack([part.float() for part in parts.values()]))
-        # The one wait for the device.
-        numbers = torch.cat([means, norm.float()[None]]).tolist()
-        values = dict(zip([*parts, "gradient_norm"], numbers))
-        if not all(map(math.isfinite, values.values())):
-            raise NonFiniteStepError(values)
+        numbers = torch.cat([means, norm.float()[None]])
+        # The device has this step to do while the one before is looked at: it does not stand still.
+        self.settle()
         # By the step's number alone: there is no scheduler whose state a resumed run would need.
         rate = settings.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
-        self.optimizer.step()
+        skipped = ~numbers.isfinite().all()
+        self._step_unless(skipped)
         if self.objective.rescale_image_rows:
-            rescale_image_rows(self.gill.heads.image_embeddings, self._mean_row_norm)
-        return values | {"learning_rate": rate}
+            rescale_image_rows(self.gill.heads.image_embeddings, self._mean_row_norm, skipped)
+        names = [*parts, "gradient_norm"]
+        self._taken = _Taken(step, batch, names, Arriving(numbers), rate)
+
+    def _step_unless(self, skipped: Tensor) -> None:
+        """By what torch's `GradScaler` tells fused optimisers: a number on the device, 1 for no."""
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = skipped.float()
+        optimizer.step()
+        del optimizer.found_inf
 
 
 def _refuse_unfit_sharding(
