@@ -8,6 +8,7 @@ A file of the user's own has a conversation a line, which ends with what is to b
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,23 @@ def own_questions(part: Part) -> list[Question]:
     return [(Said("user", text),) for text in _read_own("questions.yaml")[part]]
 
 
+def read_part(path: str | Path, part: Part, share: float) -> list[Question]:
+    """The questions of a file that training takes, or those that it never sees: so large a share of
+    them, by a hash of each one's words, so that it stays where it is whatever else the file has.
+
+    Raises:
+        CorpusError: as `read_questions`; or training is left without any.
+    """
+    questions = read_questions(path)
+    chosen = [one for one in questions if _is_held_out(one, share) == (part == "held_out")]
+    if part == "train" and not chosen:
+        raise CorpusError(
+            f"{path}: all of its {len(questions)} questions are held out: set "
+            "training.replies.held_out lower"
+        )
+    return chosen
+
+
 def read_questions(path: str | Path) -> list[Question]:
     """The questions of a JSONL file of messages; answers at the end of a conversation are left out.
 
@@ -63,7 +81,8 @@ def read_questions(path: str | Path) -> list[Question]:
         CorpusError: no such file, no question in it, or a line that is no conversation, by number.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        # Within a line JSON may hold what else ends lines, such as U+2028.
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     questions = [
@@ -91,6 +110,12 @@ def joined_with(phrasing: str, question: Question, caption: str) -> Question:
     head, mark, tail = phrasing.partition("{caption}")
     head, tail = (part.replace("{question}", last.text) for part in (head, tail))
     return (*before, Said("user", head + (_bare(caption) if mark else "") + tail))
+
+
+def _is_held_out(question: Question, share: float) -> bool:
+    words = "\0".join(text for said in question for text in (said.role, said.text))
+    place = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8])
+    return place < share * 2**64
 
 
 def _bare(caption: str) -> str:

@@ -21,7 +21,7 @@ from doctor.memory import (
 )
 from doctor.models import Models
 from doctor.rows import Rows
-from doctor.throughput import ENCODING_SHARE, TRAINING_SHARE
+from doctor.throughput import ANSWERING_SHARE, ENCODING_SHARE, TRAINING_SHARE
 from doctor.training import CONTEXT_BYTES, predict_training
 from gill.latent_specs import latents_spec
 from gill.store_specs import features_spec, targets_spec
@@ -175,7 +175,7 @@ def _replies(params: Params, models: Models, machine: Machine) -> StageCost | No
         memory=answering_memory(language_model, answer),
         dtype=language_model.dtype,
         units=count,
-        share=TRAINING_SHARE,
+        share=ANSWERING_SHARE,
         note=f"at most {answer} tokens each",
     )
     if cost.hours and count:

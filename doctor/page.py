@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from doctor.throughput import ENCODING_SHARE, TRAINING_SHARE
+from doctor.throughput import ANSWERING_SHARE, ENCODING_SHARE, TRAINING_SHARE
 from doctor.training import CAPTION_TOKENS
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def page(findings: Findings) -> str:
     environment.globals |= {
         "CARD_SIZES": (8, 12, 16, 24, 48, 80),
         "CAPTION_TOKENS": CAPTION_TOKENS,
+        "ANSWERING_SHARE": ANSWERING_SHARE,
         "ENCODING_SHARE": ENCODING_SHARE,
         "TRAINING_SHARE": TRAINING_SHARE,
     }

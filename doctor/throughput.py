@@ -14,7 +14,9 @@ import yaml
 
 TRAINING_SHARE = 0.5
 ENCODING_SHARE = 0.7
-"""Of the rate of one large matrix product, what training and encoding are taken to reach."""
+ANSWERING_SHARE = 0.1
+"""Of the rate of one large matrix product, what training, encoding and answering a token at a time
+are taken to reach."""
 
 
 @dataclass(frozen=True)

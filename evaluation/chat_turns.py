@@ -22,12 +22,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from corpora.chat_requests import asked_for, own_questions, phrasings
+from corpora.chat_requests import Question, asked_for, own_questions, phrasings, read_part
 from evaluation.chat_answers import ChatAnswer, ChatAnswers, Line, Talk, question
 from evaluation.results import Record, Result
 from evaluation.scores import Rows
 from evaluation.sets import EvaluationSet, Example, Picture
 from settings.evaluation import EvaluationParams
+from settings.replies import OWN_QUESTIONS, RepliesParams
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class HeldOut:
     """What is said to the model."""
 
     requests: Sequence[Example]
-    questions: Sequence[tuple[str, str]]
-    """(id, words)."""
+    questions: Sequence[tuple[str, Talk]]
+    """(id, what ends with the question)."""
     of: int
     """Questions there are."""
 
@@ -51,12 +52,32 @@ def asked_set(captions: EvaluationSet) -> EvaluationSet:
     return EvaluationSet("asked", "Asked for in unseen phrasings", examples, captions.of)
 
 
-def held_out_turns(asked: EvaluationSet, section: EvaluationParams) -> HeldOut:
+def held_out_questions(replies: RepliesParams) -> list[Question]:
+    """Those of the user's file that training never sees, where it takes one and has any of them;
+    otherwise this project's own.
+
+    Raises CorpusError as `corpora.chat_requests.read_questions`.
+    """
+    if replies.questions != OWN_QUESTIONS:
+        if held_out := read_part(replies.questions, "held_out", replies.held_out):
+            return held_out
+        print(
+            f"chat: no question of {replies.questions} is held out (training.replies.held_out: "
+            f"{replies.held_out}); asked are the built-in ones"
+        )
+    return own_questions("held_out")
+
+
+def held_out_turns(
+    asked: EvaluationSet, held_out: Sequence[Question], section: EvaluationParams
+) -> HeldOut:
     """Requests as long as there are any, and as many questions, drawn with `evaluation.seed`."""
-    held_out = own_questions("held_out")
     count = min(section.chat_turns // 2, len(held_out))
     drawn = sorted(random.Random(section.seed).sample(range(len(held_out)), count))
-    questions = [(f"question {number}", held_out[number][-1].text) for number in drawn]
+    questions = [
+        (f"question {n}", tuple(Line(said.role, (said.text,)) for said in held_out[n]))
+        for n in drawn
+    ]
     requests = asked.examples[: section.chat_turns - section.chat_turns // 2]
     return HeldOut(requests, questions, len(held_out))
 
@@ -66,7 +87,7 @@ def measure_turns(
 ) -> tuple[list[Result], list[Record]]:
     """All of which the module speaks, with a record per turn."""
     requests = [question(_only_text(example)) for example in turns.requests]
-    questions = [question(text) for _, text in turns.questions]
+    questions = [talk for _, talk in turns.questions]
     asked, free = answers.served(requests), answers.served(questions)
     drawn = [float(one.draws) for one in asked]
     left = [float(not one.draws) for one in free]
@@ -106,13 +127,13 @@ def measure_turns(
         )
         for example, one, value in zip(turns.requests, asked, drawn, strict=True)
     ]
-    for number, (id_, text) in enumerate(turns.questions):
+    for number, (id_, talk) in enumerate(turns.questions):
         records.append(
             Record(
                 set="questions",
                 id=id_,
-                prompt=text,
-                context=({"text": text},),
+                prompt=_last_words(talk),
+                context=_described(talk),
                 texts={"gill": free[number].text, "language_model": own[number].text},
                 scores={
                     "gill.right_choice": left[number],
@@ -121,17 +142,13 @@ def measure_turns(
                 },
             )
         )
-    for number, (talk, (id_, text)) in enumerate(zip(about, turns.questions, strict=True)):
+    for number, (talk, (id_, _)) in enumerate(zip(about, turns.questions, strict=True)):
         records.append(
             Record(
                 set="after_picture",
                 id=id_,
-                prompt=text,
-                context=tuple(
-                    {"text": part} if isinstance(part, str) else {"picture": part.reference}
-                    for line in talk
-                    for part in line.parts
-                ),
+                prompt=_last_words(talk),
+                context=_described(talk),
                 texts={"gill": after[number].text, "language_model": before[number].text},
                 scores={"gill.words_kept": same[number], "gill.first_word_kl": nats[number]},
             )
@@ -143,13 +160,13 @@ def _after_picture(turns: HeldOut, *, with_picture: bool) -> list[Talk]:
     """Each question after an exchange about a test picture, or about its caption in its place."""
     ways = phrasings("held_out").shown
     talks = []
-    for number, (_, text) in enumerate(turns.questions):
+    for number, (_, asked) in enumerate(turns.questions):
         example, way = turns.requests[number % len(turns.requests)], ways[number % len(ways)]
         shown: tuple[str | Picture, ...] = (f"{example.prompt} {way}",)
         if with_picture:
             shown = (Picture(example.real), way)
         answered = Line("assistant", (example.prompt,))
-        talks.append((Line("user", shown), answered, *question(text)))
+        talks.append((*asked[:-1], Line("user", shown), answered, asked[-1]))
     return talks
 
 
@@ -161,6 +178,20 @@ def _divergence(answers: ChatAnswers, told: Sequence[Talk], about: Sequence[Talk
 
 def _alike(some: Sequence[ChatAnswer], others: Sequence[ChatAnswer]) -> list[float]:
     return [float(one.says_as(other)) for one, other in zip(some, others, strict=True)]
+
+
+def _last_words(talk: Talk) -> str:
+    [text] = talk[-1].parts
+    assert isinstance(text, str)
+    return text
+
+
+def _described(talk: Talk) -> tuple[dict[str, str], ...]:
+    return tuple(
+        {"text": part} if isinstance(part, str) else {"picture": part.reference}
+        for line in talk
+        for part in line.parts
+    )
 
 
 def _only_text(example: Example) -> str:

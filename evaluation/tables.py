@@ -17,7 +17,12 @@ from pathlib import Path
 from evaluation import sets
 from evaluation.ceilings import oracle_ceiling
 from evaluation.chat_answers import ChatAnswers
-from evaluation.chat_turns import asked_set, held_out_turns, measure_turns
+from evaluation.chat_turns import (
+    asked_set,
+    held_out_questions,
+    held_out_turns,
+    measure_turns,
+)
 from evaluation.decision import table_6
 from evaluation.follow_ups import measure_follow_ups
 from evaluation.headline import MAIN, headline, of_every_set
@@ -229,8 +234,9 @@ class _Run:
         maker = self._maker()
         results = [row for one in plan for row in self._generated(one, settings)]
         answers = ChatAnswers(self.gill, self.store)
+        turns = held_out_turns(asked, held_out_questions(self.params.training.replies), section)
         for rows, records in (
-            measure_turns(answers, held_out_turns(asked, section), section),
+            measure_turns(answers, turns, section),
             measure_follow_ups(
                 self.gill,
                 asked,

@@ -19,6 +19,13 @@ class RepliesParams(Record):
         description="`built-in`: this project's own; or a JSONL file, a conversation a line: "
         '{"messages": [{"role": "user", "content": "..."}]}',
     )
+    held_out: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the questions of such a file that training never sees and the table "
+        "chat asks, by a hash of their words; the built-in ones have a held-out part of their own",
+    )
     joined: int = Field(
         200,
         ge=0,

@@ -61,7 +61,15 @@ class ChatBatches(MadeAhead[MixedBatch]):
         self._maker, self._table, self._documents = maker, table, documents
         self._shares, self._seed = dict(shares), seed
         self._rank, self._world_size = rank, world_size
-        self._replies = {"told": usable(replies, "told"), "joined": usable(replies, "joined")}
+        joined = usable(replies, "joined")
+        rows = {reply.request.row for reply in joined if reply.request.row is not None}
+        encoded = set(maker.usable(sorted(rows)).tolist())
+        self._replies = {
+            "told": usable(replies, "told"),
+            "joined": [reply for reply in joined if reply.request.row in encoded],
+        }
+        self.num_left_out = len(joined) - len(self._replies["joined"])
+        """Replies whose picture's features or targets could not be computed."""
         for name, fit in self._replies.items():
             if parts[name] and not fit:
                 raise StageError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from gill.artifacts import ARTIFACTS, INPUTS, METRICS, Artifacts
 from gill.dimensions import check_dimensions
 from settings.params import Params
+from settings.replies import OWN_QUESTIONS
 from stages.models_in_use import models_in_use
 from workfolder import (
     WorkFolder,
@@ -25,7 +26,10 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
     """
     check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
-    files = params.evaluation.files()
+    files, replies = params.evaluation.files(), params.training.replies
+    asks = "chat" in params.evaluation_tables and replies.questions != OWN_QUESTIONS
+    if asks:
+        files |= {"questions": replies.questions}
     bring_from_repository(files.values())
     notes = watch_files(INPUTS / "evaluation", files)
     decided_by = {
@@ -34,6 +38,7 @@ def run(params: Params, artifacts: Artifacts = ARTIFACTS, metrics: Path = METRIC
         "evaluation": params.evaluation.model_dump(mode="json"),
         "generation": params.generation.model_dump(mode="json"),
         "files": signature(INPUTS / "evaluation"),
+        **({"held_out": replies.held_out} if asks else {}),
         "code": code_of("evaluation", work),
     }
     entry = work.entry("evaluation", decided_by)

@@ -123,6 +123,11 @@ def train_heads(
                 f"{batches.num_cut} documents did not fit and were cut at their end (of several "
                 "epochs each counts anew; batches.max_document_tokens)"
             )
+        if isinstance(batches, ChatBatches) and batches.num_left_out:
+            print(
+                f"{batches.num_left_out} replies of the stream joined were left out: features or "
+                "targets of their rows could not be computed (stages inspect-cache)"
+            )
         for name, value in result.metrics.items():
             print(f"{name}: {value:.4f}")
 

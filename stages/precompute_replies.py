@@ -11,7 +11,7 @@ from gill.dimensions import check_dimensions
 from settings.params import Params
 from settings.replies import OWN_QUESTIONS
 from stages.models_in_use import frozen_in_use
-from stages.required import required
+from stages.required import required, write_without_content
 from workfolder import (
     WorkFolder,
     bring_from_repository,
@@ -23,15 +23,14 @@ from workfolder import (
 
 
 def run(params: Params) -> None:
-    """Make artifacts/replies/replies.jsonl; an empty one where training takes no answers."""
+    """Make artifacts/replies/replies.jsonl; one without any where training takes none."""
     section, target = params.training.replies, ARTIFACTS.replies
     own = section.questions == OWN_QUESTIONS
     named = {"questions": None if own else section.questions}
     bring_from_repository(named.values())
     watch_files(INPUTS / "replies", named)
     if not params.needs_replies:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("")
+        write_without_content(target)
         print("nothing to do: training.mixture takes no answers of the frozen model")
         return
     check_dimensions(ARTIFACTS, (), params)
@@ -39,7 +38,7 @@ def run(params: Params) -> None:
     captions = required(ARTIFACTS.captions, "prepare-captions")
     decided_by = {
         "language_model": frozen_in_use(ARTIFACTS)["language_model"],
-        "replies": section.model_dump(mode="json"),
+        "replies": section.model_dump(mode="json", exclude={"held_out"} if own else set()),
         # Rows count only where pictures of theirs are asked for.
         "captions": file_md5(captions) if section.joined else None,
         "questions": None if own else file_md5(Path(section.questions)),

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from corpora.caption_table import CaptionTable
 from corpora.captions import CaptionReport, check_captions
-from corpora.document_table import DocumentPictures, write_document_table
+from corpora.document_table import DocumentPictures
 from corpora.references import file_of
 from gill.artifacts import ARTIFACTS, INPUTS
 from gill.world import have_world
 from gill_progress import Ticker
 from settings.params import Params
 from stages.init import link_code
+from stages.required import write_without_content
 from workfolder import MOST_FILES, WorkFolder, bring_from_repository, watch_files
 
 
@@ -33,7 +34,7 @@ def run(params: Params) -> None:
     bring_from_repository([named.file, named.images_dir])
     documents = None
     if named.file is None:
-        write_document_table(ARTIFACTS.documents, [])
+        write_without_content(ARTIFACTS.documents)
     else:
         captions = section.for_table(table)
         documents = DocumentPictures(captions, named.file, named.images_dir)

@@ -37,7 +37,8 @@ class Reply:
 def read_replies(file: Path) -> list[Reply]:
     """All answers of a finished store."""
     replies = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    # Within a line JSON may hold what else ends lines, such as U+2028.
+    for line in file.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
         content = json.loads(line)
         messages = tuple(Said(role, text) for role, text in content["messages"])
         replies.append(

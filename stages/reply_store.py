@@ -15,7 +15,7 @@ from corpora.chat_requests import (
     joined_with,
     own_questions,
     phrasings,
-    read_questions,
+    read_part,
 )
 from gill_errors import StageError
 from gill_files import force_to_disk
@@ -43,7 +43,7 @@ def training_requests(params: RepliesParams, table: CaptionTable) -> list[Reques
     if params.questions == OWN_QUESTIONS:
         questions = own_questions("train")
     else:
-        questions = read_questions(params.questions)
+        questions = read_part(params.questions, "train", params.held_out)
     requests = [Request(question) for question in questions]
     rows = table.rows_of_split("train")
     if params.joined and not len(rows):

@@ -1,4 +1,4 @@
-"""What an earlier stage has made: its place, or which stage to run."""
+"""What an earlier stage has made: its place, or which stage to run; and where it makes nothing."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def required(path: Path, stage: str) -> Path:
     if not path.exists():
         raise StageError(f"{path} is missing: run `stages {stage}`")
     return path
+
+
+def write_without_content(path: Path) -> None:
+    """Write an output of which nothing is asked: an empty line, as DVC warns of empty files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n", encoding="utf-8")

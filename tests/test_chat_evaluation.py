@@ -1,5 +1,6 @@
 """The table `chat`: choice, words kept, what a picture does to the words after it, follow-ups."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from corpora.chat_requests import own_questions, phrasings
+from corpora.chat_requests import own_questions, phrasings, read_part
 from evaluation import chat_answers, follow_ups
-from evaluation.chat_answers import ANSWER_TOKENS, ChatAnswers, question
-from evaluation.chat_turns import _after_picture, asked_set, held_out_turns, measure_turns
+from evaluation.chat_answers import ANSWER_TOKENS, ChatAnswers
+from evaluation.chat_turns import (
+    _after_picture,
+    asked_set,
+    held_out_questions,
+    held_out_turns,
+    measure_turns,
+)
 from evaluation.follow_ups import measure_follow_ups
-from evaluation.sets import EvaluationSet, Example
+from evaluation.sets import EvaluationSet, Example, Picture
 from evaluation.store import EvaluationStore
 from miniature.drawing import render
 from miniature.language import EVERYTHING, caption
@@ -23,10 +30,12 @@ from miniature.world import ATTRIBUTES, SCENES_OF
 from pipeline.settings import GenerationSettings
 from settings.evaluation import EvaluationParams
 from settings.params import ParamsError, parse_params
+from settings.replies import RepliesParams
 from tests.chat_templates import chat_language_model, tokenizer_of
 from tests.tiny_gill import tiny_gill
 
 SECTION = EvaluationParams(chat_turns=4)
+HELD_OUT = own_questions("held_out")
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +80,22 @@ def template_ids(*texts):
 
 
 def test_requests_and_questions_are_those_that_training_never_saw(bare):
-    turns = held_out_turns(asked_set(bare), SECTION)
+    turns = held_out_turns(asked_set(bare), HELD_OUT, SECTION)
     assert [e.prompt for e in turns.requests] == [e.prompt for e in bare.examples[:2]]
     for example, way in zip(turns.requests, phrasings("held_out").asked, strict=False):
         assert example.context == (way.replace("{caption}", example.prompt.removesuffix(".")),)
     held_out = {one[-1].text for one in own_questions("held_out")}
-    asked = [text for _, text in turns.questions]
+    asked = [text for _, [line] in turns.questions for text in line.parts]
     assert len(set(asked)) == 2
     assert set(asked) <= held_out
     assert not set(asked) & {one[-1].text for one in own_questions("train")}
-    assert held_out_turns(asked_set(bare), SECTION) == turns
-    assert len(held_out_turns(asked_set(bare), EvaluationParams()).questions) == 100
+    assert held_out_turns(asked_set(bare), HELD_OUT, SECTION) == turns
+    assert len(held_out_turns(asked_set(bare), HELD_OUT, EvaluationParams()).questions) == 100
 
 
 @pytest.mark.usefixtures("never_draws")
 def test_a_model_that_never_draws_keeps_all_words(gill, store, bare, monkeypatch):
-    turns = held_out_turns(asked_set(bare), SECTION)
+    turns = held_out_turns(asked_set(bare), HELD_OUT, SECTION)
     results, records = measure_turns(ChatAnswers(gill, store), turns, SECTION)
     found = values(results)
     assert found["turns", "right_choice"] == (0.5, 4, 2 + len(own_questions("held_out")))
@@ -96,7 +105,8 @@ def test_a_model_that_never_draws_keeps_all_words(gill, store, bare, monkeypatch
     assert found["own_words_alone", "words_kept"][0] == 1
     by_id = {(r.set, r.id): r for r in records}
     model = gill.language_model.model
-    for id_, text in turns.questions:
+    for id_, [line] in turns.questions:
+        [text] = line.parts
         ids = torch.tensor([template_ids(text)])
         said = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=ANSWER_TOKENS
@@ -118,9 +128,9 @@ def test_a_model_that_draws_at_once_loses_words_but_not_with_pictures_off(
     gill, store, bare, monkeypatch
 ):
     answers = ChatAnswers(gill, store)
-    turns = held_out_turns(asked_set(bare), SECTION)
-    [_, text] = turns.questions[0]
-    context, [prompt] = answers._read([question(text)])
+    turns = held_out_turns(asked_set(bare), HELD_OUT, SECTION)
+    [_, talk] = turns.questions[0]
+    context, [prompt] = answers._read([talk])
     context.note(0, prompt)
     context.read()
     loud = torch.zeros_like(gill.heads.image_embeddings)
@@ -128,7 +138,7 @@ def test_a_model_that_draws_at_once_loses_words_but_not_with_pictures_off(
     monkeypatch.setattr(gill.heads.image_embeddings, "data", loud)
     results, records = measure_turns(answers, turns, SECTION)
     first = next(r for r in records if r.set == "questions")
-    assert first.prompt == text
+    assert first.prompt == talk[0].parts[0]
     assert first.scores == {
         "gill.right_choice": 0.0, "gill.words_kept": 0.0, "gill.words_kept_alone": 1.0
     }  # fmt: skip
@@ -141,7 +151,7 @@ def test_a_model_that_draws_at_once_loses_words_but_not_with_pictures_off(
 
 def test_the_first_word_after_a_picture_is_compared_with_that_after_its_caption(gill, store, bare):
     answers = ChatAnswers(gill, store)
-    turns = held_out_turns(asked_set(bare), SECTION)
+    turns = held_out_turns(asked_set(bare), HELD_OUT, SECTION)
     results, records = measure_turns(answers, turns, SECTION)
     nats = []
     for record in (r for r in records if r.set == "after_picture"):
@@ -205,6 +215,32 @@ def test_without_the_truth_there_are_no_follow_ups(bare):
     nothing = SimpleNamespace()
     found = measure_follow_ups(nothing, unknown, SECTION, nothing, nothing, nothing)
     assert found == ([], [])
+
+
+def test_a_users_own_questions_are_asked_where_some_are_held_out(tmp_path, bare, capsys):
+    file = tmp_path / "talks.jsonl"
+    talks = [
+        [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", f"why {n}?")]
+        for n in range(40)
+    ]
+    lines = [{"messages": [{"role": r, "content": c} for r, c in talk]} for talk in talks]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    replies = RepliesParams(questions=str(file), held_out=0.5)
+    held_out = held_out_questions(replies)
+    assert 8 < len(held_out) < 32
+    assert not set(held_out) & set(read_part(file, "train", 0.5))
+    turns = held_out_turns(asked_set(bare), held_out, SECTION)
+    [(_, talk), _] = turns.questions
+    assert [line.role for line in talk] == ["system", "user", "assistant", "user"]
+    [about, _] = _after_picture(turns, with_picture=True)
+    assert about[:3] == talk[:3]
+    assert [type(part) for part in about[3].parts] == [Picture, str]
+    assert about[-1] == talk[-1]
+    assert turns.of == len(held_out)
+    assert held_out_questions(RepliesParams()) == HELD_OUT
+    capsys.readouterr()
+    assert held_out_questions(replies.model_copy(update={"held_out": 0.0})) == HELD_OUT
+    assert "no question of" in capsys.readouterr().out
 
 
 def test_the_table_is_of_chat_models_alone():

@@ -12,6 +12,7 @@ from corpora.chat_requests import (
     joined_with,
     own_questions,
     phrasings,
+    read_part,
     read_questions,
 )
 from corpora.records import CorpusError
@@ -67,6 +68,37 @@ def test_a_file_of_messages_is_read(tmp_path: Path):
         tuple(Said(role, text) for role, text in talk),
         (Said("user", "x"),),
     ]
+
+
+def test_a_share_of_a_file_is_held_out_whatever_else_it_has(tmp_path: Path):
+    def written(numbers: range, name: str) -> Path:
+        lines = [{"messages": [{"role": "user", "content": f"why {n}?"}]} for n in numbers]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+        return tmp_path / name
+
+    few, many = written(range(100), "few.jsonl"), written(range(50, 1000), "many.jsonl")
+    held_out = read_part(many, "held_out", 0.2)
+    train = read_part(many, "train", 0.2)
+    assert not set(held_out) & set(train)
+    assert len(held_out) + len(train) == 950
+    assert 150 < len(held_out) < 230
+    common = {one for one in read_questions(few) if one in {*held_out, *train}}
+    assert len(common) == 50
+    assert set(read_part(few, "held_out", 0.2)) & common == set(held_out) & common
+    # A larger share holds out the same and more.
+    assert set(held_out) < set(read_part(many, "held_out", 0.3))
+    assert read_part(many, "held_out", 0) == []
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text(json.dumps({"messages": [{"role": "user", "content": "why?"}]}))
+    with pytest.raises(CorpusError, match="all of its 1 questions are held out"):
+        read_part(alone, "train", 0.999999)
+
+
+def test_a_question_may_hold_what_else_ends_lines(tmp_path: Path):
+    file = tmp_path / "talks.jsonl"
+    one = {"messages": [{"role": "user", "content": "a\u2028b\x85c"}]}
+    file.write_text(json.dumps(one, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")
+    assert read_questions(file) == [(Said("user", "a\u2028b\x85c"),)]
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def store(monkeypatch, language_model, tmp_path):
     file.write_text(
         "".join(f'{{"messages": [{{"role": "user", "content": "{q}"}}]}}\n' for q in QUESTIONS)
     )
-    params = RepliesParams(questions=str(file), joined=2, max_tokens=5)
+    params = RepliesParams(questions=str(file), held_out=0, joined=2, max_tokens=5)
     backbone = SimpleNamespace(path="", torch_dtype=None, quantization="none", chat=None)
     run = SimpleNamespace(device="cpu", threads=1)
 
@@ -316,6 +316,7 @@ class Maker:
     """Rows whose vectors are their numbers."""
 
     sources: ClassVar[dict[str, Any]] = {}
+    failed: ClassVar[set[int]] = set()
 
     def read(self, rows: list[int]) -> CaptionBatch:
         numbers = torch.tensor(rows, dtype=torch.float32)
@@ -326,6 +327,9 @@ class Maker:
             torch.tensor(rows),
             9,
         )
+
+    def usable(self, rows: list[int]) -> np.ndarray:
+        return np.array([row for row in rows if row not in self.failed], np.int64)
 
     def make(self, rows: np.ndarray, arrays: Any) -> CaptionBatch:
         return self.read(rows.tolist())
@@ -396,6 +400,23 @@ def test_every_step_has_its_share_of_each_stream(batches, language_model):
         met += [d[0].ids for d in own[6:8]]
     # Ten places of five questions: each twice.
     assert sorted(map(met.count, set(met))) == [2] * 5
+
+
+def test_a_reply_whose_picture_has_no_features_is_left_out_and_counted(batches, monkeypatch):
+    assert batches().num_left_out == 0
+    monkeypatch.setattr(Maker, "failed", {21})
+    source = batches()
+    assert source.num_left_out == 1
+    rows = {
+        row
+        for batch in take(source, 6)
+        for document in content(batch)[8:]
+        for _, row in [part for part in document if isinstance(part, tuple)]
+    }
+    assert rows == {20, 22}
+    monkeypatch.setattr(Maker, "failed", {20, 21, 22})
+    with pytest.raises(StageError, match="no reply serves it"):
+        batches()
 
 
 def test_batches_go_on_where_they_stood(batches):

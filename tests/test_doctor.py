@@ -67,7 +67,7 @@ def test_every_preset_is_resolved_without_weights(preset):
     assert list(stages) == [
         "precompute-features",
         "precompute-targets",
-        *["precompute-replies"] * ("chat" in preset.read_text()),
+        *["precompute-replies"] * ("turns: chat" in preset.read_text()),
         "train",
         "build-index",
         "evaluate, talk",

@@ -147,6 +147,7 @@ training.epsilon
 training.image_token_rate
 training.learning_rate
 training.mixture
+training.replies.held_out
 training.replies.joined
 training.replies.max_tokens
 training.replies.questions

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
         patch.chdir(tmp_path_factory.mktemp("world"))
         write_params(**BASE)
         run("prepare-captions")
-        assert Path("artifacts/captions/documents.jsonl").read_text() == ""
+        assert Path("artifacts/captions/documents.jsonl").read_text() == "\n"
         written = [
             [{"text": f"a ring {i}."}, one, {"text": "it turns blue."}, other]
             for i, (one, other) in enumerate(zip(images("train", 8), images("train", 16)[8:]))
