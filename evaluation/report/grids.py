@@ -13,7 +13,6 @@ _SHOWN = (
 )  # fmt: skip
 _CONVERSATIONS = {
     "asked": "A picture that is asked for",
-    "follow_ups": "The same, changed",
     "story_5_pictures": "A story, told and shown",
     "dialogue_10": "A dialogue, in words",
     "captions": "A caption",
