@@ -305,12 +305,12 @@ class ModelParams(Record):
         )
 
     @model_serializer(mode="wrap")
-    def _without_unused_turns(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Where texts are continued without the keys of turns: what was trained stays known."""
-        dumped = dump(self)
-        if self.turns == "chat":
-            return dumped
-        return {key: value for key, value in dumped.items() if key not in _TURNS}
+    def _without_what_is_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys of turns where texts are continued, and without that of standardising
+        where states are read as they are: what was trained stays known."""
+        unused = set() if self.turns == "chat" else set(_TURNS)
+        unused |= set() if self.standardizes_states else {"standardizes_states"}
+        return {key: value for key, value in dump(self).items() if key not in unused}
 
 
 class BatchesParams(Record):

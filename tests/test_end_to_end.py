@@ -100,6 +100,8 @@ def test_metrics_and_report_tell_the_run(world):
         "table_3",
         "table_4",
         "chat",
+        "memory",
+        "unseen_prompts",
     }
     judged = found["captions", "captions", "generator", "oracle_attributes"]
     assert (judged.examples, judged.of) == (4, 20)

@@ -161,7 +161,10 @@ def test_a_picture_that_takes_long_can_be_stopped(browser: Any, server: Server) 
     page.get_by_label("steps").fill("900")
     page.fill("#box textarea", "a ring")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#said .working:has-text('drawing … 1')")
+    # Asked in the page itself: every step replaces the line, perhaps before it was looked at.
+    page.wait_for_function(
+        "document.querySelector('#said .working')?.innerText.includes('drawing …')"
+    )
     page.click("#box .stop-button")
     page.wait_for_selector("#said .problem:has-text('stopped')")
 
