@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks import all as runner
+from benchmarks import train_step
 from benchmarks.harness import Bench, Unavailable, count_flop
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +139,16 @@ def test_memory_is_predicted_beside_what_is_measured(run):
 def bench(tmp_path):
     file = tmp_path / "results.json"
     return Bench(argparse.Namespace(device="cpu", quick=False, toy=False, json=file))
+
+
+def test_operations_of_the_denoising_loss_stand_at_the_top(bench, monkeypatch):
+    """At full size, as no weights are needed; the toy run leaves them out."""
+    monkeypatch.delitem(train_step.GENERATORS, "SDXL")
+    train_step.at_generators(bench)
+    assert bench.failed == []
+    part = bench.results["operations, denoising, SD 1.5"]
+    assert bench.results["denoising_flop"] == part["flop"] > 1e12
+    assert part["recomputed_mib"] < part["mib"]
 
 
 def test_a_part_that_fails_is_recorded_and_the_next_one_is_done(bench, capsys):
