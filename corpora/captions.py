@@ -5,12 +5,14 @@ table (`corpora.caption_table`), the list of excluded rows and the summary appea
 only when the whole source has been read.
 """
 
+import gc
 import hashlib
 import itertools
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _BLOCK_ROWS = 1024
+_COLLECTED_AFTER = 50_000  # new objects, of which rows have a handful
 
 _Rows = list[SourceRow | Exclusion]
 _Answers = Callable[[], dict[str, Verdict]]
@@ -107,6 +110,7 @@ def check_captions(
     started = time.monotonic()
     tally = Tally()
     with (
+        _rare_collections(),
         PictureChecks(
             journal,
             params.check,
@@ -163,15 +167,16 @@ def _checked_rows(
 ) -> Iterator[CheckedRow | Exclusion]:
     seen, seen_ids = _Seen(), _Seen()
     coming: tuple[_Rows, _Rows, _Answers, float] = ([], [], dict, 0.0)
-    # While the pictures of a block are looked at, the rows of the one before are judged.
+    # While the pictures of a block are looked at, the rows of the one before are judged: those who
+    # look always have a block waiting.
     for block in itertools.chain(_blocks(source, _BLOCK_ROWS), [[]]):
         cleaned = [
             row if isinstance(row, Exclusion) else _clean(row, params, paths) for row in block
         ]
-        written_rows, rows, answers, tally.fraction = coming
-        verdicts = answers()
         images = [row.image for row in cleaned if isinstance(row, SourceRow)]
+        written_rows, rows, answers, tally.fraction = coming
         coming = block, cleaned, _look_up(images, paths, pictures), source.fraction()
+        verdicts = answers()
         verdicts |= _respell(rows, verdicts, paths, pictures, tally)
         for written, row in zip(written_rows, rows):
             if isinstance(row, SourceRow):
@@ -267,7 +272,7 @@ def _clean(row: SourceRow, params: CaptionParams, paths: PicturePaths) -> Source
     split = None if row.split is None else SPLIT_NAMES.get(row.split.lower())
     if split is None and row.split is not None:
         return excluded("unknown split", f"{row.split!r}; known: {', '.join(SPLITS)}")
-    return row._replace(image=image, caption=caption, split=split)
+    return SourceRow(row.file, row.row, image, caption, row.id, split)
 
 
 def _judge(
@@ -292,16 +297,29 @@ def _judge(
     )
 
 
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Rows make no cycles: looking for some after every 700 objects takes a third of their time."""
+    usual = gc.get_threshold()
+    gc.set_threshold(_COLLECTED_AFTER, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
 class _Seen:
-    """Which texts have come before, by 64-bit hashes: some 100 bytes a text."""
+    """Which texts have come before, by 64-bit hashes: some 100 bytes a text.
+
+    Python's own hashes (SipHash, keyed by process) do, as none of them is written down.
+    """
 
     def __init__(self) -> None:
         self._hashes: set[int] = set()
 
     def first(self, text: str) -> bool:
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         before = len(self._hashes)
-        self._hashes.add(int.from_bytes(digest, "little"))
+        self._hashes.add(hash(text))
         return len(self._hashes) > before
 
 

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ class PictureChecks:
         self._workers = workers or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._workers, "pictures")
         self._readers = HeaderReaders(max_pixels)
+        self._coming: dict[str, Callable[[], dict[str, Verdict]]] = {}  # asked, not yet waited for
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._path = journal
         self._journal = sqlite3.connect(journal)
@@ -82,6 +84,8 @@ class PictureChecks:
         with self._transaction():
             verdicts |= self._remembered(found)
         new = [reference for reference in found if reference not in verdicts]
+        earlier = {name: self._coming[name] for name in new if name in self._coming}
+        new = [name for name in new if name not in earlier]
         far = self._check == "header" and len(new) >= _WORTH_PROCESSES
 
         def look(names: Sequence[str]) -> list[Verdict]:
@@ -92,6 +96,7 @@ class PictureChecks:
 
         coming = self._in_parts(look, new)
 
+        @cache
         def wait() -> dict[str, Verdict]:
             fresh = dict(zip(new, coming))
             with self._transaction():
@@ -99,8 +104,12 @@ class PictureChecks:
                     "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
                     [(name, found[name].version, *verdict) for name, verdict in fresh.items()],
                 )
-            return verdicts | fresh
+            for name in new:
+                del self._coming[name]
+            theirs = {name: wait_for_it()[name] for name, wait_for_it in earlier.items()}
+            return verdicts | fresh | theirs
 
+        self._coming |= dict.fromkeys(new, wait)
         return wait
 
     def _in_parts(

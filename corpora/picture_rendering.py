@@ -20,6 +20,8 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
 
 _DECODING = {"AVIF": 14, "WEBP": 20, "JPEG2000": 25, "HEIF": 14, "JXL": 25}
 """Formats whose decoders hold several pictures themselves: bytes per pixel."""
+MOST_BYTES = max(13, *_DECODING.values())
+"""What no kind of picture takes more of for a pixel: see `bytes_per_pixel`."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from PIL import (
     AvifImagePlugin,
@@ -34,7 +34,7 @@ from PIL import (
 from corpora import arrow_files, tar_shards
 from corpora.caption_params import MAX_PIXELS
 from corpora.picture_errors import PictureError
-from corpora.picture_rendering import bytes_per_pixel, to_rgb
+from corpora.picture_rendering import MOST_BYTES, bytes_per_pixel, to_rgb
 from corpora.references import is_url, split_reference
 
 MAX_BYTES = 512 * 2**20
@@ -167,16 +167,21 @@ def check_picture(
     if status.size == 0:
         raise PictureError("empty", "0 bytes", str(reference))
     if check == "header":
+        name = str(reference)
         try:
-            in_container = split_reference(str(reference)) is not None
-            source = io.BytesIO(read_picture(reference)) if in_container else str(reference)
-            _open(source, max_pixels).close()
+            if split_reference(name) is None:
+                with open(name, "rb") as file:
+                    _open(file, max_pixels)
+            else:
+                _open(io.BytesIO(read_picture(name)), max_pixels)
         except PictureError as error:
-            raise PictureError(error.kind, error.detail, str(reference)) from error
+            raise PictureError(error.kind, error.detail, name) from error
+        except OSError as error:
+            raise PictureError("unreadable", error.strerror or str(error), name) from error
     return hashlib.blake2b(status.version.encode(), digest_size=16).digest()
 
 
-def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
+def _open(source: BinaryIO, max_pixels: int) -> Image.Image:
     try:
         image: Image.Image = Image.open(source, formats=_FORMATS)
     except MemoryError:
@@ -189,7 +194,8 @@ def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         raise PictureError("too large", f"{width} x {height} pixels, at most {max_pixels}")
     memory = _PLAIN_BYTES * max(max_pixels, MAX_PIXELS)
-    if width * height * bytes_per_pixel(image) > memory:
+    # Which kind it is takes time, and decides nothing for most pictures.
+    if width * height * MOST_BYTES > memory and width * height * bytes_per_pixel(image) > memory:
         most = memory // bytes_per_pixel(image)
         kind = f"{image.format} in {image.mode}"
         raise PictureError("too large", f"{width} x {height} pixels, at most {most} of {kind}")
@@ -198,13 +204,10 @@ def _open(source: str | io.BytesIO, max_pixels: int) -> Image.Image:
     return image
 
 
-def _open_by_plugin(source: str | io.BytesIO, error: UnidentifiedImageError) -> Image.Image:
+def _open_by_plugin(source: BinaryIO, error: UnidentifiedImageError) -> Image.Image:
     """A picture in a format that Pillow knows only by a package of its own."""
-    if isinstance(source, str):
-        with open(source, "rb") as file:
-            start = file.read(16)
-    else:
-        start = source.getvalue()[:16]
+    source.seek(0)
+    start = source.read(16)
     for magic, name, module, extra in _PLUGINS:
         if not magic.match(start):
             continue

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from corpora import picture_checks
+from corpora.caption_params import CheckLevel
 from corpora.captions import CaptionParams, check_captions
-from corpora.picture_verdicts import HeaderReaders, Verdict, judge
+from corpora.picture_verdicts import HeaderReaders, Pictures, Verdict, judge
 from corpora.pictures import MAX_PIXELS, stat_picture
 from corpora.records import CorpusError
 from gill_errors import OutOfMemoryError
@@ -123,3 +124,24 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_who_asks_for_a_picture_that_is_being_looked_at_gets_the_same_verdict(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+    usual = picture_checks.judge
+
+    def counted(pictures: Pictures, check: CheckLevel, max_pixels: int) -> list[Verdict]:
+        looked_at.extend(pictures)
+        return usual(pictures, check, max_pixels)
+
+    monkeypatch.setattr(picture_checks, "judge", counted)
+    names = sorted(str(path) for path in table.parent.glob("*.png"))[:3]
+    with picture_checks.PictureChecks(table.with_suffix(".sqlite"), "decode", 100, 2) as checks:
+        first, second = checks.ask(names[:2]), checks.ask(names[1:])
+        # The one that asked later may wait first.
+        assert list(second()) == [names[2], names[1]]
+        assert second()[names[1]] == first()[names[1]] == checks.ask(names[1:])()[names[1]]
+        assert checks._coming == {}
+    assert sorted(looked_at) == names
