@@ -72,12 +72,23 @@ def _edges(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([np.median(rows, (1, 2)) for rows in halves], 1).astype(np.float32)
 
 
-def _squared_distance(
-    pixels: NDArray[np.floating], color: NDArray[np.floating], darkest: float, lightest: float
-) -> NDArray[np.floating]:
-    """From pixels [n, P, 3] to a colour [n, 1, 3] in that light that makes it nearest: [n, P]."""
-    light = (pixels * color).sum(-1, keepdims=True) / (color * color).sum(-1, keepdims=True)
-    return ((pixels - np.clip(light, darkest, lightest) * color) ** 2).sum(-1)
+def _nearest_color(
+    pixels: NDArray[np.float32], colors: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which of `colors` [n, C, 3] is nearest to each of `pixels` [n, P, 3], each in that light that
+    brings it nearest, and its squared distance: both [n, P]. The six paints come first."""
+    paints = len(COLOR_RGB)
+    darkest, lightest = np.array(
+        [_PAINT_LIGHT] * paints + [_GROUND_LIGHT] * (colors.shape[1] - paints), np.float32
+    ).T
+    # |p - light c|^2 = |p|^2 - light (2 p.c - light |c|^2), of which |p|^2 is the same for all.
+    along = pixels @ colors.swapaxes(1, 2)  # [n, P, C]
+    lengths = (colors * colors).sum(-1)[:, None]
+    light = np.clip(along / lengths, darkest, lightest)
+    gain = light * (2 * along - light * lengths)
+    nearest = gain.argmax(-1)
+    most = np.take_along_axis(gain, nearest[..., None], -1)[..., 0]
+    return nearest, (pixels * pixels).sum(-1) - most
 
 
 def as_pixels(pictures: Pictures) -> NDArray[np.uint8]:
@@ -126,11 +137,10 @@ def _read_block(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     values = pixels[:, _FIRST_ROW:].reshape(n, -1, 3).astype(np.float32)
     place = codes[:, :1]
     sky, ground, light = SKY_RGB[place], GROUND_RGB[place], LIGHT_RGB[place]  # [n, 1, 3]
-    squared = [_squared_distance(values, paint[None, None], *_PAINT_LIGHT) for paint in COLOR_RGB]
-    for around in (sky, ground, (sky + ground) / 2, 0.8 * ground + 0.2 * light):
-        squared.append(_squared_distance(values, around, *_GROUND_LIGHT))
-    nearest = np.argmin(squared, 0)
-    nearest[np.min(squared, 0) > _COLOR_TOLERANCE**2] = UNKNOWN
+    around = np.stack([sky, ground, (sky + ground) / 2, 0.8 * ground + 0.2 * light], 1)[:, :, 0]
+    paints = np.broadcast_to(COLOR_RGB, (n, *COLOR_RGB.shape))
+    nearest, squared = _nearest_color(values, np.concatenate([paints, around], 1))
+    nearest[squared > _COLOR_TOLERANCE**2] = UNKNOWN
     # The object has the one paint of the six that most pixels have.
     counts = np.stack([(nearest == code).sum(1) for code in range(len(COLOR_RGB))], 1)
     color = counts.argmax(1)
