@@ -2,6 +2,8 @@
 
     python -m benchmarks.train_step [--device cuda] [--quick] [--json FILE]
 
+    documents_cost          time of a step over documents, over that of their texts and pictures as
+                            captions: the same tokens, each picture shown besides
     speedup, memory_ratio   of the step over the plain step, on one case; of the plain step's memory
                             beyond what is held anyway, the share that the step takes
     flop_per_example        operations at OPT-6.7B's sizes, counted on meta tensors
@@ -36,7 +38,10 @@ from benchmarks.harness import ATTENTION, Bench, Numbers, Unavailable, count_flo
 from benchmarks.random_models import batch_of, opt_gill
 from doctor.blueprints import born, find, generator_blueprint
 from doctor.denoising import denoising_memory
+from doctor.document_streams import PICTURES, story
 from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.documents import DocumentBatch
+from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing, training_losses
 from pipeline.frozen.backbones import Quantization
@@ -108,6 +113,37 @@ def compare(bench: Bench) -> None:
     bench.part(f"{small} examples", partial(both, small, False), **headline)
     for examples, packed in () if bench.quick else ((small, True), (large, False), (large, True)):
         bench.part(f"{examples} examples{' packed' * packed}", partial(both, examples, packed))
+    stories = bench.size(2, 6, 24)
+    bench.part(
+        f"{stories} stories of {PICTURES}",
+        partial(documents, bench, gill, stories),
+        cost="documents_cost",
+    )
+
+
+def documents(bench: Bench, gill: MultimodalLanguageModel, stories: int) -> Numbers:
+    """Stories of five captions and their pictures, beside the same captions one by one."""
+    captions = batch_of(gill, PICTURES * stories)
+    texts = [tuple(ids.tolist()) for ids in captions.tokens.split(captions.lengths)]
+    firsts = range(0, len(texts), PICTURES)
+    batch = MixedBatch(
+        None,
+        DocumentBatch(
+            tuple(story(texts[first : first + PICTURES], first) for first in firsts),
+            captions.pooled,
+            captions.targets,
+            captions.rows,
+        ),
+    )
+    step, one_by_one = product_step(gill), PackingDraws.same(len(captions), False)
+    step(captions, one_by_one)  # the optimiser has its state from here
+    rounds = 1 if bench.quick or bench.toy else 3
+    numbers = bench.in_turn(
+        rounds,
+        documents=lambda: step(batch, PackingDraws.same(0, False)),
+        captions=lambda: step(captions, one_by_one),
+    )
+    return {**numbers, "cost": 1 / numbers["speedup"], "tokens": batch.num_tokens}
 
 
 def gradients(gill: MultimodalLanguageModel, plain: Plain, examples: int) -> Numbers:
@@ -128,7 +164,9 @@ def gradients(gill: MultimodalLanguageModel, plain: Plain, examples: int) -> Num
     }
 
 
-def product_step(gill: MultimodalLanguageModel, **settings: Any) -> Step:
+def product_step(
+    gill: MultimodalLanguageModel, **settings: Any
+) -> Callable[[CaptionBatch | MixedBatch, PackingDraws], object]:
     """The step of `stages train`; its rate is so small that random weights stay what they are."""
     given = TrainingSettings.released().model_copy(update={"learning_rate": 1e-8, **settings})
     return partial(Stepper(gill, OBJECTIVE, given).take, 0)

@@ -30,6 +30,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from doctor.blueprints import GeneratorBlueprint, LanguageModelBlueprint
 from doctor.dry_run import DryRun
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.document_objective import document_losses, document_queries
+from pipeline.bridge.documents import DocumentBatch
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
@@ -99,7 +101,7 @@ def training_memory(
 
     Args:
         caption_tokens: lengths of the captions of a batch, repeated until there are enough.
-        turns: what a chat model reads in place of captions.
+        turns: what is read in place of captions: turns of a chat model, or documents too.
         draws: which pairs of the examples that are read at once share sequences; by default what
             the objective makes likely (`likely_draws`).
         device_type: `cpu` or `cuda`; what is thought of, not what is here.
@@ -111,25 +113,28 @@ def training_memory(
     with torch.device("meta"):
         heads = Heads(sizes).to(getattr(torch, objective.trained_dtype))
     trained = sum(parameter.numel() * parameter.element_size() for parameter in heads.parameters())
-    batch, coins = (
-        _batch(caption_tokens, part, sizes, turns),
-        draws or likely_draws(part, objective),
-    )
+    batch = _batch(caption_tokens, part, sizes, turns)
+    whole_batch = _corpora(_batch(caption_tokens, settings.batch_size, sizes, turns))
 
     def one_part(model: LanguageModel) -> tuple[int, int]:
-        run = DryRun(device_type)
+        run, flop = DryRun(device_type), 0.0
         gill = _DryGill(model, heads, run)
         if settings.recompute_activations:
             recompute_activations(model)
-        run(lambda: backpropagate(gill, batch, objective, coins))
+        # One corpus after the other, as a step reads them, and each in its share of the step.
+        for corpus, whole in zip(_corpora(batch), whole_batch, strict=True):
+            before = run.ledger.flop
+            coins = draws or likely_draws(len(corpus), objective)
+            run(partial(backpropagate, gill, _alone(corpus), objective, coins))
+            flop += (run.ledger.flop - before) / len(corpus) * len(whole)
         peak = run.ledger.peak
         # They stay on meta too: the next run would take them for what was there before it.
         heads.zero_grad()
         if part < settings.batch_size:
             if objective.retrieval_weight:
-                run(lambda: _queries(gill, batch, objective, coins))
+                run(lambda: _queries(gill, batch, objective, draws))
             peak += trained  # the gradients of the parts before
-        return peak, run.ledger.flop
+        return peak, int(flop)
 
     step, flop = _at_full_depth(language_model, one_part)
     whole = language_model.build()
@@ -141,9 +146,9 @@ def training_memory(
     return Memory(
         weights=weight_bytes(whole.model),
         heads=3 * trained,
-        data=settings.batch_size * _row_bytes(sizes),
+        data=sum(len(corpus.pooled) for corpus in whole_batch) * _row_bytes(sizes),
         working=max(moments),
-        flop=flop / part,
+        flop=flop / settings.batch_size,
     )
 
 
@@ -341,18 +346,27 @@ def _batch(
     return captions if turns is None else turns(captions)
 
 
+def _corpora(batch: CaptionBatch | MixedBatch) -> list[CaptionBatch | DocumentBatch]:
+    return batch.corpora if isinstance(batch, MixedBatch) else [batch]
+
+
+def _alone(corpus: CaptionBatch | DocumentBatch) -> CaptionBatch | MixedBatch:
+    return corpus if isinstance(corpus, CaptionBatch) else MixedBatch(None, corpus)
+
+
 @torch.no_grad()
 def _queries(
     gill: MultimodalLanguageModel,
     batch: CaptionBatch | MixedBatch,
     objective: Objective,
-    draws: PackingDraws,
+    draws: PackingDraws | None,
 ) -> None:
-    if isinstance(batch, MixedBatch):
-        assert batch.documents is not None
-        document_queries(gill, batch.documents)
-    else:
-        retrieval_queries(gill, batch, objective, draws)
+    for corpus in _corpora(batch):
+        if isinstance(corpus, CaptionBatch):
+            coins = draws or likely_draws(len(corpus), objective)
+            retrieval_queries(gill, corpus, objective, coins)
+        else:
+            document_queries(gill, corpus)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 from doctor.blueprints import LanguageModelBlueprint
 from doctor.chat_streams import chat_step, chat_validation
 from doctor.denoising import denoising_memory, with_denoising, without_denoising
+from doctor.document_streams import mixed_step
 from doctor.memory import Memory, targets_memory, training_memory, validation_memory
 from doctor.models import Models
 from pipeline.frozen.backbones import Quantization
@@ -99,6 +100,14 @@ def predict_training(
         turns, held_out = (
             partial(chat_step, shares=params.stream_shares, answer=answer),
             chat_validation,
+        )
+    elif params.training.shares.get("documents"):
+        positions = blueprint.config.get_text_config().max_position_embeddings
+        turns = partial(
+            mixed_step,
+            shares=params.training.shares,
+            sizes=sizes,
+            room=min(positions, params.batches.max_document_tokens or positions) - 1,
         )
 
     def step() -> Memory:

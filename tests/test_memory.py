@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 
 from doctor.blueprints import LanguageModelBlueprint
 from doctor.chat_streams import chat_step
+from doctor.document_streams import mixed_step
 from doctor.dry_run import DryRun, Ledger
 from doctor.memory import likely_draws, training_memory, validation_memory
 from pipeline.bridge.batch import CaptionBatch
@@ -139,6 +140,45 @@ def test_a_step_of_turns_takes_what_was_predicted(part):
     step()
     gill.heads.zero_grad()
     assert predicted.working == pytest.approx(allocated_at_most(step), rel=0.2)
+
+
+@pytest.mark.parametrize("part", [None, 8])
+def test_a_step_of_documents_takes_what_was_predicted(part):
+    shares = {"captions": 16, "documents": 16}
+    turns = partial(mixed_step, shares=shares, sizes=SIZES, room=60)
+    objective, settings = Objective(), TrainingSettings(batch_size=32, micro_batch_size=part)
+    predicted = training_memory(
+        blueprint(),
+        SIZES,
+        objective,
+        settings,
+        caption_tokens=LENGTHS,
+        turns=turns,
+        device_type="cpu",
+    )
+    gill, batch = real_gill(torch.float32, "none"), turns(real_batch(32))
+    draws = likely_draws(16, objective)
+
+    def step():
+        backpropagate(gill, batch, objective, draws, part)
+
+    step()
+    gill.heads.zero_grad()
+    assert predicted.working == pytest.approx(allocated_at_most(step), rel=0.2)
+
+
+def test_documents_come_in_their_share_and_fit():
+    batch = mixed_step(real_batch(32), {"captions": 24, "documents": 8}, SIZES, room=60)
+    assert len(batch.captions) == 24
+    assert len(batch.documents) == 8
+    pictures = [part.picture for doc in batch.documents.documents for part in doc[1::3]]
+    assert pictures == list(range(40))
+    longest = max(
+        sum(len(part.ids) for part in doc[::3]) + 5 * (SIZES.r + SIZES.k)
+        for doc in batch.documents.documents
+    )
+    assert longest <= 60
+    assert mixed_step(real_batch(4), {"documents": 4}, SIZES, room=60).captions is None
 
 
 def test_turns_come_in_their_shares():
