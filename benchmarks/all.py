@@ -4,7 +4,7 @@
 
 On a GPU each is ended when its seconds, and what those before it left of theirs, are over: all
 after eight minutes. What was found until then is kept, as is what others found where one fails; the
-JSON file is written anew after every one.
+JSON file is written anew after every one, and profiles of kernels lie beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def main() -> None:
         print(f"== {name}", flush=True)
         options = ["--device", given.device, *["--quick"] * given.quick]
         end += limit
-        outcome = run(name, options, end - time.monotonic() if limited else inf)
+        traces = given.json and given.json.parent
+        outcome = run(name, options, end - time.monotonic() if limited else inf, traces)
         print(f"== {name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)
         found["benchmarks"][name] = outcome
         if given.json:
@@ -73,12 +75,13 @@ def main() -> None:
         raise SystemExit(f"not done: {', '.join(undone)}")
 
 
-def run(name: str, options: list[str], limit: float) -> dict[str, Any]:
+def run(name: str, options: list[str], limit: float, traces: Path | None = None) -> dict[str, Any]:
     """One benchmark, ended after `limit` seconds with all processes that it started: its status
-    (`done`, `failed`, `ended after N s`), seconds, and results, of the parts until its end."""
+    (`done`, `failed`, `ended after N s`), seconds, and results, of the parts until its end. Its
+    profiles go to the folder `traces`."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "results.json")
+        file = Path(folder, f"{name}.json")
         command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json", str(file)]
         process = subprocess.Popen(command, start_new_session=True)
         try:
@@ -90,6 +93,9 @@ def run(name: str, options: list[str], limit: float) -> dict[str, Any]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if traces is not None:
+            for trace in Path(folder).glob("*.trace.json.gz"):
+                shutil.move(trace, traces / trace.name)
     return {"status": status, "seconds": time.monotonic() - start, "results": results}
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import time
 import traceback
 from collections import Counter
@@ -55,6 +56,7 @@ class Bench:
         self.results: dict[str, Any] = {}
         self.failed: list[str] = []
         self._columns: tuple[str, ...] = ()
+        self._part = ""
         self._clock = time.perf_counter if wall or self.on_gpu else time.process_time
 
     def size(self, toy: Any, cpu: Any, gpu: Any) -> Any:
@@ -66,6 +68,7 @@ class Bench:
 
         `headline` copies numbers to the top of the JSON: their name here, their name there.
         """
+        self._part = name
         try:
             outcome = dict(work())
             single = {key: value for key, value in outcome.items() if not isinstance(value, dict)}
@@ -155,11 +158,15 @@ class Bench:
 
         `busy` is the kernels' time over the call's when it is not profiled: far below 1, the device
         waits for Python. `launches` and `waits` count what Python asks of a GPU and how often it
-        stands still for it. `longest`: kernels with their shares.
+        stands still for it. `longest`: kernels with their shares. The whole profile goes beside the
+        JSON, for chrome://tracing or Perfetto: STEM.PART.trace.json.gz.
         """
         seconds = self.seconds(call)
         with torch.profiler.profile() as profile:
             self.once(call)
+        if self.given.json is not None:
+            part = re.sub(r"\W+", "-", self._part)
+            profile.export_chrome_trace(str(self.given.json.with_suffix(f".{part}.trace.json.gz")))
         spent, counts = Counter[str](), Counter[str]()
         for event in profile.key_averages():
             on_device = event.device_type == torch.autograd.DeviceType.CUDA

@@ -2,6 +2,7 @@
 of it is known to work before it meets one; and what they share."""
 
 import argparse
+import gzip
 import json
 import math
 import os
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 # The numbers that are read elsewhere, at the top of the JSON.
 KEYS = {
     "yardstick": ["device"],
-    "train_step": ["speedup", "memory_ratio", "flop_per_example"],
+    "train_step": ["speedup", "memory_ratio", "documents_cost", "flop_per_example"],
     "decoding": ["speedup_32", "speedup_128", "speedup_512", "of_generate_32"],
     "cache": ["vs_mmap", "vs_fancy_indexing", "vs_npy_per_row", "bytes_ratio", "relative_error"],
     "precompute": ["features_vs_bare", "targets_vs_bare"],
@@ -82,7 +83,7 @@ def test_peers_of_the_cache_are_read_or_named_as_not_installed(run):
             assert numbers["ours_vs_this"] > 0, part
 
 
-def test_the_training_step_agrees_with_the_plain_one_and_rates_with_times(run):
+def test_the_training_step_agrees_with_the_plain_one_and_rates_with_times(run, tmp_path):
     results = run("train_step")
     assert results["gradients"]["relative_error"] < 1e-5
     assert results["gradients"]["of_worst_tensor"] < 1e-4
@@ -99,6 +100,10 @@ def test_the_training_step_agrees_with_the_plain_one_and_rates_with_times(run):
     shares = list(results["toy, kernels"]["longest"].values())
     assert sum(shares) <= 1 + 1e-9
     assert shares == sorted(shares, reverse=True)
+    with gzip.open(tmp_path / "train_step.toy-kernels.trace.json.gz") as trace:
+        assert any(
+            "aten::addmm" in event.get("name", "") for event in json.load(trace)["traceEvents"]
+        )
 
 
 def test_both_ways_of_decoding_say_the_same(run):
@@ -241,7 +246,7 @@ def test_all_are_run_within_eight_minutes_and_what_one_leaves_the_next_have(monk
     assert sum(runner.LIMITS.values()) <= 480
     now, given = [100.0], []
 
-    def taking(name, options, limit):
+    def taking(name, options, limit, traces):
         given.append(limit)
         now[0] += limit if name == "slow" else 1.0
         return {"status": "done", "seconds": 1.0, "results": {}}
