@@ -109,7 +109,7 @@ def measure_follow_ups(
     ]
     records = []
     for number, one in enumerate(said):
-        shown = ({"picture": str(first[number])},) if first else ()
+        shown = ({"answer": str(first[number])},) if first else ()
         records.append(
             Record(
                 set=_SET,

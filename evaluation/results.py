@@ -60,8 +60,8 @@ class Record:
     prompt: str
     """What the generator's own text encoder reads, or the question."""
     context: tuple[dict[str, str], ...]
-    """What GILL reads, in order: {"text": ...}, {"picture": reference}, or {"image_tokens": ""} for
-    those of an own picture."""
+    """What GILL reads, in order: {"text": ...}, {"picture": reference}, {"answer": reference} for a
+    picture that it answered with before, or {"image_tokens": ""} for those of an own picture."""
     real: str | None = None
     """The real picture: a path or `shard.tar#member`, as `corpora.pictures.open_picture` takes."""
     scene: str | None = None

@@ -117,7 +117,7 @@ def _placed(record: Record, out: Path, final: Path, makers: Mapping[str, Path]) 
         for method, picture in record.pictures.items()
     }
     context = tuple(
-        {kind: placed(p) if kind == "picture" else p for kind, p in part.items()}
+        {kind: placed(p) if kind in ("picture", "answer") else p for kind, p in part.items()}
         for part in record.context
     )
     return replace(record, pictures=pictures, context=context)

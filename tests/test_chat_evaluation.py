@@ -193,8 +193,8 @@ def test_follow_ups_change_one_attribute_and_are_judged_by_it(gill, store, bare,
     assert found["generator", "others_kept"] == 1
     assert 0 <= found["gill", "changed_attribute"] <= 1
     assert len(records) == 5
-    assert [list(part) for part in records[0].context] == [["text"], ["picture"], ["text"]]
-    assert records[0].context[1]["picture"] != records[0].pictures["gill"]
+    assert [list(part) for part in records[0].context] == [["text"], ["answer"], ["text"]]
+    assert records[0].context[1]["answer"] != records[0].pictures["gill"]
     monkeypatch.setattr(follow_ups, "reply_together", lambda _: pytest.fail("drawn twice"))
     again = EvaluationStore(store._folders)
     assert measure_follow_ups(gill, asked, SECTION, few, again, drawn) == (results, records)

@@ -15,7 +15,7 @@ from evaluation.report import showcase
 from evaluation.report.curves import Curves, Line, draw
 from evaluation.report.differences import draw_differences
 from evaluation.report.figures import Figure
-from evaluation.report.grids import Grid, exchanges, failures, told
+from evaluation.report.grids import Grid, failures, talks, told
 from evaluation.report.page import ReportError, render, write_page
 from evaluation.report.tables import ABSENT, Table, absences, compared, numbers_of, paper_tables
 from evaluation.results import Record, Result
@@ -33,7 +33,7 @@ def _picture(path, side=32):
 def _content(**shown):
     captions = {"source": "a table", "kept": 9, "excluded": 1, "splits": {"train": 9},
                 "fingerprint": "f" * 40, "reasons": {"too long": 1}}  # fmt: skip
-    empty = ("tables", "beyond", "figures", "training_curves", "exchanges", "grids", "captioned",
+    empty = ("tables", "beyond", "figures", "training_curves", "talks", "grids", "captioned",
              "questions", "failures", "told_stories")  # fmt: skip
     findings = {"cells": {"seeds": [0], "notes": []}, "rule": "R", "findings": []}
     rest = {"absences": {}, "backbones": {}, "versions": {"torch": "2"}, "python": "Python 3"}
@@ -60,7 +60,7 @@ def test_every_block_is_on_the_page_and_nothing_comes_from_outside(tmp_path):
             grids=[Grid("G", [record], names_sets=True)],
             figures=[Figure("F", [Curves("C", "x", "y", [line])], "bands")],
             questions=[record],
-            exchanges=exchanges([record, replace(record, set="story_5_pictures")]),
+            talks=talks([record, replace(record, set="story_5_pictures")]),
             absences={"LPIPS": "no weights"},
         ),
         256,
@@ -263,10 +263,27 @@ def test_the_readmes_pictures_show_what_was_told_and_what_was_made(tmp_path):
     right = np.asarray(examples)[:, -20 - 128 : -20]
     assert any((right[y : y + 128] == pixels).all() for y in range(len(right) - 128))
 
-    frames = showcase.draw_chat(exchanges([record]))
+    frames = showcase.draw_chat(talks([record]))
     assert [time for _, time in frames] == [1100, 1100, 3000]  # two messages, then the answer
     assert {frame.size for frame, _ in frames} == {(420, 560)}
     assert frames[1][0].tobytes() != frames[2][0].tobytes()
+
+
+def test_a_picture_that_was_an_answer_stands_in_an_answer(tmp_path):
+    first, second = (_picture(tmp_path / f"{n}.png", 64 + n) for n in range(2))
+    context = ({"text": "a ring."}, {"answer": first}, {"text": "now blue."})
+    record = Record("follow_ups", "7", "", context, first, pictures={"gill": second})
+    [talk] = talks([record])
+    said = [(one.told, one.pictures) for one in talk.exchanges]
+    assert said == [
+        ([("a ring.", None)], [("generated", first)]),
+        ([("now blue.", None)], [("generated", second)]),
+    ]
+    times = [time for _, time in showcase.draw_chat([talk])]
+    assert times == [1100, 3000, 1100, 3000]
+    html = render(_content(talks=[talk]), 64)
+    bubbles = re.findall(r'<div class="(bubble(?: answer)?)">', html)
+    assert bubbles == ["bubble", "bubble answer"] * 2
 
 
 def test_failures_are_the_worst_pictures_by_each_judge_and_the_worst_found():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.report.words import set_name
@@ -12,7 +12,8 @@ _SHOWN = (
     "story_5_pictures", "dialogue_10", "story_5", "story_1", "dialogue_5", "dialogue_1", "captions",
 )  # fmt: skip
 _CONVERSATIONS = {
-    "asked": "A picture that is asked for",
+    "follow_ups": "A picture that is asked for, and changed",
+    "asked": "A picture that is asked for",  # which the one above begins with
     "story_5_pictures": "A story, told and shown",
     "dialogue_10": "A dialogue, in words",
     "captions": "A caption",
@@ -40,7 +41,6 @@ class Grid:
 class Exchange:
     """What GILL was told and shown, in order, and what it answered."""
 
-    title: str
     told: Sequence[tuple[str, str | None]]
     """(text, picture that follows it)."""
     words: str = ""
@@ -48,10 +48,22 @@ class Exchange:
     """(what it is, picture)."""
 
 
+@dataclass(frozen=True)
+class Talk:
+    """A conversation of one exchange or several."""
+
+    title: str
+    exchanges: Sequence[Exchange]
+
+
 def told(record: Record) -> list[tuple[str, str | None]]:
     """The context of a record: each text with the picture that follows it."""
+    return _told(record.context)
+
+
+def _told(context: Sequence[Mapping[str, str]]) -> list[tuple[str, str | None]]:
     parts: list[tuple[str, str | None]] = []
-    for part in record.context:
+    for part in context:
         if "picture" not in part:
             parts.append((part["text"].strip(), None))
         elif parts and parts[-1][1] is None:
@@ -61,26 +73,39 @@ def told(record: Record) -> list[tuple[str, str | None]]:
     return parts
 
 
-def exchanges(records: Sequence[Record]) -> list[Exchange]:
+def talks(records: Sequence[Record]) -> list[Talk]:
     """The first example of each kind of conversation that was evaluated, as a conversation."""
     shown = [
-        Exchange("A question in words", told(record), words=record.texts["gill"])
+        Talk("A question in words", [Exchange(told(record), words=record.texts["gill"])])
         for record in [r for r in records if r.set == "questions"][:1]
     ]
     for name, title in _CONVERSATIONS.items():
         record = next((r for r in records if r.set == name and "gill" in r.pictures), None)
-        if record is None:
+        if record is None or (name == "asked" and any(r.set == "follow_ups" for r in records)):
             continue
         made = [("generated", record.pictures["gill"])]
         if "retrieved" in record.pictures:
             made.append(("retrieved", record.pictures["retrieved"]))
-        shown.append(Exchange(title, told(record), pictures=made))
+        shown.append(Talk(title, _exchanges(record, made)))
     said = [r for r in records if r.set in ("coco_captioning", "vqa") and r.texts.get("gill")]
     for record in list({r.set: r for r in reversed(said)}.values())[::-1]:
         question = record.prompt.strip()
         title = "A question about a picture" if question else "What does it show?"
-        shown.append(Exchange(title, [(question, record.real)], words=record.texts["gill"]))
+        exchange = Exchange([(question, record.real)], words=record.texts["gill"])
+        shown.append(Talk(title, [exchange]))
     return shown
+
+
+def _exchanges(record: Record, made: Sequence[tuple[str, str]]) -> list[Exchange]:
+    """The context, parted behind each picture that was an answer itself, and the last answer."""
+    exchanges, since = list[Exchange](), list[Mapping[str, str]]()
+    for part in record.context:
+        if "answer" in part:
+            exchanges.append(Exchange(_told(since), pictures=[("generated", part["answer"])]))
+            since = []
+        else:
+            since.append(part)
+    return [*exchanges, Exchange(_told(since), pictures=made)]
 
 
 def grids(records: Sequence[Record], limit: int) -> list[Grid]:

@@ -29,7 +29,7 @@ from evaluation import findings
 from evaluation.report.curves import draw
 from evaluation.report.differences import draw_differences, measured_parts
 from evaluation.report.figures import figures, training_curves
-from evaluation.report.grids import exchanges, failures, grids, told
+from evaluation.report.grids import failures, grids, talks, told
 from evaluation.report.tables import Table, absences, paper_tables
 from evaluation.report.told import told_stories
 from evaluation.report.words import METHODS, METRICS, set_name
@@ -88,7 +88,7 @@ def page_content(params: Params, artifacts: Artifacts, metrics: Path) -> dict[st
         "absences": absences(results),
         "figures": figures(results, found),
         "training_curves": training_curves(metrics / "train" / "plots" / "metrics"),
-        "exchanges": exchanges(records),
+        "talks": talks(records),
         "grids": grids(records, shown),
         "told_stories": told_stories(records, shown),
         "captioned": [r for r in records if r.set == "coco_captioning"][:shown],

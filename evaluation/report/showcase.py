@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from corpora.pictures import open_picture
-from evaluation.report.grids import Exchange, Grid, exchanges, grids, told
+from evaluation.report.grids import Grid, Talk, grids, talks, told
 from evaluation.report.words import METHODS
 from evaluation.results import Record, read_records
 from gill.artifacts import ARTIFACTS
@@ -136,21 +136,23 @@ def _example(record: Record, methods: Sequence[str]) -> Image.Image:
 
 
 def draw_chat(
-    talks: Sequence[Exchange], width: int = 420, height: int = 560
+    talks: Sequence[Talk], width: int = 420, height: int = 560
 ) -> list[tuple[Image.Image, int]]:
     """A frame per message, the last messages in sight, and how long it stands in milliseconds."""
     frames: list[tuple[Image.Image, int]] = []
     for talk in talks:
-        bubbles = [
-            (_bubble([*_words(text, _SAID), *_shown(picture)], _SAID), width - 16)
-            for text, picture in talk.told
-        ]
-        answer = _words(talk.words, _ANSWERED)
-        if talk.pictures:
-            answer.append(_beside([_picture(p, _SIDE) for _, p in talk.pictures], 10, _ANSWERED))
-        bubbles.append((_bubble(answer, _ANSWERED), 0))
+        bubbles: list[tuple[Image.Image, int]] = []
+        for one in talk.exchanges:
+            bubbles += [
+                (_bubble([*_words(text, _SAID), *_shown(picture)], _SAID), width - 16)
+                for text, picture in one.told
+            ]
+            answer = _words(one.words, _ANSWERED)
+            if one.pictures:
+                answer.append(_beside([_picture(p, _SIDE) for _, p in one.pictures], 10, _ANSWERED))
+            bubbles.append((_bubble(answer, _ANSWERED), 0))
         for count in range(1, len(bubbles) + 1):
-            time = _ANSWER if count == len(bubbles) else _MESSAGE
+            time = _MESSAGE if bubbles[count - 1][1] else _ANSWER
             frames.append((_window(bubbles[:count], width, height), time))
     return frames
 
@@ -192,7 +194,7 @@ def main() -> None:
     records = read_records(ARTIFACTS.evaluation / "records.parquet")
     kinds = [block for block in grids(records, _ROWS) if block.records[0].set in _KINDS]
     draw_examples(kinds).save(folder / "examples.png", optimize=True)
-    pictures, times = zip(*draw_chat(exchanges(records)))
+    pictures, times = zip(*draw_chat(talks(records)))
     kept = [picture.quantize(128, dither=Image.Dither.NONE) for picture in pictures]
     kept[0].save(
         folder / "chat.gif", save_all=True, append_images=kept[1:], duration=list(times), loop=0
