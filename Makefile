@@ -51,13 +51,13 @@ ablations: install .dvc/config.local  ## Tables 3 and 4: every variant with one 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --force --single-item report
 
 # With PRESET=smollm2 (and SEEDS="0 1"): GILL itself under that preset, a column of its own in the report.
-# The cells need no more than the index; the rest of the main run then finds what its own cell has made.
-findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (35 to 45 minutes)
+# The cells need no more than the stores; the rest of the main run then finds what its own cell has made.
+findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (about 45 minutes)
 ifdef PRESET
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages run-variants --preset $(PRESET) $(addprefix --seeds ,$(SEEDS))
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 else
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro build-index
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro precompute-features precompute-targets
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages run-variants
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages findings

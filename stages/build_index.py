@@ -24,7 +24,7 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
     check_dimensions(artifacts, (), params)
     work = WorkFolder.open(params.run.work)
     heads = required(artifacts.heads(params.training.checkpoint), "train")
-    own = _own_candidates(work, params, artifacts, rebuild)
+    own = have_candidates(work, params, artifacts, rebuild=rebuild)
     table = artifacts.candidates if own else artifacts.captions
     store = artifacts.candidate_features if own else artifacts.features
     entry = work.entry(
@@ -59,8 +59,11 @@ def run(params: Params, *, rebuild: bool = False, artifacts: Artifacts = ARTIFAC
     entry.provide(artifacts.stage("build-index"), {"index": artifacts.index}, make)
 
 
-def _own_candidates(work: WorkFolder, params: Params, artifacts: Artifacts, rebuild: bool) -> bool:
-    """Have the candidates' own table and features there, if they are not the training pictures."""
+def have_candidates(
+    work: WorkFolder, params: Params, artifacts: Artifacts, *, rebuild: bool = False
+) -> bool:
+    """Have the candidates' own table and features there; False where they are the training
+    pictures."""
     source = params.index.candidates
     if source is None and not params.is_miniature:
         watch_files(INPUTS / "candidates", {})

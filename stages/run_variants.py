@@ -19,9 +19,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from evaluation.variants import BASELINE, Cell, cell, is_done, read_study
+from gill.artifacts import ARTIFACTS
 from gill_errors import GillError, StageError
 from gill_progress import Ticker, duration
+from settings.params import read_params
 from stages import run_variant
+from stages.build_index import have_candidates
+from workfolder import WorkFolder
 
 # What a cell imports first or last: all that is slow to import is behind one of these.
 _IMPORTED_ONCE = ["evaluation.tables", "stages.decision_labels", "stages.head_training"]
@@ -54,6 +58,9 @@ def run(
     # The longest first, so that no core waits for it at the end.
     waiting.sort(key=lambda one: one.name != BASELINE)
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before; {jobs} at a time")
+    if waiting:  # each builds an index of its own, of these
+        params = read_params(params_file)
+        have_candidates(WorkFolder.open(params.run.work), params, ARTIFACTS)
     failed = _run_all((params_file, study_file), waiting, jobs)
     if failed:
         logs = ", ".join(f"{one} ({one.log})" for one in failed)
