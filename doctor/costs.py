@@ -11,6 +11,7 @@ import torch
 from cache import StoreSpec
 from doctor.chat_streams import answering_memory, num_replies
 from doctor.denoising import latents_memory
+from doctor.document_streams import PICTURES
 from doctor.machine import Machine
 from doctor.memory import (
     Memory,
@@ -188,6 +189,7 @@ def _train(params: Params, models: Models, machine: Machine, rows: int) -> Stage
     if language_model is None or sizes is None or models.trained is None:
         return None
     held_out, device = params.batches.validation_rows, machine.device_type
+    documents = params.training.shares.get("documents", 0)
     # A quantised model passes through main memory unquantised.
     quantised = weight_bytes(language_model.build().model)
     whole = language_model.parameters * language_model.dtype.itemsize
@@ -202,7 +204,8 @@ def _train(params: Params, models: Models, machine: Machine, rows: int) -> Stage
         buffers=3 * settings.batch_size * 4 * sizes.L * sizes.D + max(0, whole - quantised),
         units=settings.steps * settings.batch_size,
         share=TRAINING_SHARE,
-        note=f"{settings.steps} steps of {settings.batch_size}",
+        note=f"{settings.steps} steps of {settings.batch_size}"
+        + f", {documents} of them documents of {PICTURES} texts and pictures" * (documents > 0),
     )
 
 

@@ -106,6 +106,19 @@ def test_targets_of_the_paper_are_minutes_online_or_hundreds_of_gigabytes():
 
 
 @pytest.mark.usefixtures("few_variants")
+def test_documents_cost_what_their_texts_and_pictures_cost():
+    alone = doctor.examine(changed(), "miniature", rows=1000, card="H200").stages[2]
+    documents = {"captions": {"documents": {"file": "d.jsonl"}}}
+    mixed = changed(**documents, training={"mixture": {"captions": 1, "documents": 1}})
+    cost = doctor.examine(mixed, "mixed", rows=1000, card="H200").stages[2]
+    assert alone.note == "600 steps of 64"
+    assert cost.note == "600 steps of 64, 32 of them documents of 5 texts and pictures"
+    # Half the examples have five times the texts, which are read once for all losses.
+    assert 2 < cost.hours / alone.hours < 3.5
+    assert cost.device_memory > alone.device_memory
+
+
+@pytest.mark.usefixtures("few_variants")
 def test_the_denoising_loss_brings_a_stage_and_the_unet():
     batches = {"validation_rows": 0}
     params = changed(batches=batches, objective={"diffusion_weight": 1.0})
