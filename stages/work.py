@@ -35,8 +35,10 @@ def show(params: Params, *, delete: bool) -> None:
     total, free = sum(s.size for s in states), sum(s.size for s in unused)
     console.print(f"{work.root}: {decimal(total)}, of which nobody names {decimal(free)}")
     if delete:
-        prune(states)
+        left = prune(states)
         console.print(f"deleted {len(unused)} of {len(states)}, {decimal(free)}")
+        for url in left:
+            console.print(f"{url} stays: remove it with your object store's own tools")
     elif unused:
         console.print("`stages work --prune` deletes what no commit, experiment or workspace names")
 

@@ -275,6 +275,16 @@ def test_what_is_made_now_and_retrained_backbones_are_never_pruned(tmp_path: Pat
     assert trained.is_dir()
 
 
+def test_a_store_elsewhere_stays_and_is_named(tmp_path: Path) -> None:
+    work = WorkFolder.open(str(tmp_path / "w"), tmp_path)
+    here, there = (work.entry("features", {"rows": n}) for n in (1, 2))
+    for entry, summary in ((here, {}), (there, {"store": "s3://a/features.zarr"})):
+        entry.begin()
+        entry.finish([], 1.0, **summary)
+    assert prune(list_entries(work)) == ["s3://a/features.zarr"]
+    assert list_entries(work) == []
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = WorkFolder.open(str(tmp_path / "w"), tmp_path)
     entry = finished_entry(work, r=1)

@@ -62,11 +62,16 @@ def list_entries(work: WorkFolder) -> list[EntryState]:
     return found
 
 
-def prune(states: Sequence[EntryState]) -> None:
-    """Delete what `is_free`."""
+def prune(states: Sequence[EntryState]) -> list[str]:
+    """Delete what `is_free`. The URLs of stores that were recorded there and lie elsewhere, where
+    they stay: others may read them."""
+    left = []
     for state in states:
         if is_free(state):
+            if state.entry is not None and (finished := state.entry.finished) is not None:
+                left += [url for key, url in finished["summary"].items() if key == "store"]
             shutil.rmtree(state.folder)
+    return left
 
 
 def is_free(state: EntryState) -> bool:
