@@ -107,6 +107,7 @@ class PictureChecks:
             for name in new:
                 del self._coming[name]
             theirs = {name: wait_for_it()[name] for name, wait_for_it in earlier.items()}
+            earlier.clear()  # else every block would keep the one before it, and that all others
             return verdicts | fresh | theirs
 
         self._coming |= dict.fromkeys(new, wait)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -144,4 +145,7 @@ def test_who_asks_for_a_picture_that_is_being_looked_at_gets_the_same_verdict(
         assert list(second()) == [names[2], names[1]]
         assert second()[names[1]] == first()[names[1]] == checks.ask(names[1:])()[names[1]]
         assert checks._coming == {}
+        kept = weakref.ref(first)
+        del first
+        assert kept() is None  # although `second`, which asked it, is still there
     assert sorted(looked_at) == names
