@@ -118,9 +118,19 @@ def test_the_step_takes_what_was_predicted(case):
     assert predicted.working == pytest.approx(allocated_at_most(step), rel=0.2)
 
 
+TURNS = partial(chat_step, shares={"asked": 8, "shown": 3, "told": 4, "joined": 1}, answer=10)
+DOCUMENTS = partial(mixed_step, shares={"captions": 16, "documents": 16}, sizes=SIZES, room=60)
+
+
 @pytest.mark.parametrize("part", [None, 8])
-def test_a_step_of_turns_takes_what_was_predicted(part):
-    turns = partial(chat_step, shares={"asked": 8, "shown": 3, "told": 4, "joined": 1}, answer=10)
+@pytest.mark.parametrize(
+    ("turns", "draws"),
+    [
+        pytest.param(TURNS, PackingDraws.same(32, packed=False), id="turns"),
+        pytest.param(DOCUMENTS, likely_draws(16, Objective()), id="documents"),
+    ],
+)
+def test_a_step_of_turns_or_documents_takes_what_was_predicted(turns, draws, part):
     objective, settings = Objective(), TrainingSettings(batch_size=32, micro_batch_size=part)
     predicted = training_memory(
         blueprint(),
@@ -132,32 +142,6 @@ def test_a_step_of_turns_takes_what_was_predicted(part):
         device_type="cpu",
     )
     gill, batch = real_gill(torch.float32, "none"), turns(real_batch(32))
-    draws = PackingDraws.same(32, packed=False)
-
-    def step():
-        backpropagate(gill, batch, objective, draws, part)
-
-    step()
-    gill.heads.zero_grad()
-    assert predicted.working == pytest.approx(allocated_at_most(step), rel=0.2)
-
-
-@pytest.mark.parametrize("part", [None, 8])
-def test_a_step_of_documents_takes_what_was_predicted(part):
-    shares = {"captions": 16, "documents": 16}
-    turns = partial(mixed_step, shares=shares, sizes=SIZES, room=60)
-    objective, settings = Objective(), TrainingSettings(batch_size=32, micro_batch_size=part)
-    predicted = training_memory(
-        blueprint(),
-        SIZES,
-        objective,
-        settings,
-        caption_tokens=LENGTHS,
-        turns=turns,
-        device_type="cpu",
-    )
-    gill, batch = real_gill(torch.float32, "none"), turns(real_batch(32))
-    draws = likely_draws(16, objective)
 
     def step():
         backpropagate(gill, batch, objective, draws, part)
