@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import httpx
 import pytest
 from jaxtyping import install_import_hook
 
@@ -38,6 +39,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     running.start()
     host, port = running.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    # moto keeps what was written in the process, not in the server: an earlier test's too
+    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
     s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps that of another server
     fsspec.filesystem("s3").mkdir("corpus")
     yield "s3://corpus"
