@@ -377,6 +377,12 @@ class TrainingParams(TrainingNumbers):
         "joined 1",
     )
     replies: RepliesParams = RepliesParams()
+    language_model_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="what the frozen language model computes in while the heads are trained, where "
+        "it is read in large batches; null: backbones.language_model_dtype, in which it is "
+        "talked to in any case",
+    )
 
     @property
     def shares(self) -> dict[str, int]:

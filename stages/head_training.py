@@ -63,9 +63,7 @@ def train_heads(
     backbones = read_backbones(artifacts)
     table = CaptionTable(artifacts.captions)
     settings = params.training_settings
-    language_model = _language_model(
-        backbones.language_model, device, settings.shard_language_model
-    )
+    language_model = _language_model(params, backbones.language_model, device)
     # Seeded, hence alike in all processes and whatever was drawn while loading.
     heads = _first_heads(params, backbones, language_model).to(device)
     objective = params.objective
@@ -248,17 +246,13 @@ def _first_states(
     return read_documents(model, asked_and_shown(table, documents, seen)).drawn
 
 
-def _language_model(backbone: Backbone, device: torch.device, sharded: bool) -> LanguageModel:
-    if sharded:
-        return load_sharded_language_model(
-            backbone.path, backbone.torch_dtype, device, backbone.chat
-        )
+def _language_model(params: Params, backbone: Backbone, device: torch.device) -> LanguageModel:
+    chosen = params.training.language_model_dtype
+    dtype = backbone.torch_dtype if chosen is None else getattr(torch, chosen)
+    if params.training_settings.shard_language_model:
+        return load_sharded_language_model(backbone.path, dtype, device, backbone.chat)
     return load_language_model(
-        backbone.path,
-        backbone.torch_dtype,
-        device,
-        quantization=backbone.quantization,
-        chat=backbone.chat,
+        backbone.path, dtype, device, quantization=backbone.quantization, chat=backbone.chat
     )
 
 

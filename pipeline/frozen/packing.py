@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -26,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gill_errors import InputError
 from pipeline.devices import sent_together
 from pipeline.frozen import ragged_attention
+from pipeline.frozen.grid_attention import Grids, attend_in_grid, causal_mask
 from pipeline.frozen.ragged_attention import RaggedKeys
 
 ATTENTION = "gill_packed"
@@ -155,6 +155,12 @@ class Packing:
         # Without a prefix plain causality is enough: padding is at the end, where no token looks.
         return None if self.prefix is None else self.mask_within(None)
 
+    @cached_property
+    def grids(self) -> Grids | None:
+        """A grid for the short sequences and one for the long, where that halves the cost."""
+        before = self.prefix.lengths if self.prefix else [0] * len(self.lengths)
+        return Grids.of(self.lengths, before, self.positions.device)
+
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence, its prefix included."""
@@ -164,7 +170,7 @@ class Packing:
     def mask_within(self, window: int | None) -> Bool[Tensor, "B 1 T K"]:
         """Who sees whom where a token sees only the `window` last ones, itself included."""
         before = max(self.prefix.lengths) if self.prefix else 0
-        return _mask(self.starts, before, max(self.lengths), window)
+        return causal_mask(self.starts, before, max(self.lengths), window)
 
     def unpack(self, states: Float[Tensor, "1 H S h"]) -> Float[Tensor, "B H T h"]:
         """Lay packed states out per sequence; places past a sequence's end are zero."""
@@ -204,33 +210,6 @@ class Packing:
         return (rows if self.slots is None else rows.index_select(0, self.slots))[None]
 
 
-def _mask(
-    starts: Int64[Tensor, " B"], P: int, T: int, window: int | None = None
-) -> Bool[Tensor, "B 1 T K"]:
-    """Who sees whom after prefixes of lengths `starts`; of these the `window` last ones, itself
-    included. Columns are the padded prefix, P of them, then the T own tokens, as `packed_attention`
-    joins their keys.
-
-    The causal part is not cut at a sequence's end: a query that sees nothing is NaN.
-    """
-    own = torch.arange(T, device=starts.device)
-    past = torch.arange(P, device=starts.device)
-    # Positions of queries [B, T] and keys [B, K]; every prefix begins at 0.
-    queries = starts[:, None] + own
-    keys = torch.cat([past.expand(len(starts), -1), queries], dim=1)
-    # [B, P] and [1, T, T] -> [B, T, K]
-    seen = torch.cat(
-        [
-            (past < starts[:, None])[:, None].expand(-1, T, -1),
-            (own <= own[:, None]).expand(len(starts), -1, -1),
-        ],
-        dim=2,
-    )
-    if window is not None:
-        seen = seen & (queries[:, :, None] - keys[:, None, :] < window)
-    return seen[:, None]
-
-
 def packed_attention(
     module: nn.Module,
     query: Float[Tensor, "..."],
@@ -257,30 +236,29 @@ def packed_attention(
     ragged = packing.ragged
     if ragged is not None and not ragged_attention.serves(query, key):
         ragged = None
-    if ragged is None or packing.recorded is not None:
+    grids = packing.grids if ragged is None else None
+    past = None
+    if packing.prefix is not None:
+        past = (packing.prefix.keys[layer], packing.prefix.values[layer])
+    one_grid = ragged is None and grids is None
+    if one_grid or packing.recorded is not None:
         k, v = packing.unpack(key), packing.unpack(value)
         # Rotary positions were applied before: the prefix's keys are joined as they are.
-        if packing.prefix is not None:
-            k = torch.cat([packing.prefix.keys[layer], k], dim=2)
-            v = torch.cat([packing.prefix.values[layer], v], dim=2)
-        # With their padding, which `past` will hide from the pass that follows.
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        # With their padding, which `starts` will hide from the pass that follows.
         if packing.recorded is not None:
             packing.recorded.keys[layer], packing.recorded.values[layer] = k, v
+    # [1, H, S, h] -> [S, H, h]
+    rows, own_keys, own_values = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if ragged is not None:
-        # [1, H, S, h] -> [S, H, h]
-        rows = query.squeeze(0).transpose(0, 1)
         keys, values = packing.in_order(key, value, layer)
         return ragged_attention.attend(rows, keys, values, ragged, scaling, window)[None], None
-    q = packing.unpack(query)
-    # Grouped queries: several heads share a key. Recorded above is one key a group, not a head.
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if grids is not None:
+        out = grids.attend(rows, own_keys, own_values, past, scaling, window)
+        return out[None], None
     mask = packing.mask if window is None else packing.mask_within(window)
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling
-    )
-    return packing.pack(out), None
+    return packing.pack(attend_in_grid(packing.unpack(query), k, v, mask, scaling)), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
