@@ -188,6 +188,8 @@ def _train(params: Params, models: Models, machine: Machine, rows: int) -> Stage
     language_model, sizes, settings = models.language_model, models.sizes, params.training_settings
     if language_model is None or sizes is None or models.trained is None:
         return None
+    if chosen := params.training.language_model_dtype:
+        language_model = replace(language_model, dtype=getattr(torch, chosen))
     held_out, device = params.batches.validation_rows, machine.device_type
     documents = params.training.shares.get("documents", 0)
     # A quantised model passes through main memory unquantised.

@@ -21,7 +21,7 @@ from settings.params import MINIATURE, Params
 from workfolder import WorkFolder, bring_from_repository, watch_files
 
 
-def run(params: Params, *, retrain: bool) -> None:
+def run(params: Params, *, retrain: bool = False) -> None:
     """Pin what `backbones` names in the manifest; `retrain` makes the miniature's anew first."""
     quieten_libraries()
     wanted = params.backbones

@@ -119,6 +119,22 @@ def test_documents_cost_what_their_texts_and_pictures_cost():
 
 
 @pytest.mark.usefixtures("few_variants")
+def test_a_language_model_that_trains_in_half_precision_costs_half_in_training_alone():
+    def stages(**training):
+        params = changed(backbones={"language_model_dtype": "float32"}, training=training)
+        found = doctor.examine(params, "miniature", rows=1000, card="H200")
+        return {stage.name: stage for stage in found.stages}, found.models.language_model
+
+    (plain, model), (half, served) = stages(), stages(language_model_dtype="bfloat16")
+    assert model is not None and served is not None
+    assert model.dtype == served.dtype
+    saved = model.parameters * (model.dtype.itemsize - 2)
+    assert plain["train"].device_memory - half["train"].device_memory > 0.9 * saved
+    for name in plain.keys() - {"train"}:
+        assert half[name].device_memory == plain[name].device_memory, name
+
+
+@pytest.mark.usefixtures("few_variants")
 def test_the_denoising_loss_brings_a_stage_and_the_unet():
     batches = {"validation_rows": 0}
     params = changed(batches=batches, objective={"diffusion_weight": 1.0})

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -6,13 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.frozen import grid_attention
+from pipeline.frozen.grid_attention import Grids
 from pipeline.frozen.packing import Packing, packed_attention
 from tests import ragged_kernel
 
 
-@pytest.fixture(params=["grid", "ragged"], autouse=True)
-def laid_out(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test with a padded grid, and without one as on a GPU."""
+@pytest.fixture(params=["grid", "two grids", "ragged"], autouse=True)
+def laid_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test with a padded grid, with two wherever lengths differ, and without as on a GPU."""
+    monkeypatch.setattr(grid_attention, "_GAIN", 0.0 if request.param == "two grids" else math.inf)
     with ragged_kernel.on_cpu() if request.param == "ragged" else nullcontext():
         yield
 
@@ -110,3 +114,48 @@ def test_a_window_hides_what_lies_further_back(before: int) -> None:
             seen = slice(max(0, before + t - 1), before + t + 1)
             alone = causal(q[:, :, t : t + 1], k[:, :, seen], v[:, :, seen], min(before + t, 1))
             torch.testing.assert_close(own[:, t : t + 1], alone)
+
+
+def test_two_grids_have_the_gradients_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, before = [2, 9, 2, 3, 7], [5, 1, 2, 1, 6]
+    past, states = qkv(sum(before), kv_heads=2), qkv(sum(lengths), kv_heads=2)
+    first = Packing.of(before, torch.device("cpu"), record=True)
+    packed_attention(layer(), *past, None, packing=first)
+    told = torch.randn(1, sum(lengths), 4, 8, dtype=torch.float64)
+
+    def gradients(gain: float) -> list[torch.Tensor]:
+        monkeypatch.setattr(grid_attention, "_GAIN", gain)
+        packing = Packing.of(lengths, torch.device("cpu"), prefix=first.recorded)
+        own = [x.clone().requires_grad_() for x in states]
+        out, _ = packed_attention(layer(), *own, None, packing=packing)
+        (out * told).sum().backward()
+        return [out.detach(), *(x.grad for x in own if x.grad is not None)]
+
+    for one, two in zip(gradients(math.inf), gradients(0.0), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_sequences_are_parted_where_that_halves_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    device = torch.device("cpu")
+    # 21 of 8 after at most 60, 4 of 45 after 3: 21 * 8 * 68 + 4 * 45 * 48, of 25 * 45 * 105.
+    grids = Grids.of([8] * 20 + [45] * 4 + [8], [30] * 20 + [3] * 4 + [60], device)
+    assert grids is not None
+    short, long = grids.parts
+    assert short.sequences.tolist() == [*range(20), 24]
+    assert (short.longest, short.before, short.starts[-1]) == (8, 60, 60)
+    assert (long.sequences.tolist(), long.longest, long.before) == ([20, 21, 22, 23], 45, 3)
+    assert Grids.of([8] * 4, [1, 2, 3, 50], device) is None
+    assert Grids.of([8, 28] * 16, [30] * 32, device) is None  # 0.59 of one grid
+    assert Grids.of([8] * 16 + [28], [30] * 17, device) is not None
+
+
+def test_half_precision_on_a_cpu_is_computed_in_float32() -> None:
+    states = [x.bfloat16() for x in qkv(9)]
+    packing = Packing.of([2, 7], torch.device("cpu"))
+    out, _ = packed_attention(layer(), *states, None, packing=packing)
+    parts = zip(*[x.float().split([2, 7], dim=2) for x in states])
+    expected = torch.cat([causal(*part) for part in parts], dim=1)
+    assert out.dtype == torch.bfloat16
+    if packing.ragged is None:  # on a GPU the kernel has its own accumulators
+        assert out.equal(expected.bfloat16())

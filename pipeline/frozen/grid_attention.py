@@ -20,6 +20,10 @@ from torch import Tensor
 from pipeline.devices import sent_together
 
 
+_GAIN = 2.0
+"""How many times cheaper two grids have to be: they are gathered twice."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """The sequences of one grid, in its order."""
@@ -44,8 +48,8 @@ class Grids:
     def of(
         cls, lengths: Sequence[int], before: Sequence[int], device: torch.device
     ) -> Grids | None:
-        """For sequences of these lengths after prefixes of `before`; None where two grids would
-        cost over half of what one does (queries times keys)."""
+        """For sequences of these lengths after prefixes of `before`; None where one grid costs
+        (queries times keys) less than twice as much."""
         parts = _parted(lengths, before)
         if parts is None:
             return None
@@ -156,7 +160,7 @@ def causal_mask(
 
 
 def _parted(lengths: Sequence[int], before: Sequence[int]) -> tuple[list[int], list[int]] | None:
-    """The short and the long sequences, where grids of their own halve the cost."""
+    """The short and the long sequences, where grids of their own are worth it."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
 
     def cost(part: Sequence[int]) -> int:
@@ -166,6 +170,6 @@ def _parted(lengths: Sequence[int], before: Sequence[int]) -> tuple[list[int], l
     cuts = [n for n in range(1, len(order)) if lengths[order[n - 1]] < lengths[order[n]]]
     costs = {n: cost(order[:n]) + cost(order[n:]) for n in cuts}
     best = min(costs, key=lambda n: costs[n], default=0)
-    if not best or 2 * costs[best] > cost(order):
+    if not best or _GAIN * costs[best] > cost(order):
         return None
     return order[:best], order[best:]
