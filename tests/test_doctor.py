@@ -126,7 +126,8 @@ def test_a_language_model_that_trains_in_half_precision_costs_half_in_training_a
         return {stage.name: stage for stage in found.stages}, found.models.language_model
 
     (plain, model), (half, served) = stages(), stages(language_model_dtype="bfloat16")
-    assert model is not None and served is not None
+    assert model is not None
+    assert served is not None
     assert model.dtype == served.dtype
     saved = model.parameters * (model.dtype.itemsize - 2)
     assert plain["train"].device_memory - half["train"].device_memory > 0.9 * saved

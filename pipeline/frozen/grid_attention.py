@@ -19,7 +19,6 @@ from torch import Tensor
 
 from pipeline.devices import sent_together
 
-
 _GAIN = 2.0
 """How many times cheaper two grids have to be: they are gathered twice."""
 
