@@ -4,6 +4,8 @@
 
     documents_cost          time of a step over documents, over that of their texts and pictures as
                             captions: the same tokens, each picture shown besides
+    turns_bfloat16, _grids  on a CPU, of a step over a chat model's turns: speedup by its weights in
+                            bfloat16, and by a grid of their own for short sequences
     speedup, memory_ratio   of the step over the plain step, on one case; of the plain step's memory
                             beyond what is held anyway, the share that the step takes
     flop_per_example        operations at OPT-6.7B's sizes, counted on meta tensors
@@ -28,6 +30,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 from statistics import mean, median
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +40,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from benchmarks.harness import ATTENTION, Bench, Numbers, Unavailable, count_flop, run
 from benchmarks.random_models import batch_of, opt_gill
 from doctor.blueprints import born, find, generator_blueprint
+from doctor.chat_streams import chat_step
 from doctor.denoising import denoising_memory
 from doctor.document_streams import PICTURES, story
 from pipeline.bridge.batch import CaptionBatch
@@ -44,6 +48,7 @@ from pipeline.bridge.documents import DocumentBatch
 from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, draw_packing, training_losses
+from pipeline.frozen import grid_attention
 from pipeline.frozen.backbones import Quantization
 from pipeline.settings import Objective, TrainingSettings
 from pipeline.training.accumulation import backpropagate
@@ -119,6 +124,8 @@ def compare(bench: Bench) -> None:
         partial(documents, bench, gill, stories),
         cost="documents_cost",
     )
+    if bench.device == "cpu":
+        turns(bench, gill, bench.size(8, 32, 32))
 
 
 def documents(bench: Bench, gill: MultimodalLanguageModel, stories: int) -> Numbers:
@@ -144,6 +151,30 @@ def documents(bench: Bench, gill: MultimodalLanguageModel, stories: int) -> Numb
         captions=lambda: step(captions, one_by_one),
     )
     return {**numbers, "cost": 1 / numbers["speedup"], "tokens": batch.num_tokens}
+
+
+def turns(bench: Bench, gill: MultimodalLanguageModel, count: int) -> None:
+    """A chat model's turns in either dtype, and with one grid for all sequences, however long."""
+    shares = {"asked": 5, "shown": 1, "told": 1, "joined": 1}
+    batch = chat_step(batch_of(gill, count), shares, answer=40)
+    low = opt_gill(bench.size("toy", "125m", "1.3b"), bench.device, torch.bfloat16)
+    steps = {"own_grids": product_step(gill), "bfloat16": product_step(low)}
+    take = {name: partial(step, batch, PackingDraws.same(0, False)) for name, step in steps.items()}
+
+    def in_one_grid() -> object:
+        with mock.patch.object(grid_attention, "_GAIN", float("inf")):
+            return take["own_grids"]()
+
+    for step in take.values():
+        step()  # the optimisers have their state from here
+    rounds = 1 if bench.quick or bench.toy else 5
+    ways: dict[str, dict[str, Callable[[], object]]] = {
+        "turns_bfloat16": {"bfloat16": take["bfloat16"], "float32": take["own_grids"]},
+        "turns_grids": {"own_grids": take["own_grids"], "one_grid": in_one_grid},
+    }
+    for name, pair in ways.items():
+        work = partial(bench.in_turn, rounds, **pair)
+        bench.part(f"{count} turns, {' and '.join(pair)}", work, speedup=name)
 
 
 def gradients(gill: MultimodalLanguageModel, plain: Plain, examples: int) -> Numbers:

@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 # The numbers that are read elsewhere, at the top of the JSON.
 KEYS = {
     "yardstick": ["device"],
-    "train_step": ["speedup", "memory_ratio", "documents_cost", "flop_per_example"],
+    "train_step": [
+        *("speedup", "memory_ratio", "documents_cost", "flop_per_example"),
+        *("turns_bfloat16", "turns_grids"),
+    ],
     "decoding": ["speedup_32", "speedup_128", "speedup_512", "of_generate_32"],
     "cache": ["vs_mmap", "vs_fancy_indexing", "vs_npy_per_row", "bytes_ratio", "relative_error"],
     "precompute": ["features_vs_bare", "targets_vs_bare"],
