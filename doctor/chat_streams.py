@@ -32,11 +32,18 @@ def chat_step(captions: CaptionBatch, shares: Mapping[str, int], answer: int) ->
         shares: documents of each stream in a step.
         answer: tokens of the frozen model's own answers.
     """
-    total, documents = sum(shares.values()), list[Document]()
-    streams = [name for name, share in shares.items() for _ in range(share)]
-    for number, length in enumerate(captions.offsets.diff().tolist()):
-        stream = streams[number * total // len(captions)]
-        documents.append(_document(stream, number, length, answer))
+    total = sum(shares.values())
+    asked, pictured = shares.get("asked", 0), shares.get("asked", 0) + shares.get("shown", 0)
+    # As `stages.chat_batches` lays them: those with a picture evenly mixed, then the others.
+    streams = [
+        "asked" if (n + 1) * asked // pictured > n * asked // pictured else "shown"
+        for n in range(pictured)
+    ]
+    streams += [name for name in ("told", "joined") for _ in range(shares.get(name, 0))]
+    documents = [
+        _document(streams[number * total // len(captions)], number, length, answer)
+        for number, length in enumerate(captions.offsets.diff().tolist())
+    ]
     return MixedBatch(None, _batch(documents, captions))
 
 

@@ -22,16 +22,15 @@ PICTURES = 5
 def mixed_step(
     captions: CaptionBatch, shares: Mapping[str, int], sizes: HeadSizes, room: int
 ) -> MixedBatch:
-    """The captions and documents of a step that go through the language model at once: of each
-    corpus as many as captions are given, or all that a step has.
+    """The captions and documents of a step.
 
     Args:
         captions: on the meta device; their lengths are those of the documents' texts too.
-        shares: captions and documents of a step.
+        shares: captions and documents of a step; no more than captions are given.
         room: positions of a document, start ids apart.
     """
     count = len(captions)
-    num_captions, num_documents = (min(shares.get(c, 0), count) for c in ("captions", "documents"))
+    num_captions, num_documents = (shares.get(c, 0) for c in ("captions", "documents"))
     lengths = captions.offsets.diff().tolist()
     most = max(room // PICTURES - sizes.r - sizes.k, 1)
     documents = tuple(

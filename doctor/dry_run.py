@@ -6,9 +6,9 @@ pass, or by anything else: so what a formula per architecture would have to list
 keeps, what recomputation frees, how long a block of logits lives) is what really happens, for any
 model, in the time it takes to dispatch the operations.
 
-Three things differ between the meta device and a real one, and are put right here: fused attention
-(meta would form the [queries, keys] scores; the kernels do not), autocast (meta has none), and the
-size of a block of logits.
+Four things differ between the meta device and a real one, and are put right here: fused attention
+(meta would form the [queries, keys] scores; the kernels do not), autocast (meta has none), the
+size of a block of logits, and the grids of attention.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pipeline.bridge.losses import BLOCK_ELEMENTS
+from pipeline.frozen import grid_attention
 
 _CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten._convolution)
 
@@ -103,11 +104,14 @@ class DryRun:
         """The call's result; raises what the call raises."""
         fused = _replaced(F, "scaled_dot_product_attention", self._attention)
         BLOCK_ELEMENTS["meta"] = BLOCK_ELEMENTS[self.device_type]
+        if self.device_type in grid_attention.DEVICES:
+            grid_attention.DEVICES.add("meta")
         try:
             with fused, self.ledger:
                 return call()
         finally:
             del BLOCK_ELEMENTS["meta"]
+            grid_attention.DEVICES.discard("meta")
 
     @contextmanager
     def autocast(self, dtype: torch.dtype) -> Iterator[None]:

@@ -38,9 +38,9 @@ from torch import Tensor, nn
 
 from doctor.blueprints import GeneratorBlueprint, LanguageModelBlueprint
 from doctor.dry_run import DryRun
-from pipeline.bridge.batch import CaptionBatch
+from pipeline.bridge.batch import CaptionBatch, take_examples
 from pipeline.bridge.document_objective import document_losses, document_queries
-from pipeline.bridge.documents import DocumentBatch
+from pipeline.bridge.documents import DocumentBatch, Words
 from pipeline.bridge.heads import Heads, HeadSizes
 from pipeline.bridge.mixed_batch import MixedBatch
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
@@ -109,30 +109,30 @@ def training_memory(
     Raises:
         ValueError: what `training_losses` refuses; the message says why.
     """
-    part = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    part_size = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
     with torch.device("meta"):
         heads = Heads(sizes).to(getattr(torch, objective.trained_dtype))
     trained = sum(parameter.numel() * parameter.element_size() for parameter in heads.parameters())
-    batch = _batch(caption_tokens, part, sizes, turns)
-    whole_batch = _corpora(_batch(caption_tokens, settings.batch_size, sizes, turns))
+    corpora = _corpora(_batch(caption_tokens, settings.batch_size, sizes, turns))
+    parts = [part for corpus in corpora for part in _parts(corpus, part_size)]
 
     def one_part(model: LanguageModel) -> tuple[int, int]:
         run, flop = DryRun(device_type), 0.0
         gill = _DryGill(model, heads, run)
         if settings.recompute_activations:
             recompute_activations(model)
-        # One corpus after the other, as a step reads them, and each in its share of the step.
-        for corpus, whole in zip(_corpora(batch), whole_batch, strict=True):
+        # One part after the other, as a step reads them.
+        for part, times in parts:
             before = run.ledger.flop
-            coins = draws or likely_draws(len(corpus), objective)
-            run(partial(backpropagate, gill, _alone(corpus), objective, coins))
-            flop += (run.ledger.flop - before) / len(corpus) * len(whole)
+            coins = draws or likely_draws(len(part), objective)
+            run(partial(backpropagate, gill, _alone(part), objective, coins))
+            # They stay on meta too: the next part would take them for what was there before it.
+            heads.zero_grad()
+            flop += times * (run.ledger.flop - before)
+            if part_size < settings.batch_size and objective.retrieval_weight:
+                run(partial(_queries, gill, part, objective, coins))
         peak = run.ledger.peak
-        # They stay on meta too: the next run would take them for what was there before it.
-        heads.zero_grad()
-        if part < settings.batch_size:
-            if objective.retrieval_weight:
-                run(lambda: _queries(gill, batch, objective, draws))
+        if len(parts) > 1 or parts[0][1] > 1:
             peak += trained  # the gradients of the parts before
         return peak, int(flop)
 
@@ -146,7 +146,7 @@ def training_memory(
     return Memory(
         weights=weight_bytes(whole.model),
         heads=3 * trained,
-        data=sum(len(corpus.pooled) for corpus in whole_batch) * _row_bytes(sizes),
+        data=sum(len(corpus.pooled) for corpus in corpora) * _row_bytes(sizes),
         working=max(moments),
         flop=flop / settings.batch_size,
     )
@@ -350,6 +350,25 @@ def _corpora(batch: CaptionBatch | MixedBatch) -> list[CaptionBatch | DocumentBa
     return batch.corpora if isinstance(batch, MixedBatch) else [batch]
 
 
+def _parts(
+    corpus: CaptionBatch | DocumentBatch, size: int
+) -> list[tuple[CaptionBatch | DocumentBatch, float]]:
+    """What goes through the language model at once, and how often a step has the like of it:
+    captions are all alike, of documents each order of lengths and kinds is a part of its own."""
+    if isinstance(corpus, CaptionBatch):
+        size = min(size, len(corpus))
+        return [(take_examples(corpus, 0, size), len(corpus) / size)]
+    alike: dict[tuple, list[DocumentBatch]] = {}
+    for start in range(0, len(corpus), size):
+        part = corpus.part(start, min(start + size, len(corpus)))
+        kinds = tuple(
+            tuple(len(piece.ids) if isinstance(piece, Words) else type(piece) for piece in document)
+            for document in part.documents
+        )
+        alike.setdefault(kinds, []).append(part)
+    return [(parts[0], len(parts)) for parts in alike.values()]
+
+
 def _alone(corpus: CaptionBatch | DocumentBatch) -> CaptionBatch | MixedBatch:
     return corpus if isinstance(corpus, CaptionBatch) else MixedBatch(None, corpus)
 
@@ -357,16 +376,14 @@ def _alone(corpus: CaptionBatch | DocumentBatch) -> CaptionBatch | MixedBatch:
 @torch.no_grad()
 def _queries(
     gill: MultimodalLanguageModel,
-    batch: CaptionBatch | MixedBatch,
+    part: CaptionBatch | DocumentBatch,
     objective: Objective,
-    draws: PackingDraws | None,
+    draws: PackingDraws,
 ) -> None:
-    for corpus in _corpora(batch):
-        if isinstance(corpus, CaptionBatch):
-            coins = draws or likely_draws(len(corpus), objective)
-            retrieval_queries(gill, corpus, objective, coins)
-        else:
-            document_queries(gill, corpus)
+    if isinstance(part, CaptionBatch):
+        retrieval_queries(gill, part, objective, draws)
+    else:
+        document_queries(gill, part)
 
 
 @torch.no_grad()

@@ -145,6 +145,7 @@ training.checkpoint
 training.clip_norm
 training.epsilon
 training.image_token_rate
+training.language_model_dtype
 training.learning_rate
 training.mixture
 training.replies.held_out
