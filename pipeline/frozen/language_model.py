@@ -188,7 +188,9 @@ class LanguageModel:
         if self.device.type == "meta":
             self.model.set_attn_implementation(ATTENTION)
             return
-        ids = torch.arange(1, 6, device=self.device) % self.num_rows
+        # From the middle of the vocabulary: the first ids are marks that no text has in a row, where
+        # rounding alone moves a bfloat16 model's logits by a third (SmolLM2).
+        ids = (self.num_rows // 2 + torch.arange(5, device=self.device)) % self.num_rows
         long, short = ids, ids[1:4]
         try:
             own = torch.cat([self.model(input_ids=text[None]).logits[0] for text in (long, short)])
@@ -211,7 +213,7 @@ class LanguageModel:
         scale = own.abs().max()
         error = float(((ours - own).abs().max() / scale).float())
         error = max(error, float(((plain - own[:5]).abs().max() / scale).float()))
-        allowed = 1e-3 if torch.finfo(self.dtype).bits >= 32 else 5e-2
+        allowed = 1e-3 if torch.finfo(self.dtype).bits >= 32 else 1e-1
         # This way round, NaN is refused as well.
         if not error <= allowed:
             raise BackboneError(
