@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -94,6 +95,21 @@ def test_loading_applies_the_dtype_that_was_asked_for(tmp_path: Path) -> None:
     assert model.mean_row_norm() == pytest.approx(
         float(model.input_rows[: NUM_WORDS + 1].norm(dim=-1).mean())
     )
+
+
+def test_packing_is_proved_on_ordinary_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks in a row, which no text has, move a bfloat16 model's logits by a third."""
+    read = list[int]()
+    embed = LanguageModel.embed
+
+    def recorded(self: LanguageModel, ids: Tensor) -> Tensor:
+        read.extend(ids.tolist())
+        return embed(self, ids)
+
+    monkeypatch.setattr(LanguageModel, "embed", recorded)
+    model = LanguageModel(tiny_model("opt"), tiny_tokenizer())
+    assert read
+    assert min(read) > max(model.tokenizer.all_special_ids)
 
 
 def test_a_text_past_the_positions_is_refused() -> None:
