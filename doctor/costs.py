@@ -242,9 +242,7 @@ def _generation(params: Params, models: Models, machine: Machine) -> StageCost |
 def table_8_advice(params: Params, models: Models, machine: Machine) -> list[str]:
     """What the pictures of Table 8 take where that is more than an hour, and what fits in one."""
     section, generator = params.evaluation, models.generator
-    rate = machine.cpu_rate if machine.card is None else None
-    if generator is not None and machine.card is not None:
-        rate = machine.card.rate_of(generator.unet.dtype)
+    rate = None if generator is None else machine.rate_of(generator.unet.dtype)
     captions = section.coco_2014.limit
     chosen = "table_8" in params.evaluation_tables
     if not chosen or generator is None or rate is None or captions is None:
@@ -294,7 +292,7 @@ def _cost(
     """
     card = machine.card
     # Operations a second at best; `share` is how much of that such work comes to.
-    rate = machine.cpu_rate if card is None else card.rate_of(dtype)
+    rate = machine.rate_of(dtype)
     return StageCost(
         name=name,
         rows=rows,

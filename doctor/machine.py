@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
@@ -58,7 +58,17 @@ class Machine:
     memory: int
     free_disk: int
     disk_of: str
-    cpu_rate: float
+    cpu_rates: dict[str, float] = field(default_factory=dict)
+    """Of one thread, by dtype: those that were asked for."""
+
+    def rate_of(self, dtype: torch.dtype) -> float | None:
+        """Operations per second in a dtype; None for a card of which they are unknown."""
+        if self.card is not None:
+            return self.card.rate_of(dtype)
+        name = str(dtype).removeprefix("torch.")
+        if name not in self.cpu_rates:
+            self.cpu_rates[name] = measure_rate(torch.device("cpu"), dtype)
+        return self.cpu_rates[name]
 
     @property
     def device_type(self) -> str:
@@ -94,7 +104,6 @@ def look_at_machine(device: str, thought_of: str | None, artifacts: Path) -> Mac
         memory=psutil.virtual_memory().total,
         free_disk=shutil.disk_usage(place).free,
         disk_of=str(artifacts),
-        cpu_rate=measure_rate(torch.device("cpu"), torch.float32),
     )
 
 

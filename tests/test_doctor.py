@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -133,6 +134,23 @@ def test_a_language_model_that_trains_in_half_precision_costs_half_in_training_a
     assert plain["train"].device_memory - half["train"].device_memory > 0.9 * saved
     for name in plain.keys() - {"train"}:
         assert half[name].device_memory == plain[name].device_memory, name
+
+
+@pytest.mark.usefixtures("few_variants")
+def test_on_a_cpu_each_dtype_has_its_own_rate(monkeypatch):
+    rates = {torch.float32: 1e11, torch.bfloat16: 4e11}
+    monkeypatch.setattr("doctor.machine.measure_rate", lambda device, dtype: rates[dtype])
+
+    def hours(**training):
+        params = changed(run={"device": "cpu"}, training=training)
+        found = doctor.examine(params, "miniature", rows=1000)
+        page = doctor.show(found, as_json=False)
+        return {stage.name: stage.hours for stage in found.stages}["train"], page
+
+    (plain, page), (half, of_both) = hours(), hours(language_model_dtype="bfloat16")
+    assert half == pytest.approx(plain / 4)
+    assert "rate measured on one thread: 100 GFLOP/s in float32\n" in page
+    assert "100 GFLOP/s in float32, 400 GFLOP/s in bfloat16" in of_both
 
 
 @pytest.mark.usefixtures("few_variants")
