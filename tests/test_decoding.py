@@ -25,7 +25,9 @@ from pipeline.talking.decoding import (
     DecodingSettings,
     EndPiece,
     ImagePiece,
+    TextPiece,
     decode,
+    next_logits,
     released_image_logit,
     stream,
 )
@@ -146,6 +148,28 @@ def test_ragged_batches_with_images_equal_the_uncached_single_rows(name):
     # Words and images came side by side.
     assert 0 < sum(len(answer.images) for answer in answers) < 4 * 9
     assert context.lengths == [len(p) + len(ids) for p, ids in zip(prompts, expected)]
+
+
+def test_by_majority_an_image_comes_where_it_is_likelier_than_all_words_together(gill):
+    model = gill.language_model
+    prompt = [model.embed(torch.tensor([5, 6, 7]))]
+    context = Context(model)
+    context.note(0, prompt[0])
+    context.read()
+    logits = next_logits(gill, context.last_hidden)[0].detach()
+    words, image = logits[:-1], float(logits[-1])
+    likeliest, together = float(words.max()) - image, float(words.logsumexp(0)) - image
+
+    def first(bias, **settings):
+        asked = DecodingSettings(max_tokens=1, image_bias=bias, **settings)
+        [answer] = decode(gill, Context(model), prompt, asked, seeds=[0])
+        return type(answer.pieces[0])
+
+    between = (likeliest + together) / 2
+    assert [first(bias) for bias in (likeliest - 0.1, between)] == [TextPiece, ImagePiece]
+    majority = [first(b, image_choice="majority") for b in (between, together + 0.1)]
+    assert majority == [TextPiece, ImagePiece]
+    assert first(between, image_choice="majority", temperature=1e-6) is ImagePiece, "sampled"
 
 
 def test_hidden_states_of_an_image_are_those_of_an_uncached_pass(gill):

@@ -31,7 +31,7 @@ _CLIENTS_KNOBS: Mapping[type[BaseModel], tuple[str, ...]] = {
         *("max_tokens", "max_images", "min_tokens_before_image", "image_bias", "temperature"),
         *("top_k", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
         *("stop", "stop_at_newline", "stop_after_images", "words_between_images", "read_back"),
-        *("max_sentences", "finish_sentence"),
+        *("max_sentences", "finish_sentence", "image_choice"),
     ),
     GenerationSettings: ("steps", "guidance", "scheduler"),
 }

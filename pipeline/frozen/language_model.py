@@ -188,8 +188,8 @@ class LanguageModel:
         if self.device.type == "meta":
             self.model.set_attn_implementation(ATTENTION)
             return
-        # From the middle of the vocabulary: the first ids are marks that no text has in a row, where
-        # rounding alone moves a bfloat16 model's logits by a third (SmolLM2).
+        # From the middle of the vocabulary: the first ids are marks that no text has in a row,
+        # where rounding alone moves a bfloat16 model's logits by a third (SmolLM2).
         ids = (self.num_rows // 2 + torch.arange(5, device=self.device)) % self.num_rows
         long, short = ids, ids[1:4]
         try:

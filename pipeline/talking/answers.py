@@ -82,10 +82,15 @@ class ReplySettings(Record):
 
 IN_TURNS = ReplySettings(
     decoding=DecodingSettings(
-        max_tokens=256, stop_after_images=True, words_between_images=True, read_back="nothing"
+        max_tokens=256,
+        stop_after_images=True,
+        words_between_images=True,
+        read_back="nothing",
+        image_choice="majority",
     )
 )
-"""How a model that knows turns answers by default: it ends its turn itself, after any lines."""
+"""How a model that knows turns answers by default: it ends its turn itself, after any lines, and an
+image comes where it is likelier than words."""
 
 
 @dataclass(frozen=True)

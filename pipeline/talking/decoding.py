@@ -81,6 +81,11 @@ class DecodingSettings(BaseModel):
         le=1e6,
         description="added to the logit of [IMG1]; 1e4 makes an image come as soon as it may",
     )
+    image_choice: Literal["likeliest", "majority"] = Field(
+        default="likeliest",
+        description="where a greedy answer has an image. likeliest: where [IMG1] is likelier than "
+        "every other token, as released; majority: than all of them together",
+    )
     temperature: float = Field(
         default=0.0, ge=0, le=100, description="0 is greedy, 1 samples the model's own odds"
     )
@@ -515,8 +520,24 @@ def standing_positions(read_back: ReadBack, sizes: HeadSizes) -> int:
 
 
 def _choose(logits: Float[Tensor, "B C"], rows: Sequence[_Row]) -> list[int]:
-    """The next token of each row: the likeliest, or drawn with the row's own generator."""
+    """The next token of each row: the likeliest, or drawn with the row's own generator.
+
+    Whether an image comes or words is one question, which word another: where many words are
+    possible [IMG1] may be likelier than each of them, and yet less likely than that a word comes.
+    """
     chosen = logits.argmax(dim=-1).tolist()
+    image_id = logits.shape[1] - 1
+    unsure = [
+        i
+        for i, row in enumerate(rows)
+        if chosen[i] == image_id and row.settings.image_choice == "majority"
+    ]
+    if unsure:
+        words, image = logits[unsure].split([image_id, 1], dim=1)
+        outweighed = words.logsumexp(dim=1) >= image[:, 0]
+        for i, is_word, word in zip(unsure, outweighed.tolist(), words.argmax(dim=1).tolist()):
+            if is_word:
+                chosen[i] = word
     alike: dict[tuple[float, int | None, float], list[int]] = {}
     for i, row in enumerate(rows):
         one = row.settings
