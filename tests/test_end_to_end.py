@@ -245,7 +245,10 @@ def test_the_notebook_runs(world):
         notebook, timeout=300, resources={"metadata": {"path": str(world)}}
     ).execute()
     (training,) = [cell for cell in notebook.cells if "STEPS = 3" in cell.source]
-    assert training.outputs[-1].text.endswith(", 3 steps\n")
+    # What is printed comes in as many pieces as a kernel's clock makes of it, and between them
+    # what a library says on the other stream.
+    printed = [output.text for output in training.outputs if output.name == "stdout"]
+    assert "".join(printed).endswith(", 3 steps\n")
     made = {cell.id: bool(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"}
     assert made == shown, "the committed notebook shows other outputs than running it gives"
 
