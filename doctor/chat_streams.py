@@ -15,7 +15,7 @@ from doctor.blueprints import LanguageModelBlueprint
 from doctor.memory import Memory, weight_bytes
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.documents import Document, DocumentBatch, Drawn, Shown, Words
-from pipeline.bridge.mixed_batch import MixedBatch
+from pipeline.bridge.mixed_batch import MixedBatch, is_of_share
 from settings.params import Params
 from settings.replies import OWN_QUESTIONS
 
@@ -35,10 +35,7 @@ def chat_step(captions: CaptionBatch, shares: Mapping[str, int], answer: int) ->
     total = sum(shares.values())
     asked, pictured = shares.get("asked", 0), shares.get("asked", 0) + shares.get("shown", 0)
     # As `stages.chat_batches` lays them: those with a picture evenly mixed, then the others.
-    streams = [
-        "asked" if (n + 1) * asked // pictured > n * asked // pictured else "shown"
-        for n in range(pictured)
-    ]
+    streams = ["asked" if is_of_share(n, asked, pictured) else "shown" for n in range(pictured)]
     streams += [name for name in ("told", "joined") for _ in range(shares.get(name, 0))]
     documents = [
         _document(streams[number * total // len(captions)], number, length, answer)

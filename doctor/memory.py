@@ -42,7 +42,7 @@ from pipeline.bridge.batch import CaptionBatch, take_examples
 from pipeline.bridge.document_objective import document_losses, document_queries
 from pipeline.bridge.documents import DocumentBatch, Words
 from pipeline.bridge.heads import Heads, HeadSizes
-from pipeline.bridge.mixed_batch import MixedBatch
+from pipeline.bridge.mixed_batch import MixedBatch, corpora_of
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import PackingDraws, retrieval_queries, training_losses
 from pipeline.frozen.language_model import LanguageModel
@@ -113,7 +113,7 @@ def training_memory(
     with torch.device("meta"):
         heads = Heads(sizes).to(getattr(torch, objective.trained_dtype))
     trained = sum(parameter.numel() * parameter.element_size() for parameter in heads.parameters())
-    corpora = _corpora(_batch(caption_tokens, settings.batch_size, sizes, turns))
+    corpora = corpora_of(_batch(caption_tokens, settings.batch_size, sizes, turns))
     parts = [part for corpus in corpora for part in _parts(corpus, part_size)]
 
     def one_part(model: LanguageModel) -> tuple[int, int]:
@@ -344,10 +344,6 @@ def _batch(
         else torch.zeros(rows, sizes.D_pooled, device="meta"),
     )
     return captions if turns is None else turns(captions)
-
-
-def _corpora(batch: CaptionBatch | MixedBatch) -> list[CaptionBatch | DocumentBatch]:
-    return batch.corpora if isinstance(batch, MixedBatch) else [batch]
 
 
 def _parts(

@@ -13,7 +13,7 @@ from corpora.caption_table import CaptionTable
 from gill_errors import StageError
 from pipeline.bridge.batch import CaptionBatch
 from pipeline.bridge.documents import Document, DocumentBatch
-from pipeline.bridge.mixed_batch import MixedBatch
+from pipeline.bridge.mixed_batch import MixedBatch, is_of_share
 from stages.cached_batches import BatchMaker
 from stages.chat_documents import ChatDocuments, usable
 from stages.made_ahead import MadeAhead
@@ -109,7 +109,7 @@ class ChatBatches(MadeAhead[MixedBatch]):
             # By the place in the whole step, so that it is the same on any number of processes;
             # those that are asked for lie evenly among all.
             place = self._rank * len(seen) + number
-            is_asked = (place + 1) * asked // all_rows > place * asked // all_rows
+            is_asked = is_of_share(place, asked, all_rows)
             make = self._documents.asked if is_asked else self._documents.shown
             draws = random.Random(f"{self._seed} {step} {place}")
             documents.append(make(caption, number, draws))

@@ -53,6 +53,16 @@ class MixedBatch:
         return MixedBatch(captions, documents)
 
 
+def corpora_of(batch: CaptionBatch | MixedBatch) -> list[CaptionBatch | DocumentBatch]:
+    """What a batch is made of."""
+    return batch.corpora if isinstance(batch, MixedBatch) else [batch]
+
+
+def is_of_share(place: int, share: int, whole: int) -> bool:
+    """Whether place 0 <= n < whole is one of `share` places that lie evenly among `whole`."""
+    return (place + 1) * share // whole > place * share // whole
+
+
 def num_captions(batch: CaptionBatch | MixedBatch) -> int:
     """How many of its examples are captions."""
     captions = batch.captions if isinstance(batch, MixedBatch) else batch

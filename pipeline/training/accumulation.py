@@ -28,7 +28,7 @@ from pipeline.bridge.document_objective import (
     document_shares,
 )
 from pipeline.bridge.documents import DocumentBatch
-from pipeline.bridge.mixed_batch import MixedBatch
+from pipeline.bridge.mixed_batch import MixedBatch, corpora_of
 from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import (
     Divisors,
@@ -65,9 +65,8 @@ def backpropagate(
         ValueError: `micro_batch_size` is odd and would cut a pair; and as `training_losses` and
             `document_losses`.
     """
-    corpora = batch.corpora if isinstance(batch, MixedBatch) else [batch]
     shares = []
-    for corpus in corpora:
+    for corpus in corpora_of(batch):
         size = len(corpus) if micro_batch_size is None else micro_batch_size
         parts = (
             _caption_parts(gill, corpus, objective, draws, size)
