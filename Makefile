@@ -52,7 +52,7 @@ ablations: install .dvc/config.local  ## Tables 3 and 4: every variant with one 
 
 # With PRESET=smollm2 (and SEEDS="0 1"): GILL itself under that preset, a column of its own in the report.
 # The cells need no more than the stores; the rest of the main run then finds what its own cell has made.
-findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (about 45 minutes)
+findings: install .dvc/config.local  ## Every variant with five seeds, and the verdict on each finding (about half an hour)
 ifdef PRESET
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/stages run-variants --preset $(PRESET) $(addprefix --seeds ,$(SEEDS))
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
