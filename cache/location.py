@@ -51,7 +51,10 @@ class Location:
         """The place as Zarr opens it."""
         if self.is_local:
             return LocalStore(self.path, read_only=read_only)
-        return FsspecStore.from_url(self.url, read_only=read_only)
+        # s3fs asks for the size of whatever it reads whole, to read it in parts that come together:
+        # a request more for each of the small tables.
+        options = {"max_concurrency": 1} if read_only and self.url.startswith("s3://") else None
+        return FsspecStore.from_url(self.url, read_only=read_only, storage_options=options)
 
     def exists(self) -> bool:
         """True where a file, or a folder with more than half-written files in it, lies here."""

@@ -99,6 +99,7 @@ def test_an_epoch_through_a_small_disk_gets_every_object_once(
     params = ReadingParams(
         block_rows=4, buffer_rows=4, cache_limit=4 * shard, cache_folder=str(folder / "copies")
     )
+    before = requests(folder, "HEAD", "")
     seen = {}
     for batch in ShuffledRows({"x": (path, "pooled")}, batch_size=8, seed=0, params=params):
         seen.update(zip(batch.rows.tolist(), batch.arrays["x"]))
@@ -106,6 +107,7 @@ def test_an_epoch_through_a_small_disk_gets_every_object_once(
     np.testing.assert_array_equal(np.stack([seen[row] for row in range(40)]), expected(rows))
     got = Counter(key for key, _ in requests(folder, "GET", "/pooled/c/"))
     assert len(got) == 10
+    assert requests(folder, "HEAD", "") == before, "sizes were asked for"
     assert set(got.values()) == {1}
 
 
