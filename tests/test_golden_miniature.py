@@ -29,6 +29,7 @@ CHANGES = {
             "prompts": 4,
         },
     },
+    "objective": {"retrieval_weight": 1.0},
     "training": {"steps": 3, "batch_size": 16, "learning_rate": 2e-3, "validate_every": 3},
     "run": {"device": "cpu", "threads": 1, "log_every": 1},
 }
