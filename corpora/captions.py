@@ -266,7 +266,7 @@ def _clean(row: SourceRow, params: CaptionParams, paths: PicturePaths) -> Source
         return excluded("url", f"{row.image}: pictures are never downloaded")
     image = paths.inside(row.image)
     if image is None:
-        return excluded("outside images_dir", f"{row.image}: not below {paths.root}")
+        return excluded("outside images_dir", f"{row.image}: not below {paths.root or os.curdir}")
     if row.id == "":
         return excluded("no id")
     split = None if row.split is None else SPLIT_NAMES.get(row.split.lower())

@@ -297,6 +297,16 @@ def test_a_table_may_name_members_of_shards(tmp_path: Path, images: Path, check:
     assert excluded(tmp_path) == [("3", "picture missing"), ("4", "outside images_dir")]
 
 
+def test_the_folder_that_a_picture_is_not_below_has_a_name(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a table named without a folder is the working one."""
+    monkeypatch.chdir(images)
+    Path("t.tsv").write_text("caption\timage\na cat\ta.png\nout\t/etc/hosts\n")
+    check_captions(CaptionParams(table="t.tsv"), tmp_path / "out.parquet")
+    assert "/etc/hosts: not below .\n" in (tmp_path / "out.excluded.tsv").read_text()
+
+
 # ---- tables that cannot be used -------------------------------------------------------------
 
 

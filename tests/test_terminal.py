@@ -1,6 +1,7 @@
 """Pictures on a pseudo-terminal that says what it can show, and what is told of an answer."""
 
 import base64
+import errno
 import fcntl
 import io
 import os
@@ -19,6 +20,7 @@ from PIL import Image
 from app.terminal.answer_files import AnswerFolder
 from app.terminal.narrator import Narrator
 from app.terminal.screen import Screen, open_screen, told_if_long
+from gill_errors import WriteFailedError
 from pipeline.talking.answers import Ended, GeneratedImage, RetrievedImage, Started, Text
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +156,18 @@ def test_every_answer_has_a_folder_of_its_own_and_none_without_a_picture(tmp_pat
     paths.append(AnswerFolder(below).save(PICTURE))
     assert [str(path.relative_to(below)) for path in paths] == [
         "001/00.png", "002/00.png", "001/01.png", "018/00.png"]  # fmt: skip
+
+
+def test_a_picture_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place, attribute in ((Path, "mkdir"), (Image.Image, "save")):
+        with monkeypatch.context() as disk:
+            folder = AnswerFolder(tmp_path / "answer")
+            disk.setattr(place, attribute, full)
+            with pytest.raises(WriteFailedError, match=r"answer cannot be written \(No space left"):
+                folder.save(PICTURE)
 
 
 def test_only_what_takes_long_is_told(capsys):

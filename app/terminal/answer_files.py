@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gill_errors import InputError
+from gill_files import explained
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,13 +33,14 @@ class AnswerFolder:
         self._count = 0
 
     def save(self, picture: Image.Image) -> Path:
-        """Write the picture; gives its path."""
-        if self._folder is None:
-            self._folder = _new_folder(self._below)
-        path = self._folder / f"{self._count:02d}.png"
+        """Write the picture; gives its path. Raises WriteFailedError where that cannot be."""
         from pipeline.frozen.provenance import png_chunks
 
-        picture.save(path, pnginfo=png_chunks(picture))
+        with explained(self._below):
+            if self._folder is None:
+                self._folder = _new_folder(self._below)
+            path = self._folder / f"{self._count:02d}.png"
+            picture.save(path, pnginfo=png_chunks(picture))
         self._count += 1
         return path
 
