@@ -6,7 +6,6 @@ Imports that cost seconds wait until a command runs, so that `--help` is quick.
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from gill_errors import InputError
-from stages.command_line import CommandLine, OneLineErrors
+from stages.command_line import CommandLine, OneLineErrors, run_as_process
 
 
 class _Stoppable(OneLineErrors):
@@ -528,4 +527,4 @@ def sample(
 
 def main() -> None:
     """The console script."""
-    sys.exit(app())
+    run_as_process(app)

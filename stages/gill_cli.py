@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gill_errors import GillError, InputError
-from stages.command_line import CommandLine
+from stages.command_line import CommandLine, run_as_process
 from stages.hub import pull, push
 
 if TYPE_CHECKING:
@@ -559,18 +559,7 @@ _ANSWER_ONCE = ("ask", "caption", "retrieve")
 
 
 def main() -> None:
-    """The console script.
-
-    A command that answers once collects no garbage and is not taken apart at its end: among the
-    objects of its libraries both together are a third of its time.
-    """
-    if not set(sys.argv[1:2]) & set(_ANSWER_ONCE):
-        sys.exit(app())
-    gc.disable()
-    try:
-        app()
-    except SystemExit as ended:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else bool(ended.code))
+    """The console script."""
+    if set(sys.argv[1:2]) & set(_ANSWER_ONCE):
+        gc.disable()  # what they make goes with them
+    run_as_process(app)
