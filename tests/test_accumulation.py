@@ -10,8 +10,8 @@ from pipeline.bridge.multimodal_language_model import MultimodalLanguageModel
 from pipeline.bridge.objective import (
     Divisors,
     PackingDraws,
+    captioning_loss,
     draw_packing,
-    example_losses,
     training_losses,
 )
 from pipeline.bridge.streams import (
@@ -149,7 +149,7 @@ def test_a_share_of_the_batch_is_not_the_mean_of_shares() -> None:
     whole = Divisors.of(gill, batch.lengths, objective, draws)
     assert sum(divisors.captioning for divisors in own) == whole.captioning
     mean = sum(
-        float(example_losses(gill, b, objective, draws.part(*c), d)[0].captioning.detach())
+        float(captioning_loss(gill, b, objective, draws.part(*c), d).detach())
         for (b, c), d in zip(parts(batch, 4), own)
     ) / len(own)
     exact = float(training_losses(gill, batch, objective, draws).captioning.detach())

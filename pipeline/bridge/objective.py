@@ -3,8 +3,9 @@
 `training_losses` is the fast step. It is equal to the plain formulation (three padded passes, full
 logits), and never runs the visual encoder, pads, or keeps a [tokens, vocabulary] tensor.
 
-All losses but retrieval are sums over examples or tokens: `example_losses` gives the share of some
-examples in those of a whole batch. Retrieval compares all examples: `contrastive_losses`.
+All losses but retrieval are sums over examples or tokens: `captioning_loss` and `image_losses`
+give the share of some examples in those of a whole batch, each by its own pass through the language
+model. Retrieval compares all examples: `contrastive_losses`.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ class Losses:
     diffusion: Float[Tensor, ""] | None = None
     """The generator's denoising loss; None where the objective has none."""
 
+    def with_captioning(self, objective: Objective, captioning: Tensor) -> Losses:
+        """The same with l_c, which was left out."""
+        total = self.total + objective.captioning_weight * captioning
+        return replace(self, total=total, captioning=captioning)
+
     def with_retrieval(
         self, objective: Objective, text_to_image: Tensor, image_to_text: Tensor
     ) -> Losses:
@@ -169,33 +175,48 @@ def training_losses(
             language model is in float16, in which gradients underflow.
     """
     divisors = divisors or Divisors.of(gill, batch.lengths, objective, draws)
-    losses, queries = example_losses(gill, batch, objective, draws, divisors)
+    losses, queries = image_losses(gill, batch, objective, draws, divisors)
+    if objective.captioning_weight:
+        captioning = captioning_loss(gill, batch, objective, draws, divisors)
+        losses = losses.with_captioning(objective, captioning)
     if queries is None:
         return losses
     keys = gill.image_key(batch.pooled)
     return losses.with_retrieval(objective, *contrastive_losses(gill, objective, queries, keys))
 
 
-def example_losses(
+def captioning_loss(
+    gill: MultimodalLanguageModel,
+    batch: CaptionBatch,
+    objective: Objective,
+    draws: PackingDraws,
+    divisors: Divisors,
+) -> Float[Tensor, ""]:
+    """What these examples contribute to a whole batch's l_c.
+
+    Summed over the parts of a batch, with the batch's divisors, the shares are its loss. Raises as
+    `training_losses`.
+    """
+    refuse_float16(gill)
+    return _captioning_sum(gill, batch, objective, draws.captioning) / divisors.captioning
+
+
+def image_losses(
     gill: MultimodalLanguageModel,
     batch: CaptionBatch,
     objective: Objective,
     draws: PackingDraws,
     divisors: Divisors,
 ) -> tuple[Losses, Float[Tensor, "B p"] | None]:
-    """What these examples contribute to the losses of a whole batch, without retrieval.
+    """What these examples contribute to a whole batch's losses by the image pass: l_p and l_g.
 
-    Also the retrieval queries of the texts, where the objective has retrieval. Summed over the
-    parts of a batch, with the batch's divisors, the shares are its losses. Raises as
-    `training_losses`.
+    Also the retrieval queries of the texts, where the objective has retrieval. Sums and raises as
+    `captioning_loss`.
     """
     refuse_float16(gill)
     # What has weight 0 stays this zero, and its pass is not run.
-    captioning = image_token = generation = pooled = zero = gill.heads.logit_scale.new_zeros(())
+    image_token = generation = pooled = zero = gill.heads.logit_scale.new_zeros(())
     diffusion: Tensor | None = None
-    if objective.captioning_weight:
-        captioning = _captioning_sum(gill, batch, objective, draws.captioning) / divisors.captioning
-
     uses = _image_uses(objective, draws)
     # By packing: uses that are packed alike share a pass.
     passes: dict[tuple[bool, ...], ImageTokens] = {}
@@ -232,21 +253,18 @@ def example_losses(
         queries = gill.text_query(passes[tuple(draws.retrieval)].hidden)
 
     # Without l_r: it needs the queries of the whole batch, and `with_retrieval` adds it.
-    total = (
-        objective.captioning_weight * captioning
-        + objective.image_token_weight * image_token
-        + objective.generation_weight * (generation + pooled)
-    )
+    total = objective.image_token_weight * image_token
+    total = total + objective.generation_weight * (generation + pooled)
     if diffusion is not None:
         total = total + objective.diffusion_weight * diffusion
-    losses = Losses(total, captioning, image_token, zero, zero, generation, pooled, diffusion)
+    losses = Losses(total, zero, image_token, zero, zero, generation, pooled, diffusion)
     return losses, queries
 
 
 def retrieval_queries(
     gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, draws: PackingDraws
 ) -> Float[Tensor, "B p"]:
-    """The retrieval queries of `example_losses` alone."""
+    """The retrieval queries of `image_losses` alone."""
     return gill.text_query(_image_pass(gill, batch, objective, draws.retrieval).hidden)
 
 

@@ -1,20 +1,22 @@
 """One step's gradient, with the language model reading the batch in parts.
 
-    first, no gradient    every part ─ queries ┐
+    part by part          captioning loss ─ backward, and what it held is freed
+    then, no gradient     every part ─ queries ┐
     whole batch                      l_r over all queries and keys ─ gradient of the queries, kept
-    then, part by part    losses + queries · kept gradient ─ backward, and what it held is freed
+    then, part by part    image losses + queries · kept gradient ─ backward, and so on
 
-Every loss but retrieval is a sum over examples or tokens, so the parts need only be divided by the
-whole batch's numbers. Retrieval compares every text with every picture of the batch: its gradient
-with respect to the queries is all that a part must know of the others (GradCache, Gao et al. 2021).
-The step is that of the whole batch but for rounding; it reads the texts twice.
+The captioning pass and the image pass share nothing but parameters: never both are held. Every loss
+but retrieval is a sum over examples or tokens, so the parts need only be divided by the whole
+batch's numbers. Retrieval compares every text with every picture of the batch: its gradient with
+respect to the queries is all that a part must know of the others (GradCache, Gao et al. 2021). The
+step is that of the whole batch but for rounding; in several parts it reads the texts twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -34,8 +36,9 @@ from pipeline.bridge.objective import (
     Divisors,
     Losses,
     PackingDraws,
+    captioning_loss,
     contrastive_losses,
-    example_losses,
+    image_losses,
     retrieval_queries,
 )
 from pipeline.settings import Objective
@@ -81,8 +84,10 @@ def backpropagate(
 class _Parts:
     """The parts of a batch, and what compares all of their queries."""
 
+    captioning: list[Callable[[], Tensor]]
+    """Per part its share of l_c, where that has a pass of its own."""
     losses: list[Callable[[], tuple[Losses, Tensor | None]]]
-    """Per part its share of the losses, and its queries where the objective has retrieval."""
+    """Per part its share of the others, and its queries where the objective has retrieval."""
     queries: list[Callable[[], Tensor]]
     """Per part the queries alone."""
     contrast: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -105,7 +110,12 @@ def _caption_parts(
         (take_examples(batch, *bound), draws.part(*bound)) for bound in _bounds(len(batch), size)
     ]
     return _Parts(
-        [partial(example_losses, gill, part, objective, own, divisors) for part, own in parts],
+        [
+            partial(captioning_loss, gill, part, objective, own, divisors)
+            for part, own in parts
+            if objective.captioning_weight
+        ],
+        [partial(image_losses, gill, part, objective, own, divisors) for part, own in parts],
         [partial(retrieval_queries, gill, part, objective, own) for part, own in parts],
         lambda queries: contrastive_losses(gill, objective, queries, gill.image_key(batch.pooled)),
     )
@@ -117,6 +127,7 @@ def _document_parts(
     divisors = _shared_counts(document_divisors(gill, batch, objective))
     parts = [batch.part(*bound) for bound in _bounds(len(batch), size)]
     return _Parts(
+        [],  # read in one pass
         [partial(document_shares, gill, part, objective, divisors) for part in parts],
         [partial(document_queries, gill, part) for part in parts],
         lambda queries: document_contrast(gill, batch, objective, queries),
@@ -129,13 +140,26 @@ def _bounds(length: int, size: int) -> list[tuple[int, int]]:
 
 def _accumulate(parts: _Parts, objective: Objective, weight: float) -> Losses:
     """Add the gradient of `weight` times the losses; returns so much of the losses, detached."""
-    if len(parts.losses) == 1:
-        # All in one part: the texts need be read only once.
-        losses, queries = parts.losses[0]()
-        if queries is not None:
-            losses = losses.with_retrieval(objective, *parts.contrast(queries))
-        _backward(losses.total if weight == 1 else weight * losses.total)
-        return _scaled(losses, weight)
+    captioning = [
+        _backward(part(), weight * objective.captioning_weight) for part in parts.captioning
+    ]
+    add = _add_whole if len(parts.losses) == 1 else _add_part_by_part
+    losses = add(parts, objective, weight)
+    if not captioning:
+        return losses
+    return losses.with_captioning(objective, _times(weight, reduce(torch.add, captioning)))
+
+
+def _add_whole(parts: _Parts, objective: Objective, weight: float) -> Losses:
+    """The image pass in one part, whose texts need be read only once."""
+    losses, queries = parts.losses[0]()
+    if queries is not None:
+        losses = losses.with_retrieval(objective, *parts.contrast(queries))
+    _backward(losses.total, weight)
+    return _scaled(losses, weight)
+
+
+def _add_part_by_part(parts: _Parts, objective: Objective, weight: float) -> Losses:
     terms = None
     grads: list[Tensor | None] = [None] * len(parts.losses)
     if objective.retrieval_weight:
@@ -145,14 +169,14 @@ def _accumulate(parts: _Parts, objective: Objective, weight: float) -> Losses:
         # Gradients of keys and temperature, which need none, go to their parameters.
         leaf = torch.cat(queries_of_parts).requires_grad_()
         terms = parts.contrast(leaf)
-        (weight * objective.retrieval_weight * (terms[0] + terms[1])).backward()
+        _backward(terms[0] + terms[1], weight * objective.retrieval_weight)
         assert leaf.grad is not None
         # What each query's vector has to know of all other examples.
         grads = list(leaf.grad.split([len(queries) for queries in queries_of_parts]))
     shares = []
     for part, grad in zip(parts.losses, grads):
         losses, queries = part()
-        total = weight * losses.total
+        total = _times(weight, losses.total)
         if queries is not None and grad is not None:
             # Its gradient is that of l_r through these queries; its value means nothing.
             total = total + (queries * grad).sum()
@@ -164,10 +188,19 @@ def _accumulate(parts: _Parts, objective: Objective, weight: float) -> Losses:
     return losses.with_retrieval(objective, *(weight * term.detach() for term in terms))
 
 
-def _backward(total: Tensor) -> None:
-    """Nothing, where documents without anything to learn leave no gradient."""
-    if total.requires_grad:
-        total.backward()
+def _backward(loss: Tensor, weight: float = 1.0) -> Tensor:
+    """Add the gradient of `weight` times a loss, and let go of what it held; returns the loss.
+
+    Documents without anything to learn leave no gradient.
+    """
+    if loss.requires_grad:
+        _times(weight, loss).backward()
+    return loss.detach()
+
+
+def _times(weight: float, loss: Tensor) -> Tensor:
+    """A corpus alone has the weight 1, which costs no kernels."""
+    return loss if weight == 1 else weight * loss
 
 
 def _shared(divisors: Divisors, objective: Objective) -> Divisors:
@@ -189,10 +222,8 @@ def _shared_counts(divisors: Divisors) -> Divisors:
 
 
 def _scaled(losses: Losses, weight: float) -> Losses:
-    """Detached. A corpus alone has the weight 1, which costs no kernels."""
-    parts = {name: getattr(losses, name).detach() for name in _parts_of(losses)}
-    if weight != 1:
-        parts = {name: weight * part for name, part in parts.items()}
+    """Detached."""
+    parts = {name: _times(weight, getattr(losses, name).detach()) for name in _parts_of(losses)}
     return replace(losses, **parts)
 
 
