@@ -10,7 +10,7 @@ mostly what the backward pass needs of the positions that are differentiated, wh
 frozen weights is, per position and layer: the inputs of two norms (2 e), the query and what
 attention gives (2 e), what the ReLU gives (4 e), and a key and a value of each position of the
 sequence, the captions in front included. A frozen linear layer keeps nothing but its weight. So B
-captions of T tokens with r [IMG] tokens each keep
+captions of T tokens with r [IMG] tokens each keep, in one pass after the other,
 
     B * layers * (8 e r + 2 e (T + r)) numbers in the image pass, and
     B * layers * (8 e + 2 e) (k + T)   in the captioning pass, differentiated at every position
