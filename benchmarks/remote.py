@@ -1,6 +1,7 @@
 """An epoch over a store on a slow server, through copies a quarter of its size.
 
-The server of the tests, each request waiting 50 ms. Beside the epoch, by turns: the same objects
+The server of the tests, each request waiting 50 ms; on a line of 1 Gbit/s, and without a limit,
+where server and reader share this machine's processor. Beside the epoch, by turns: the same objects
 by as many parallel plain requests. `ratio` is the epoch's bandwidth to theirs.
 """
 
@@ -12,27 +13,31 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import numpy as np
 
-from benchmarks.harness import Bench, Numbers, Unavailable, run
+from benchmarks.harness import Bench, Numbers, Unavailable, in_new_process, run
 from cache import ArraySpec, Codec, ReadingParams, Roles, ShuffledRows, StoreSpec, fill
 from cache.fetch_ahead import FETCHES
 
 SERVER = Path(__file__).parents[1] / "tests" / "object_server.py"
 DELAY = 0.05  # seconds before each request is served
+GIGABIT = 125e6  # bytes a second
 PATH = "s3://corpus/s.zarr"
 
 
 def measure(bench: Bench) -> None:
     num_shards, shard_rows = bench.size((8, 8), (64, 32), (512, 128))
-    with tempfile.TemporaryDirectory() as folder:
-        bench.part("epoch", lambda: epoch(Path(folder), num_shards, shard_rows, bench.toy))
+    for name, rate in (("epoch", []), ("epoch, 1 Gbit/s", [str(GIGABIT)])):
+        with tempfile.TemporaryDirectory() as folder:
+            given = Path(folder), rate, num_shards, shard_rows, bench.toy
+            bench.part(name, partial(in_new_process, epoch, *given))
 
 
-def epoch(folder: Path, num_shards: int, shard_rows: int, toy: bool) -> Numbers:
+def epoch(folder: Path, rate: list[str], num_shards: int, shard_rows: int, toy: bool) -> Numbers:
     try:
         import moto.server
         import s3fs
@@ -41,7 +46,7 @@ def epoch(folder: Path, num_shards: int, shard_rows: int, toy: bool) -> Numbers:
     del moto
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-    server = subprocess.Popen([sys.executable, str(SERVER), str(folder), str(DELAY), "0"])
+    server = subprocess.Popen([sys.executable, str(SERVER), str(folder), str(DELAY), "0", *rate])
     try:
         while not (folder / "port").exists():
             time.sleep(0.05)
