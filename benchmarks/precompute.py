@@ -3,8 +3,10 @@
     python -m benchmarks.precompute [--device cuda] [--quick] [--json FILE]
 
     features_vs_bare, targets_vs_bare    rows per second through the cache / of the bare loop
-    sleeping_vs_bare                     the same with 16 readers, for a stand-in for a device that
-                                         takes 1 ms a row: with as many cores as `ms` of reading
+    sleeping_vs_bare                     the same with 16 readers and shards of 1024 rows, for a
+                                         stand-in for a device that takes 1 ms a row, on pictures
+                                         that one core reads in 0.6 ms; those of 500 x 375 need as
+                                         many cores as `ms` of reading
 
 Random models of real sizes: CLIP on JPEG files of 500 x 375 pixels (ViT-B/32 on a CPU, ViT-L/14 on
 a GPU), and the text encoder of Stable Diffusion 1.x. One thread for the model on a CPU; the cache's
@@ -86,10 +88,15 @@ def features(bench: Bench, folder: Path) -> None:
     beside = partial(beside_bare, bench, rows, in_memory, roles, spec, size)
     bench.part("features", beside, vs_bare="features_vs_bare")
     asleep = Roles(read=read, encode=partial(sleeping, encoder.width))
-    many = rows if bench.toy else rows * 8
-    with_16 = partial(beside_bare, bench, many, many, asleep, spec, size, num_readers=16)
-    bench.part("16 readers, model of 1 ms a row", with_16, vs_bare="sleeping_vs_bare")
-    bench.part("reading, on one core", partial(reading, read, rows))
+    large = spec.model_copy(update={"shard_rows": 1024})
+    small = [f"{path}\t{i}" for i in range(8) for path in jpeg_files(folder, len(files), (60, 45))]
+    for name, many, headline in (
+        ("small pictures", small, {"vs_bare": "sleeping_vs_bare"}),
+        ("500 x 375", rows if bench.toy else rows * 8, {}),
+    ):
+        with_16 = partial(beside_bare, bench, many, many, asleep, large, size, num_readers=16)
+        bench.part(f"16 readers, model of 1 ms a row, {name}", with_16, **headline)
+        bench.part(f"reading, on one core, {name}", partial(reading, read, many[: len(files)]))
     if not bench.extra:
         return
     bench.part("features, 16 readers", partial(beside, num_readers=16))
@@ -128,13 +135,13 @@ def cast(encoder: VisualEncoder, dtype: torch.dtype) -> None:
     encoder.dtype = dtype
 
 
-def jpeg_files(folder: Path, count: int) -> list[str]:
-    """Files of 500 x 375 pixels, smooth enough to be as large as photographs are."""
+def jpeg_files(folder: Path, count: int, size: tuple[int, int] = (500, 375)) -> list[str]:
+    """Files of so many pixels, smooth enough to be as large as photographs are."""
     noise = np.random.default_rng(0)
-    paths = [str(folder / f"{i}.jpg") for i in range(count)]
+    paths = [str(folder / f"{size[0]}-{i}.jpg") for i in range(count)]
     for path in paths:
         coarse = Image.fromarray(noise.integers(0, 255, (48, 64, 3), np.uint8))
-        coarse.resize((500, 375)).save(path, quality=90)
+        coarse.resize(size).save(path, quality=90)
     return paths
 
 
