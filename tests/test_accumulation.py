@@ -215,31 +215,40 @@ def test_a_step_with_micro_batches_is_the_step(monkeypatch: pytest.MonkeyPatch) 
     assert report == pytest.approx(expected, rel=1e-5)
 
 
+def kept(objective: Objective, micro_batch_size: int | None) -> int:
+    """The most bytes that autograd keeps at once in a step."""
+    gill, batch = build(objective, torch.float32), example_batch(32, torch.float32)
+    alive = most = 0
+    frozen = {p.data_ptr() for p in gill.language_model.model.parameters()}
+
+    class Held:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal alive, most
+            self.tensor = tensor
+            self.bytes = 0 if tensor.data_ptr() in frozen else tensor.nbytes
+            alive += self.bytes
+            most = max(most, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= self.bytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        backpropagate(gill, batch, objective, PackingDraws.same(32, False), micro_batch_size)
+    return most
+
+
 def test_gradients_wait_for_no_more_than_one_part() -> None:
     """What autograd keeps at once is that of one part, not of the batch."""
-    objective = PRESETS["paper"]
-    gill, batch = build(objective, torch.float32), example_batch(32, torch.float32)
-    draws = PackingDraws.same(32, False)
+    assert kept(PRESETS["paper"], 8) < 0.35 * kept(PRESETS["paper"], None)
 
-    def kept(micro_batch_size: int | None) -> int:
-        alive = most = 0
-        frozen = {p.data_ptr() for p in gill.language_model.model.parameters()}
 
-        class Held:
-            def __init__(self, tensor: torch.Tensor) -> None:
-                nonlocal alive, most
-                self.tensor = tensor
-                self.bytes = 0 if tensor.data_ptr() in frozen else tensor.nbytes
-                alive += self.bytes
-                most = max(most, alive)
-
-            def __del__(self) -> None:
-                nonlocal alive
-                alive -= self.bytes
-
-        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-            backpropagate(gill, batch, objective, draws, micro_batch_size)
-        return most
-
-    whole, parted = kept(None), kept(8)
-    assert parted < 0.35 * whole
+@pytest.mark.parametrize("micro_batch_size", [None, 8])
+def test_of_two_passes_one_is_kept(micro_batch_size: int | None) -> None:
+    """The captioning pass is over when the image pass begins."""
+    whole = PRESETS["paper"]
+    others = ("image_token_weight", "retrieval_weight", "generation_weight")
+    captioning = whole.model_copy(update=dict.fromkeys(others, 0.0))
+    image = whole.model_copy(update={"captioning_weight": 0.0})
+    parts = [kept(objective, micro_batch_size) for objective in (captioning, image)]
+    assert kept(whole, micro_batch_size) == max(parts) < 0.8 * sum(parts)

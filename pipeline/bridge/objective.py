@@ -198,7 +198,18 @@ def captioning_loss(
     `training_losses`.
     """
     refuse_float16(gill)
-    return _captioning_sum(gill, batch, objective, draws.captioning) / divisors.captioning
+    model, packed = gill.language_model, pair_rows(len(batch), draws.captioning)
+    supervised = gill.caption(batch, packed, objective.supervise_start)
+    # Released: the [IMG] rows sit in the denominator here too, so l_c reaches E_img (UPSTREAM 11).
+    with_images = objective.captioning_softmax == "words_and_images"
+    total = cross_entropy_sum(
+        supervised.hidden,
+        supervised.targets,
+        model.output_rows,
+        model.output_bias,
+        gill.heads.image_embeddings if with_images else None,
+    )
+    return total / divisors.captioning
 
 
 def image_losses(
@@ -317,22 +328,6 @@ def refuse_float16(gill: MultimodalLanguageModel) -> None:
             "the language model is in float16, in which gradients underflow: train with bfloat16 "
             "or float32"
         )
-
-
-def _captioning_sum(
-    gill: MultimodalLanguageModel, batch: CaptionBatch, objective: Objective, packed: Sequence[bool]
-) -> Tensor:
-    model = gill.language_model
-    supervised = gill.caption(batch, pair_rows(len(batch), packed), objective.supervise_start)
-    # Released: the [IMG] rows sit in the denominator here too, so l_c reaches E_img (UPSTREAM 11).
-    with_images = objective.captioning_softmax == "words_and_images"
-    return cross_entropy_sum(
-        supervised.hidden,
-        supervised.targets,
-        model.output_rows,
-        model.output_bias,
-        gill.heads.image_embeddings if with_images else None,
-    )
 
 
 def _image_pass(
