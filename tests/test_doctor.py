@@ -190,7 +190,7 @@ def test_the_paper_fits_24_gigabytes_with_the_whole_batch(monkeypatch):
 
     monkeypatch.setattr("doctor.training.predict_training", predict)
     as_set, recomputed = training_variants(read_params(ROOT / "presets" / "paper.yaml"), models)[:2]
-    assert as_set.device_memory > 40e9
+    assert 27e9 < as_set.device_memory < 30e9  # never the activations of both passes
     assert recomputed.changes == {"run.recompute_activations": True}
     assert recomputed.device_memory < 22e9
     assert asked[1] == (200, True)
