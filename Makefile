@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro plots experiments ablations findings test torture client-tests test-lowest docs lint app bench bench-gpu clean quantized-tests chat-model
+.PHONY: help install repro plots experiments ablations findings test torture client-tests test-lowest docs lint app bench bench-gpu clean quantized quantized-tests chat-model
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -90,9 +90,11 @@ docs: install  ## Build the site into site/, strictly and without a network (abo
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "Done. Open site/index.html in a browser; its search needs a server: $(PYTHON) -m http.server --bind 127.0.0.1 --directory site"
 
-quantized-tests: install  ## Language models in 4 bits, with bitsandbytes (43 MB) in a folder beside .venv
+quantized: install  ## bitsandbytes (43 MB) in a folder beside .venv, where only those who ask for it import it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	    --constraint constraints.txt --target .venv/quantized bitsandbytes
+
+quantized-tests: quantized  ## Language models in 4 bits (half a minute)
 	@PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/test_quantization.py tests/test_memory.py
 
 chat-model: install  ## The small language model of presets/smollm2.yaml, and what reads it (99 MB)

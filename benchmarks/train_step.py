@@ -8,6 +8,7 @@
                             bfloat16, and by a grid of their own for short sequences
     speedup, memory_ratio   of the step over the plain step, on one case; of the plain step's memory
                             beyond what is held anyway, the share that the step takes
+    fused_layers            speedup by run.fuse_layers, on a GPU at OPT-6.7B's size
     flop_per_example        operations at OPT-6.7B's sizes, counted on meta tensors
     denoising_flop          what the denoising loss adds to them, at Stable Diffusion 1.5's sizes
 
@@ -25,6 +26,7 @@ useful FLOP: what is computed again to save memory is not counted.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
@@ -84,6 +86,10 @@ def measure(bench: Bench) -> None:
         at_size(bench, size, "nf4")
         if not bench.toy:
             at_size(bench, "1.3b")
+    if not (bench.quick or bench.toy):
+        examples = bench.size(6, 16, 200)
+        work = partial(fused_layers, bench, examples)
+        bench.part(f"{examples} examples, fused layers", work, speedup="fused_layers")
 
 
 def compare(bench: Bench) -> None:
@@ -175,6 +181,17 @@ def turns(bench: Bench, gill: MultimodalLanguageModel, count: int) -> None:
     for name, pair in ways.items():
         work = partial(bench.in_turn, rounds, **pair)
         bench.part(f"{count} turns, {' and '.join(pair)}", work, speedup=name)
+
+
+def fused_layers(bench: Bench, examples: int) -> Numbers:
+    """The step with fused decoder layers beside the step with transformers' own."""
+    gill = opt_gill(bench.size("toy", "125m", "6.7b"), bench.device, bench.dtype)
+    fused = product_step(copy.deepcopy(gill), fuse_layers=True)
+    steps = {"fused": fused, "as_they_are": product_step(gill)}
+    batch, draws = batch_of(gill, examples), PackingDraws.same(examples, False)
+    for step in steps.values():
+        step(batch, draws)  # compiled, and the optimisers have their state from here
+    return bench.in_turn(5, **{name: partial(step, batch, draws) for name, step in steps.items()})
 
 
 def gradients(gill: MultimodalLanguageModel, plain: Plain, examples: int) -> Numbers:

@@ -49,6 +49,7 @@ from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.visual_encoder import VisualEncoder
 from pipeline.settings import GenerationSettings, Objective, TrainingSettings
 from pipeline.training.accumulation import backpropagate
+from pipeline.training.fusion import join_products
 from pipeline.training.recomputation import recompute_activations
 
 InTurns = Callable[[CaptionBatch], MixedBatch] | None
@@ -119,6 +120,8 @@ def training_memory(
     def one_part(model: LanguageModel) -> tuple[int, int]:
         run, flop = DryRun(device_type), 0.0
         gill = _DryGill(model, heads, run)
+        if settings.fuse_layers:
+            join_products(model)
         if settings.recompute_activations:
             recompute_activations(model)
         # One part after the other, as a step reads them.

@@ -263,6 +263,11 @@ class TrainingRun(Record):
         description="keep only the input of each decoder layer and compute the rest again in the "
         "backward pass: less memory, one more forward pass of what has a gradient",
     )
+    fuse_layers: bool = Field(
+        default=False,
+        description="on a GPU: query, key and value of a decoder layer in one product, ReLU within "
+        "the product before it, norms and residuals compiled; some seconds at the start",
+    )
     shard_language_model: bool = Field(
         default=False,
         description="spread the frozen decoder layers over the processes of torchrun (FSDP), for "

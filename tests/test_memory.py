@@ -24,6 +24,7 @@ from pipeline.frozen.packing import Packing
 from pipeline.frozen.quantization import quantize
 from pipeline.settings import MapperSizes, Objective, TrainingSettings
 from pipeline.training.accumulation import backpropagate
+from pipeline.training.fusion import join_products
 from pipeline.training.recomputation import recompute_activations
 
 LENGTHS = (5, 8, 9, 14)
@@ -85,6 +86,7 @@ CASES = {
     "no captioning": ({"captioning_weight": 0.0}, {}, False, torch.float32, "none"),
     "bfloat16": ({}, {}, False, torch.bfloat16, "none"),
     "recomputed": ({}, {"recompute_activations": True}, False, torch.float32, "none"),
+    "joined": ({}, {"fuse_layers": True}, False, torch.float32, "none"),
     "in parts": ({}, {"micro_batch_size": 8}, True, torch.float32, "none"),
     "int8": ({}, {}, False, torch.float32, "int8"),
 }
@@ -106,6 +108,8 @@ def test_the_step_takes_what_was_predicted(case):
         device_type="cpu",
     )
     gill, batch = real_gill(dtype, quantization), real_batch(32)
+    if settings.fuse_layers:
+        join_products(gill.language_model)
     if settings.recompute_activations:
         recompute_activations(gill.language_model)
     draws = PackingDraws.same(32, packed)

@@ -29,6 +29,7 @@ run.checkpoint_every
 run.convolutions
 run.cpu_offload
 run.device
+run.fuse_layers
 run.log_every
 run.loggers
 run.micro_batch_size
@@ -455,6 +456,7 @@ def test_every_key_of_run_reaches_the_room_that_obeys_it():
         "checkpoint_every": 5,
         "micro_batch_size": 8,
         "recompute_activations": True,
+        "fuse_layers": True,
         "shard_language_model": True,
         "preview_every": 2,
         "attention_slicing": True,
@@ -470,11 +472,11 @@ def test_every_key_of_run_reaches_the_room_that_obeys_it():
     training = {"steps": 77, "checkpoint": "best"}
     params = accepted({"run": run, "training": training, "generation": {"steps": 13}})
     training = params.training_settings.model_dump()
-    assert {key: training[key] for key in list(run)[:5]} == {key: run[key] for key in list(run)[:5]}
+    assert {key: training[key] for key in list(run)[:6]} == {key: run[key] for key in list(run)[:6]}
     assert (training["steps"], training["learning_rate"]) == (77, 2.0e-3)
     generation = params.generation_settings.model_dump()
-    assert {key: generation[key] for key in list(run)[5:10]} == {
-        key: run[key] for key in list(run)[5:10]
+    assert {key: generation[key] for key in list(run)[6:11]} == {
+        key: run[key] for key in list(run)[6:11]
     }
     assert (generation["steps"], generation["guidance"], generation["batch_size"]) == (13, 2.5, 12)
     filling = params.run.filling(params.run.batch_sizes.targets)

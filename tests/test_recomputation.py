@@ -20,12 +20,14 @@ DRAWS = PackingDraws([True, False], [False, True], [False, True])
 
 def kept_bytes(gill: MultimodalLanguageModel) -> int:
     """What autograd keeps of a step, without the frozen weights."""
-    frozen = {p.data_ptr() for p in gill.language_model.model.parameters()}
+    frozen = {p.untyped_storage().data_ptr() for p in gill.language_model.model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in frozen:
-            kept[tensor.data_ptr()] = tensor.nbytes
+        # Whole storages: a view keeps all of what it looks at.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -29,6 +29,7 @@ from pipeline.training.distribution import (
     complete_gradients,
     mean_over_processes,
 )
+from pipeline.training.fusion import fuse_layers
 from pipeline.training.recomputation import recompute_activations
 from pipeline.training.sharding import is_sharded
 from pipeline.training.validation import loss_values
@@ -66,13 +67,14 @@ class Stepper:
 
     AdamW is torch's fused one: one kernel, which the device itself can tell to do nothing.
 
-    The heads are put into the objective's `trained_dtype`; the language model recomputes its
-    activations from now on, where `settings` say so.
+    The heads are put into the objective's `trained_dtype`. From now on the language model's layers
+    are fused and its activations recomputed, where `settings` say so.
 
     Raises:
         ValueError: `settings.shard_language_model` is not how the language model was loaded, or
             does not go with the objective.
-        BackboneError: this language model's activations cannot be recomputed.
+        BackboneError: this language model's layers cannot be fused, or its activations not be
+            recomputed.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Stepper:
     ) -> None:
         _refuse_unfit_sharding(gill, objective, settings)
         self.gill, self.objective, self.settings = gill, objective, settings
+        if settings.fuse_layers:
+            fuse_layers(gill.language_model)
         if settings.recompute_activations:
             recompute_activations(gill.language_model)
         gill.heads.to(getattr(torch, objective.trained_dtype))
@@ -164,6 +168,11 @@ def _refuse_unfit_sharding(
         raise InputError(
             f"run.shard_language_model is {settings.shard_language_model}, but the language "
             f"model was loaded {'sharded' if sharded else 'whole'}: see pipeline.training.sharding"
+        )
+    if sharded and settings.fuse_layers:
+        raise InputError(
+            "run.fuse_layers compiles whole decoder layers, and those of a sharded language model "
+            "are gathered anew at every call: turn one of them off"
         )
     if sharded and objective.separate_image_draws:
         raise InputError(
