@@ -59,7 +59,7 @@ class Counts(TorchDispatchMode):
             # Numbers of no dimension travel with the kernel that takes them.
             from_cpu = any(not tensor.is_meta and tensor.ndim for tensor in given)
             self.copies += from_cpu
-            self.kernels += not from_cpu and not func.is_view
+            self.kernels += not from_cpu and not func.is_view and name != "_unsafe_view"
         return made
 
 
@@ -92,7 +92,7 @@ def test_a_training_step_waits_for_nothing_and_copies_once_a_pass(
         stepper.take(1, batch, draws)
     assert counts.waits == first.waits == 0
     assert counts.copies == 2, "one a pass: where tokens go, and how they fall into sequences"
-    assert counts.kernels <= 955
+    assert counts.kernels <= 857
 
 
 def test_a_pass_over_documents_copies_its_words_and_its_lists(
@@ -111,7 +111,7 @@ def test_a_pass_over_documents_copies_its_words_and_its_lists(
     assert (counts.waits, counts.copies) == (0, 2)
 
 
-@pytest.mark.parametrize(("packed", "most"), [(False, 180), (True, 192)])
+@pytest.mark.parametrize(("packed", "most"), [(False, 146), (True, 158)])
 def test_the_kernels_of_a_layer_in_a_step(
     monkeypatch: pytest.MonkeyPatch, gill: MultimodalLanguageModel, packed: bool, most: int
 ) -> None:
@@ -141,7 +141,7 @@ def test_a_token_waits_once_and_an_answer_never_besides(gill: MultimodalLanguage
         assert (short.waits, long.waits) == (4, 5)
         # Its id and position; where prompts were padded also what is padding.
         assert long.copies - short.copies == (3 if rows == 1 else 4)
-        assert long.kernels - short.kernels <= (66 if rows == 1 else 79)
+        assert long.kernels - short.kernels <= (54 if rows == 1 else 67)
 
 
 def test_a_token_of_a_graph_is_two_copies_and_what_chooses_it(

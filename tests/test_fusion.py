@@ -115,8 +115,8 @@ def test_a_layer_asks_for_fewer_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     join_products(gill.language_model)
     layers = len(decoder_layers(gill.language_model.model))
     # Of each of three passes two products and a ReLU. Backwards, of two: two products and the sums
-    # of three gradients, for one copy that lays these side by side. Six are views and no kernels.
-    assert before - kernels(gill) == (9 + 6 + 6) * layers
+    # of three gradients, for one copy that lays these side by side.
+    assert before - kernels(gill) == (3 * 3 + 2 * 3) * layers
 
 
 def test_what_is_joined_keeps_little_more() -> None:

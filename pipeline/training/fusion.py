@@ -117,7 +117,8 @@ class _First(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Its own output; the others wait."""
-        own, *self.joined.waiting = self.joined(x)
+        own, *others = self.joined(x)
+        self.joined.waiting = list(others)  # which torch 2.11's compiler takes for a tuple
         return own
 
 
