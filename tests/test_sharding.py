@@ -164,9 +164,9 @@ def sharded_steps(folder: Path, name: str, dtype: torch.dtype, rank: int) -> Non
     # Between the passes each process holds its shares alone.
     assert all(isinstance(parameters[n], DTensor) for n in shares)
     apart = PRESETS["drawn apart"]
+    both = {"shard_language_model": True, "fuse_layers": True}
     with pytest.raises(ValueError, match="run.fuse_layers .* turn one of them off"):
-        settings = {"shard_language_model": True, "fuse_layers": True}
-        one_step(PRESETS["paper"], dtype, language_model, name, **settings)
+        one_step(PRESETS["paper"], dtype, language_model, name, **both)
     with pytest.raises(ValueError, match="separate_image_draws"):
         one_step(apart, dtype, language_model, name, shard_language_model=True)
 

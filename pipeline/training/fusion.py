@@ -4,9 +4,9 @@
     ReLU                  in the product before it: its output is not read and written once more
     norms, residuals      compiled by torch: what stands between two products is one kernel
 
-Attention stays as it is and is called in between. Sums are the same, in another order. Whoever keeps
-keys and values for the backward pass keeps their queries too: 0.6 GB of the 28 that a step of 200
-captions takes with OPT-6.7B (predicted).
+Attention stays as it is and is called in between. Sums are the same, in another order. Where keys
+and values are kept for the backward pass, their queries are too: 0.6 GB of the 28 that a step of
+200 captions takes with OPT-6.7B (predicted).
 """
 
 from __future__ import annotations
