@@ -158,14 +158,16 @@ class PictureWorker:
 
     def __init__(self, models: Gill | WorkerModels) -> None:
         self._models = models
-        self._alone = threading.Lock()  # a diffusion pipeline keeps the state of one run
+        # A diffusion pipeline keeps the state of one run; and while diffusers loads one, modules that
+        # other threads make have no contents.
+        self._alone = threading.Lock()
 
     def __call__(self, batch: PictureBatch) -> tuple[int, list[Image.Image]]:
         """Make the pictures of one batch; gives its number with them."""
-        generator = self._models.generator
-        if generator is None:
-            raise StageError("no image generator is loaded")
         with self._alone:
+            generator = self._models.generator
+            if generator is None:
+                raise StageError("no image generator is loaded")
             return batch.first_seed, generate_pictures(
                 generator,
                 self._conditioning(batch),

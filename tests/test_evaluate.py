@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from corpora.records import CorpusError
 from corpora.visdial import read_dialogues
 from evaluation.metrics.images import frechet_distance
 from evaluation.metrics.uncertainty import bootstrap_interval
-from evaluation.pictures import PictureMaker, load_worker
+from evaluation.pictures import PictureMaker, PictureWorker, load_worker
 from evaluation.results import Record, Result, read_records, read_results
 from evaluation.variants import lay_over
 from gill.artifacts import Artifacts
@@ -410,6 +412,28 @@ def test_a_cluster_makes_the_same_pictures_and_the_same_index(run):
     ):
         with pytest.raises(StageError, match="all machines of a cluster need the same files"):
             load()
+
+
+def test_threads_of_one_process_load_models_one_after_the_other():
+    """While diffusers loads a model, torch modules that other threads make have no contents."""
+    loading, most = 0, 0
+
+    class Models:
+        @property
+        def generator(self):
+            nonlocal loading, most
+            loading += 1
+            most = max(most, loading)
+            time.sleep(0.05)
+            loading -= 1
+
+    worker = PictureWorker(Models())
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(worker, None) for _ in range(4)]
+    for made in asked:
+        with pytest.raises(StageError, match="no image generator is loaded"):
+            made.result()
+    assert most == 1
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -21,18 +21,18 @@ DRAWS = PackingDraws([True, False], [False, True], [False, True])
 def kept_bytes(gill: MultimodalLanguageModel) -> int:
     """What autograd keeps of a step, without the frozen weights."""
     frozen = {p.untyped_storage().data_ptr() for p in gill.language_model.model.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         # Whole storages: a view keeps all of what it looks at.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in frozen:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage  # held: no other one gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         backpropagate(gill, example_batch(4, torch.float32), Objective.paper(), DRAWS)
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def count_forwards(gill: MultimodalLanguageModel) -> list[str]:
