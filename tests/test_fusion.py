@@ -91,12 +91,13 @@ def test_other_lengths_do_not_compile_anew() -> None:
     gill = build(OBJECTIVE, torch.float64)
     fuse_layers(gill.language_model, backend="aot_eager")
     made = []
-    # Packed pairs and single captions, then the same with other numbers of them and other lengths.
+    # Packed pairs, single captions, and other numbers of either; torch gives up after some variants,
+    # so that a number that stays says nothing.
     for size in (4, 5, 6, 7, 8, 9):
         draws = PackingDraws.same(size, size % 2 == 0)
         backpropagate(gill, example_batch(size, torch.float64), OBJECTIVE, draws)
         made.append(counters["stats"]["unique_graphs"])
-    assert 0 < made[1] == made[-1]
+    assert 0 < made[-1] <= made[0] + 1
 
 
 def test_a_layer_asks_for_fewer_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
