@@ -158,8 +158,8 @@ class PictureWorker:
 
     def __init__(self, models: Gill | WorkerModels) -> None:
         self._models = models
-        # A diffusion pipeline keeps the state of one run; and while diffusers loads one, modules that
-        # other threads make have no contents.
+        # A diffusion pipeline keeps the state of one run; and while diffusers loads one, modules
+        # that other threads make have no contents.
         self._alone = threading.Lock()
 
     def __call__(self, batch: PictureBatch) -> tuple[int, list[Image.Image]]:

@@ -91,8 +91,8 @@ def test_other_lengths_do_not_compile_anew() -> None:
     gill = build(OBJECTIVE, torch.float64)
     fuse_layers(gill.language_model, backend="aot_eager")
     made = []
-    # Packed pairs, single captions, and other numbers of either; torch gives up after some variants,
-    # so that a number that stays says nothing.
+    # Packed pairs, single captions, other numbers of either. That the number stays would say
+    # little: after some variants torch gives up.
     for size in (4, 5, 6, 7, 8, 9):
         draws = PackingDraws.same(size, size % 2 == 0)
         backpropagate(gill, example_batch(size, torch.float64), OBJECTIVE, draws)
