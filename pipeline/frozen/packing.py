@@ -78,7 +78,9 @@ class Prefix:
         )
 
 
-@dataclass(frozen=True)
+# Not frozen, as torch's compiler looks into frozen ones: fused layers (pipeline.training.fusion)
+# would have a variant for every kind of contents.
+@dataclass(eq=False)
 class Packing:
     """How S packed tokens fall into B sequences, and what each sequence follows."""
 
