@@ -87,9 +87,9 @@ def measure(bench: Bench) -> None:
         if not bench.toy:
             at_size(bench, "1.3b")
     if not (bench.quick or bench.toy):
-        examples = bench.size(6, 16, 200)
-        work = partial(fused_layers, bench, examples)
-        bench.part(f"{examples} examples, fused layers", work, speedup="fused_layers")
+        model, examples = ("6.7b", 200) if bench.on_gpu else ("125m", 16)
+        work = partial(fused_layers, bench, model, examples)
+        bench.part(f"{model}, {examples}, fused layers", work, speedup="fused_layers")
 
 
 def compare(bench: Bench) -> None:
@@ -183,9 +183,9 @@ def turns(bench: Bench, gill: MultimodalLanguageModel, count: int) -> None:
         bench.part(f"{count} turns, {' and '.join(pair)}", work, speedup=name)
 
 
-def fused_layers(bench: Bench, examples: int) -> Numbers:
+def fused_layers(bench: Bench, size: str, examples: int) -> Numbers:
     """The step with fused decoder layers beside the step with transformers' own."""
-    gill = opt_gill(bench.size("toy", "125m", "6.7b"), bench.device, bench.dtype)
+    gill = opt_gill(size, bench.device, bench.dtype)
     fused = product_step(copy.deepcopy(gill), fuse_layers=True)
     steps = {"fused": fused, "as_they_are": product_step(gill)}
     batch, draws = batch_of(gill, examples), PackingDraws.same(examples, False)

@@ -129,6 +129,12 @@ def multiply_in_tf32(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
+def rounding_error(dtype: torch.dtype) -> float:
+    """How far what a model gives may be, over its largest number, from the same computed in another
+    way: what is further apart is something else."""
+    return 1e-3 if torch.finfo(dtype).bits >= 32 else 5e-2
+
+
 def set_up(device: str, threads: int) -> torch.device:
     """Set torch's threads and quieten the libraries; gives the device to compute on."""
     torch.set_num_threads(threads)

@@ -79,7 +79,7 @@ def test_the_setting_compiles() -> None:
     Stepper(twin, OBJECTIVE, TrainingSettings(fuse_layers=True))
     twin.heads.double().load_state_dict(gill.heads.state_dict())
     assert_same_step(gill, twin)
-    assert counters["inductor"] or counters["aot_autograd"]
+    assert counters["inductor"]
     with torch.inference_mode():
         packing = Packing.of([3, 2], torch.device("cpu"))
         inputs = twin.language_model.embed(torch.tensor([5, 6, 7, 8, 9]))

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from gill_errors import InputError
+from pipeline.devices import rounding_error
 from pipeline.frozen.backbones import BackboneError, ChatSettings, Quantization
 from pipeline.frozen.packing import ATTENTION, Packing, Prefix
 from pipeline.frozen.plain_text import read_control_tokens_as_text
@@ -213,7 +214,7 @@ class LanguageModel:
         scale = own.abs().max()
         error = float(((ours - own).abs().max() / scale).float())
         error = max(error, float(((plain - own[:5]).abs().max() / scale).float()))
-        allowed = 1e-3 if torch.finfo(self.dtype).bits >= 32 else 5e-2
+        allowed = rounding_error(self.dtype)
         # This way round, NaN is refused as well.
         if not error <= allowed:
             raise BackboneError(

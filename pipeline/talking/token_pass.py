@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from pipeline.devices import captured, sent_together
+from pipeline.devices import captured, rounding_error, sent_together
 from pipeline.frozen.language_model import LanguageModel
 
 DEVICES = ("cuda",)
@@ -136,8 +136,7 @@ class TokenPass:
         self._numbers.fill_(1)
         expected, got = self._compute().clone(), self._play()
         error = float((got - expected).abs().max() / expected.abs().max())
-        allowed = 1e-3 if torch.finfo(expected.dtype).bits >= 32 else 5e-2
-        if not error <= allowed:  # this way round, NaN is refused as well
+        if not error <= rounding_error(expected.dtype):  # this way round, NaN is refused as well
             raise RuntimeError(f"played, a token differs by {error:.1e}")
 
 

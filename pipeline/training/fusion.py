@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pipeline.devices import rounding_error
 from pipeline.frozen.backbones import BackboneError
 from pipeline.frozen.language_model import LanguageModel
 from pipeline.frozen.packing import ATTENTION, Packing, packed_attention
@@ -40,7 +41,8 @@ def fuse_layers(
     not compile anew. `backend`: torch.compile's.
 
     Raises:
-        BackboneError: the layers cannot be compiled here, or give something else than before.
+        BackboneError: the layers cannot be compiled here, or give something else than before. The
+            model is of no use from then on.
     """
     language_model.read_start()  # a single token, for which torch would make a variant of its own
     before = _states_and_gradient(language_model)
@@ -57,10 +59,10 @@ def fuse_layers(
             "run.fuse_layers: this language model's layers cannot be compiled here; set it to "
             f"false ({type(error).__name__}: {reason})"
         ) from error
-    allowed = 1e-3 if torch.finfo(language_model.dtype).bits >= 32 else 5e-2
     for fused, plain in zip(after, before, strict=True):
         apart = float((fused - plain).abs().max() / plain.abs().max())
-        if not apart <= allowed:  # this way round, NaN is refused as well
+        # This way round, NaN is refused as well.
+        if not apart <= rounding_error(language_model.dtype):
             raise BackboneError(
                 f"run.fuse_layers: fused, this language model differs by {apart:.1e}; set it to "
                 "false"
